@@ -1,0 +1,8 @@
+"""``python -m chaos_ext`` is ``chaos-ext``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What was built, and what of it is usable in this process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _ops
+
+
+def _version() -> str:
+    """The installed distribution's version, whose single source is pyproject.toml."""
+    try:
+        return importlib.metadata.version("chaos-ext")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+__version__ = _version()
+
+
+def _build_config() -> dict[str, Any]:
+    path = Path(__file__).with_name("_build_config.json")
+    config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return config
+
+
+def build_info() -> dict[str, Any]:
+    """The build and its state here, for bug reports and for choosing a device.
+
+    version         of chaos_ext
+    torch           running torch;  torch_build: the one whose headers compiled the extension
+    cuda            bool: the CUDA kernels are built and loaded
+    cuda_built      bool: they were built;  cuda_archs: for which architectures, e.g. ["sm_80", "sm_90", "compute_90"]
+    cuda_error      why they are not loaded, or None
+    nvcc, compiler  what compiled the libraries
+    cpu_capability  the vector instructions the CPU kernels use: "DEFAULT", "AVX2" or "AVX512"
+    """
+    config = _build_config()
+    loaded = _ops.CUDA_ERROR is None
+    built = (Path(__file__).parent / "_C_cuda.abi3.so").exists()
+    error = _ops.CUDA_ERROR
+    if not built and config.get("cuda_reason"):
+        error = f"{error} ({config['cuda_reason']})"
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "torch_build": config.get("torch_build", "unknown"),
+        "cuda": loaded,
+        "cuda_built": built,
+        "cuda_archs": list(config.get("cuda_archs", [])) if built else [],
+        "cuda_error": error,
+        "nvcc": config.get("nvcc") if built else None,
+        "compiler": config.get("compiler", "unknown"),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -1,0 +1,172 @@
+"""The native operators as typed Python functions: the only file that names ``torch.ops.chaos_ext``.
+
+Loads the extension's libraries: ``_C`` (schemas, CPU kernels) always, ``_C_cuda`` where torch itself has CUDA. A CUDA
+library that does not load leaves the CPU operators usable; ``CUDA_ERROR`` holds the reason and ``build_info()`` shows it.
+
+Index legend: N batch, C classes, k tangent columns, O/I output/input features, P parameters, q rank. Formulas: csrc/.
+None of the operators is differentiable: the derivatives are what they compute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_FOLDER = Path(__file__).resolve().parent
+_REMEDY = "build it with `pip install .` (or `pip install --no-build-isolation -e .`) in the repository"
+
+
+def _load_cpu() -> None:
+    path = _FOLDER / "_C.abi3.so"
+    if not path.exists():
+        raise ImportError(f"chaos_ext: the native library {path} is missing: {_REMEDY}")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"chaos_ext: {path} does not load with torch {torch.__version__} (needs 2.10 or later): {error}; {_REMEDY}"
+        ) from error
+
+
+def _load_cuda() -> str | None:
+    """None where the CUDA kernels are loaded, else the reason why not."""
+    path = _FOLDER / "_C_cuda.abi3.so"
+    if not path.exists():
+        return "the CUDA library was not built"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+_load_cpu()
+CUDA_ERROR: str | None = _load_cuda()
+
+_activation = torch.ops.chaos_ext.activation.default
+_cross_entropy = torch.ops.chaos_ext.cross_entropy.default
+_cross_entropy_tangent = torch.ops.chaos_ext.cross_entropy_tangent.default
+_bce_with_logits = torch.ops.chaos_ext.bce_with_logits.default
+_mse = torch.ops.chaos_ext.mse.default
+_hessian_block_ = torch.ops.chaos_ext.hessian_block_.default
+_projected_sgd_ = torch.ops.chaos_ext.projected_sgd_.default
+
+# Values of ``kind``; the parameters that a kind does not name are ignored.
+RELU, LEAKY_RELU, ELU, SELU, CELU, SIGMOID, TANH, SOFTPLUS, SILU, GELU_ERF, GELU_TANH, HARDTANH = range(12)
+PIECEWISE_LINEAR = frozenset((RELU, LEAKY_RELU, HARDTANH))
+
+
+def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, first and second derivative of an activation at z (any shape); the last is empty if piecewise linear.
+
+    ``alpha, beta`` are the slope of LEAKY_RELU, the alpha of ELU and CELU, (beta, threshold) of SOFTPLUS and (min, max)
+    of HARDTANH.
+    """
+    return _activation(z, kind, alpha, beta)  # type: ignore[no-any-return]
+
+
+def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """loss [], delta [N, C] and p [N, C] of sum t (logsumexp z - z) for logits z and target weights t [N, C]."""
+    return _cross_entropy(z, t)  # type: ignore[no-any-return]
+
+
+def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
+    """s (diag p - p p^T) dz [k, N, C] for p [N, C], s [N], dz [k, N, C]."""
+    return _cross_entropy_tangent(p, s, dz)  # type: ignore[no-any-return]
+
+
+def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """loss [], delta and curvature (as z) of scale sum w ((1 - y) softplus(z) + pw y softplus(-z)).
+
+    w and pw have z's shape or are empty [0] (ones).
+    """
+    return _bce_with_logits(z, y, w, pw, scale)  # type: ignore[no-any-return]
+
+
+def mse(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """loss [] and delta (as z) of scale sum (z - y)^2."""
+    return _mse(z, y, scale)  # type: ignore[no-any-return]
+
+
+def hessian_block_(
+    H: Tensor,
+    a_s: Tensor,
+    K: Tensor | None,
+    a_t: Tensor | None,
+    delta_t: Tensor | None,
+    J: Tensor | None,
+    row_w: int,
+    row_b: int,
+    col_w: int,
+    col_b: int,
+    same: bool,
+) -> None:
+    """Writes the block of layers s (rows) and t (columns) into H [P, P], and its transpose.
+
+    With a_s [N, I_s], K [O_s, N, O_t], a_t [N, I_t], delta_t [N, O_t], J [O_s, N, I_t], and a constant input 1 (of J: 0)
+    appended for the bias, ``H[(i, j), (k, l)] = sum_n a_s[n, j] (K[i, n, k] a_t[n, l] + delta_t[n, k] J[i, n, l])``.
+    Rows are row_w + i I_s + j for the weight, row_b + i for the bias; columns alike; negative offsets are left out.
+    ``same``: s is t (a_s serves both, no delta_t, J). Without K, a_t or without delta_t, J their term is absent.
+    """
+    _hessian_block_(H, a_s, K, a_t, delta_t, J, row_w, row_b, col_w, col_b, same)
+
+
+def projected_sgd_(
+    param: Tensor,
+    grad: Tensor,
+    L: Tensor,
+    R: Tensor,
+    buf: Tensor | None,
+    first: bool,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """One step of torch's SGD recurrence along grad - L R, in place; param is viewed as [O, I], L [O, q], R [q, I].
+
+    ``first``: buf is uninitialised memory and is set to the step's direction. Momentum needs buf.
+    """
+    _projected_sgd_(param, grad, L, R, buf, first, lr, momentum, dampening, weight_decay, nesterov, maximize)
+
+
+@torch.library.register_fake("chaos_ext::activation")
+def _(z: Tensor, kind: int, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    d2 = z.new_empty(0) if kind in PIECEWISE_LINEAR else torch.empty_like(z)
+    return torch.empty_like(z), torch.empty_like(z), d2
+
+
+@torch.library.register_fake("chaos_ext::cross_entropy")
+def _(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
+
+
+@torch.library.register_fake("chaos_ext::cross_entropy_tangent")
+def _(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
+    return torch.empty_like(dz)
+
+
+@torch.library.register_fake("chaos_ext::bce_with_logits")
+def _(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
+
+
+@torch.library.register_fake("chaos_ext::mse")
+def _(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return z.new_empty(()), torch.empty_like(z)
+
+
+@torch.library.register_fake("chaos_ext::hessian_block_")
+def _(*args: object) -> None:
+    return None
+
+
+@torch.library.register_fake("chaos_ext::projected_sgd_")
+def _(*args: object) -> None:
+    return None

@@ -1,0 +1,355 @@
+"""CGD: stochastic gradient descent that prunes chaotic, negative or positive Hessian directions from the gradient.
+
+    d = g - V (mix * V^T g - noise * xi),   then torch's SGD recurrence with d in place of g,
+
+with V the eigenvectors of H(theta) selected at this step (Herrmann, Granz, Landgraf, NeurIPS 2022, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .chaos import check_selection, select
+from .compressed import Basis
+from .errors import CheckpointError, NonFiniteError, UnsupportedError
+from .functional import commit_running_stats
+from .hessian import HessianOperator
+from .params import FLOAT_DTYPES, ParameterSpace
+from .sgd import Threshold, Update, chaotic_threshold, check_group
+from .spectrum import Spectrum, check_options, spectrum, spectrum_of_matrix
+
+Source = HessianOperator | Spectrum | Tensor
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one step did.
+
+    Attributes:
+        step: index of the step, from 0.
+        loss: the loss before the step, None where it is not known.
+        pruned: number of directions removed.
+        share: ||V^T g||^2 / ||g||^2 of these directions (0 where nothing was pruned).
+        n_negative, n_positive: eigenvalues beyond the zero tolerance; None where no spectrum was needed.
+        lambda_min, lambda_max: extreme eigenvalues beyond the tolerance; None likewise, or where there is none.
+    """
+
+    step: int
+    loss: float | None
+    pruned: int = 0
+    share: float = 0.0
+    n_negative: int | None = None
+    n_positive: int | None = None
+    lambda_min: float | None = None
+    lambda_max: float | None = None
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """V c' to be subtracted from the gradient: the spectrum, c' [r] and the share of ||g||^2 that V holds."""
+
+    spec: Spectrum
+    coefficients: Tensor
+    count: int
+    share: Tensor
+
+
+class CGD(Optimizer):
+    """SGD (torch.optim.SGD's recurrence) on a gradient from which Hessian eigen-directions are pruned.
+
+    ``step`` takes a HessianOperator or a Spectrum made from one (the gradient is theirs; ``.grad`` is neither read nor
+    written), a dense Hessian [P, P] in the order of the optimizer's parameters (``.grad`` is required and used), or a
+    closure that returns one of these. With fixed directions (``spectrum=``) it also takes nothing, and uses ``.grad``.
+    Where nothing is pruned the step is bit-identical to ``torch.optim.SGD(foreach=False, fused=False)``.
+
+    Args:
+        params: parameters or parameter groups, as for torch.optim.SGD.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD, per group.
+        prune: "chaotic" (lambda < 0 or lambda > 2 / lr), "negative", "positive" or None.
+        k: prune at most k directions per step; None: all of the set.
+        order: which k: "top_abs" or "random" (without replacement); see ``select``.
+        start, stop: prune on steps start <= t < stop (stop None: for ever).
+        mix: 1 prunes fully, 0 not at all: d = g - mix V V^T g.
+        noise: absolute standard deviation of Gaussian noise put on each pruned direction; None: no noise.
+        spectrum: a Spectrum whose directions are used at every step instead of the current ones (global pruning).
+        zero_tol, spectrum_dtype: of the spectrum that ``step`` computes; see ``spectrum()``.
+        generator: for random order and noise; default: torch's global one.
+        threshold: of "chaotic": "paper", lambda < 0 or lambda > 2 / lr; "optimizer", a companion root of this optimizer's
+            recurrence (momentum, weight decay) outside the unit circle. Under ``maximize`` -lambda takes lambda's place.
+
+    Attributes:
+        last_step: StepInfo of the last step, or None.
+        steps: number of steps done.
+
+    Raises:
+        ValueError, TypeError: arguments outside their range, parameters that are not float32 or float64, k > P.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        prune: str | None = "chaotic",
+        k: int | None = None,
+        order: str = "top_abs",
+        start: int = 0,
+        stop: int | None = None,
+        mix: float = 1.0,
+        noise: float | None = None,
+        spectrum: Spectrum | None = None,
+        zero_tol: float | None = None,
+        spectrum_dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+        threshold: str = "paper",
+    ) -> None:
+        check_selection(prune, k, order)
+        _check_pruning(start, stop, mix, noise, threshold)
+        check_options(spectrum_dtype or torch.float64, zero_tol)
+        self.prune, self.k, self.order, self.threshold = prune, k, order, threshold
+        self.start, self.stop, self.mix, self.noise = start, stop, float(mix), noise
+        self.fixed, self.zero_tol, self.spectrum_dtype, self.generator = spectrum, zero_tol, spectrum_dtype, generator
+        self.steps = 0
+        self.last_step: StepInfo | None = None
+        self._drawn: tuple[int, Spectrum, Tensor] | None = None
+        self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize})
+        size = sum(p.numel() for p in self._trained())
+        check_selection(prune, k, order, size)
+        _check_fixed(spectrum, size)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as torch.optim.SGD does; pruning options hold for the whole optimizer and are refused here."""
+        unknown = set(param_group) - set(self.defaults) - {"params", "param_names", "initial_lr"}
+        if unknown:
+            raise ValueError(f"param_groups: unknown options {sorted(unknown)}; pruning options belong to CGD(...) itself")
+        check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.dtype not in FLOAT_DTYPES:
+                self.param_groups.pop()
+                raise TypeError(f"params: expected float32 or float64 parameters, got {p.dtype}")
+            self._places[p] = (p.device, p.dtype)
+
+    @torch.no_grad()
+    def step(self, source: Source | Callable[[], Source] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step from theta(t) to theta(t + 1).
+
+        Args:
+            source: HessianOperator, Spectrum, dense Hessian [P, P], or a closure that returns one of these.
+
+        Returns:
+            The detached loss at theta(t); None where it is not known (a dense Hessian, or ``.grad`` alone).
+
+        Raises:
+            StaleOperatorError: the parameters changed since the operator was made.
+            ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is required.
+            NonFiniteError: NaN or infinity in gradient or Hessian.
+            UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``.
+
+        After an exception, parameters and optimizer state are as they were.
+        """
+        if source is not None and not isinstance(source, (HessianOperator, Spectrum, Tensor)):
+            source = _call(source)
+        space = self._space(source)
+        gradient, loss = self._gradient(source, space)
+        pruned = self._prune(source, space, gradient) if self.is_pruning() else None
+        updates = self._updates(space, gradient, pruned)
+        info = self._info(loss, pruned)
+        if isinstance(source, (HessianOperator, Spectrum)) and source.origin is not None:
+            commit_running_stats(source.origin.model, source.origin.x)
+        for update in updates:
+            update.apply_()
+        self.last_step, self._drawn = info, None
+        self.steps += 1
+        return loss
+
+    def is_pruning(self) -> bool:
+        """Whether the next step prunes: a set is chosen, t is in start..stop, and mix or noise is not zero."""
+        in_time = self.start <= self.steps and (self.stop is None or self.steps < self.stop)
+        return self.prune is not None and self.k != 0 and in_time and (self.mix != 0 or bool(self.noise))
+
+    def selection(self, spec: Spectrum) -> Tensor:
+        """What the next step prunes of this spectrum, a mask [r]. Drawn once per step and spectrum: looking is free."""
+        if self._drawn is not None and self._drawn[0] == self.steps and self._drawn[1] is spec:
+            return self._drawn[2]
+        chaotic = self.prune == "chaotic"
+        t = chaotic_threshold(self.param_groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
+        mask = select(
+            spec, t.lr, self.prune, self.k, self.order, self.generator, upper=t.upper, sign=t.sign, shift=t.shift
+        )
+        self._drawn = (self.steps, spec, mask)
+        return mask
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim.SGD's, with the number of steps under "chaos_ext". Fixed directions are not part of it."""
+        return {**super().state_dict(), "chaos_ext": {"steps": self.steps}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores ``state_dict()``, or the state of a torch.optim.SGD.
+
+        Raises:
+            CheckpointError: a damaged step count. ValueError: other parameter groups.
+        """
+        rest = dict(state_dict)
+        steps = rest.pop("chaos_ext", {"steps": 0}).get("steps")
+        if not isinstance(steps, int) or steps < 0:
+            raise CheckpointError(f"state_dict: expected a step count >= 0, got {steps!r}")
+        super().load_state_dict(rest)
+        self.steps, self._drawn, self.last_step = steps, None, None
+
+    def _trained(self) -> list[Tensor]:
+        return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
+
+    def _space(self, source: Source | None) -> ParameterSpace:
+        """The order of theta for this step, checked against the optimizer's parameters."""
+        trained = self._trained()
+        for p in trained:
+            if (p.device, p.dtype) != self._places[p]:
+                raise UnsupportedError(
+                    f"params: a parameter moved from {self._places[p]} to {(p.device, p.dtype)} after CGD(...); "
+                    "make the optimizer after model.to(...)"
+                )
+        known = source if isinstance(source, (HessianOperator, Spectrum)) else self.fixed
+        if isinstance(source, Spectrum) and source.origin is None:
+            raise ValueError("spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source")
+        if known is None or known.origin is None:
+            return ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
+        if isinstance(source, (HessianOperator, Spectrum)):
+            known.origin.snapshot.require_fresh()
+        space = known.origin.snapshot.space
+        if {id(p) for p in trained} != set(space.index):
+            raise ValueError(
+                "operator: its model's trainable parameters are not this optimizer's (another model, a replaced "
+                "parameter, or a parameter left out: set requires_grad=False on what is not trained)"
+            )
+        return space
+
+    def _gradient(self, source: Source | None, space: ParameterSpace) -> tuple[Tensor, Tensor | None]:
+        if isinstance(source, (HessianOperator, Spectrum)):
+            assert source.gradient is not None
+            return source.gradient, source.loss
+        if source is None and self.fixed is None:
+            raise ValueError("step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for spectrum=")
+        missing = [n for n, p in zip(space.names, space.params, strict=True) if p.grad is None]
+        if missing:
+            raise ValueError(f"step: .grad is required and missing for {', '.join(missing)}; call backward() first")
+        gradient = space.flatten([p.grad for p in space.params])  # type: ignore[misc]
+        if not bool(torch.isfinite(gradient).all()):
+            raise NonFiniteError("step: .grad has NaN or inf")
+        return gradient, None
+
+    def _prune(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> _Pruned:
+        if self.fixed is not None:
+            spec = self.fixed
+            c = spec.coefficients(gradient.to(spec.dtype))
+        else:
+            spec = self._spectrum(source, space, gradient)
+            c = spec.gradient_coefficients()
+        mask = self.selection(spec)
+        kept = c * mask
+        share = kept.double().square().sum() / spec_norm(spec, gradient, self.fixed is not None)
+        removed = self.mix * kept
+        if self.noise:
+            xi = torch.randn(c.shape, generator=self.generator, dtype=torch.float64, device=_device(self.generator, c))
+            removed = removed - self.noise * xi.to(c) * mask
+        return _Pruned(spec, removed, int(mask.sum()), torch.nan_to_num(share))
+
+    def _spectrum(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> Spectrum:
+        if isinstance(source, Spectrum):
+            return source
+        if isinstance(source, HessianOperator):
+            return spectrum(source, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
+        assert isinstance(source, Tensor)
+        if source.dtype != space.dtype or source.device != space.device:
+            raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {source.dtype}")
+        return spectrum_of_matrix(source, gradient, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
+
+    def _updates(self, space: ParameterSpace, gradient: Tensor, pruned: _Pruned | None) -> list[Update]:
+        removed: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
+        if pruned is not None and pruned.count:
+            removed = _factors(space, pruned)
+        groups = {p: g for g in self.param_groups for p in g["params"]}
+        return [
+            Update(p, gradient[space.slice(i)].view(p.shape), removed[i], groups[p], self.state[p])
+            for i, p in enumerate(space.params)
+        ]
+
+    def _info(self, loss: Tensor | None, pruned: _Pruned | None) -> StepInfo:
+        value = None if loss is None else float(loss)
+        if pruned is None:
+            return StepInfo(self.steps, value)
+        values, zero = pruned.spec.eigenvalues, pruned.spec.zero_threshold
+        ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
+        negative, positive = int((values < -zero).sum()), int((values > zero).sum())
+        return StepInfo(self.steps, value, pruned.count, float(pruned.share), negative, positive, *ends)
+
+
+def spec_norm(spec: Spectrum, gradient: Tensor, fixed: bool) -> Tensor:
+    """||g||^2 in float64, of the very gradient whose coefficients are used."""
+    return gradient.double().square().sum() if fixed else spec.gradient_norm_squared
+
+
+def _call(closure: object) -> Source:
+    if not callable(closure):
+        raise TypeError(f"step: expected a HessianOperator, Spectrum, Tensor or closure, got {type(closure).__name__}")
+    with torch.enable_grad():
+        source = closure()
+    if not isinstance(source, (HessianOperator, Spectrum, Tensor)):
+        raise TypeError(f"step: the closure returned {type(source).__name__}, expected a HessianOperator or Spectrum")
+    return source
+
+
+def _device(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    return like.device if generator is None else generator.device
+
+
+def _factors(space: ParameterSpace, pruned: _Pruned) -> list[tuple[Tensor, Tensor] | None]:
+    """V c' of each parameter as a product L [O, q], R [q, I]: low-rank for a compressed spectrum, a column otherwise."""
+    spec, dtype = pruned.spec, space.dtype
+    c = spec.Z @ pruned.coefficients
+    if not isinstance(spec.basis, Basis):
+        one = torch.ones(1, 1, dtype=dtype, device=space.device)
+        flat = spec.basis.lift(c.unsqueeze(1)).to(dtype)
+        return [(flat[space.slice(i)].contiguous(), one) for i in range(len(space.params))]
+    slot = {offset: i for i, offset in enumerate(space.offsets)}
+    removed: list[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
+    for layer in spec.basis.layers:
+        L, R = (t.to(dtype) for t in layer.factors(c))
+        L = L.contiguous()
+        if layer.weight >= 0:
+            removed[slot[layer.weight]] = (L, R[:, : layer.inputs].contiguous())
+        if layer.bias >= 0:
+            removed[slot[layer.bias]] = (L, R[:, -1:].contiguous())
+    return removed
+
+
+def _check_pruning(start: int, stop: int | None, mix: float, noise: float | None, threshold: str) -> None:
+    if threshold not in ("paper", "optimizer"):
+        raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {threshold!r}")
+    if not isinstance(start, int) or start < 0:
+        raise ValueError(f"start: expected an int >= 0, got {start!r}")
+    if stop is not None and (not isinstance(stop, int) or stop < start):
+        raise ValueError(f"stop: expected an int >= start = {start} or None, got {stop!r}")
+    if not 0 <= mix <= 1:
+        raise ValueError(f"mix: expected 0 <= mix <= 1, got {mix!r}")
+    if noise is not None and not 0 <= noise < float("inf"):
+        raise ValueError(f"noise: expected a finite standard deviation >= 0 or None, got {noise!r}")
+
+
+def _check_fixed(spec: Spectrum | None, size: int) -> None:
+    if spec is not None and not isinstance(spec, Spectrum):
+        raise TypeError(f"spectrum: expected a Spectrum, got {type(spec).__name__}")
+    if spec is not None and spec.size != size:
+        raise ValueError(f"spectrum: expected one of P = {size} like the parameters, got P = {spec.size}")

@@ -1,0 +1,191 @@
+"""Local chaos of a training step: which Hessian directions expand, how fast, and which of them to prune.
+
+One step of gradient descent maps a small deviation along an eigenvector of H by the factor 1 - lr * lambda, so the local
+Lyapunov exponent of that direction is ln|1 - lr lambda|: chaotic (positive) iff lambda < 0 or lambda > 2 / lr.
+Herrmann, Granz, Landgraf, "Chaotic Dynamics are Intrinsic to Neural Network Training with SGD", NeurIPS 2022, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .spectrum import Spectrum
+
+PRUNE = (None, "chaotic", "negative", "positive")
+ORDER = ("top_abs", "random")
+
+
+def local_lyapunov_exponents(eigenvalues: Tensor, lr: float) -> Tensor:
+    """ln|1 - lr * lambda| in nats per step, float64, elementwise.
+
+    Computed as log1p(-lr lambda) where lr lambda < 1 and as log(lr lambda - 1) elsewhere, which keeps every digit of
+    exponents near zero; -inf at lr lambda = 1.
+
+    Args:
+        eigenvalues: of H, any shape.
+        lr: learning rate >= 0.
+    """
+    _check_lr(lr)
+    x = lr * eigenvalues.double()
+    safe_low = torch.where(x < 1, x, torch.zeros_like(x))
+    safe_high = torch.where(x < 1, torch.full_like(x, 2.0), x)
+    return torch.where(x < 1, torch.log1p(-safe_low), torch.log(safe_high - 1))
+
+
+def select(
+    spec: Spectrum,
+    lr: float,
+    prune: str | None = "chaotic",
+    k: int | None = None,
+    order: str = "top_abs",
+    generator: torch.Generator | None = None,
+    *,
+    upper: float | None = None,
+    sign: float = 1.0,
+    shift: float = 0.0,
+) -> Tensor:
+    """The eigen-directions to prune, a bool mask [r].
+
+    An eigenvalue counts as zero, and is never selected, if |lambda| <= zero_tol * max|lambda|. With kappa = sign * lambda
+    + shift (the curvature that the optimizer steps on; plain SGD: kappa = lambda), "negative" selects kappa < 0,
+    "positive" kappa > 0 and "chaotic" kappa < 0 or kappa > ``upper``.
+
+    Args:
+        spec: the spectrum.
+        lr: learning rate, which sets the chaotic threshold 2 / lr.
+        prune: "chaotic", "negative", "positive" or None (nothing).
+        k: at most this many directions; None: all of the set.
+        order: which k: "top_abs", the largest |lambda| (of the chaotic set: the largest exponent ln|1 - lr lambda|), ties
+            broken by the smaller index; "random", without replacement.
+        generator: for "random".
+        upper: chaotic threshold; default 2 / lr.
+        sign: -1 where the optimizer maximises.
+        shift: weight decay.
+
+    Raises:
+        ValueError: an unknown string, a negative or non-integer k, k > P, lr < 0.
+    """
+    check_selection(prune, k, order, spec.size)
+    _check_lr(lr)
+    values = spec.eigenvalues
+    if prune is None or k == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    mask = _set_of(values, spec.zero_threshold, prune, upper=_upper(lr) if upper is None else upper, sign=sign, shift=shift)
+    if k is None or k >= int(mask.sum()):
+        return mask
+    members = mask.nonzero().squeeze(1)
+    if order == "random":
+        chosen = members[torch.randperm(len(members), generator=generator, device=_device(generator)).to(members.device)[:k]]
+    else:
+        kappa = sign * values[members].double() + shift
+        rank = local_lyapunov_exponents(kappa, lr) if prune == "chaotic" else kappa.abs()
+        chosen = members[rank.argsort(descending=True, stable=True)[:k]]
+    return torch.zeros_like(mask).index_fill_(0, chosen, True)
+
+
+def _device(generator: torch.Generator | None) -> torch.device | str:
+    return "cpu" if generator is None else generator.device
+
+
+def _set_of(
+    values: Tensor, zero: float, prune: str, *, upper: float, sign: float = 1.0, shift: float = 0.0
+) -> Tensor:
+    kappa = sign * values.double() + shift
+    counted = values.abs() > zero
+    if prune == "negative":
+        return counted & (kappa < 0)
+    if prune == "positive":
+        return counted & (kappa > 0)
+    return counted & ((kappa < 0) | (kappa > upper))
+
+
+def check_selection(prune: str | None, k: int | None, order: str, size: int | None = None) -> None:
+    """Raises ValueError or TypeError for arguments that ``select`` would refuse."""
+    if prune not in PRUNE:
+        raise ValueError(f"prune: expected one of {PRUNE}, got {prune!r}")
+    if order not in ORDER:
+        raise ValueError(f"order: expected one of {ORDER}, got {order!r}")
+    if k is not None:
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise TypeError(f"k: expected an int or None, got {k!r}")
+        if k < 0 or (size is not None and k > size):
+            raise ValueError(f"k: expected 0 <= k <= P = {size}, got {k}")
+
+
+def _upper(lr: float) -> float:
+    return 2 / lr if lr else float("inf")
+
+
+def _check_lr(lr: float) -> None:
+    if not 0 <= lr < float("inf"):
+        raise ValueError(f"lr: expected a finite value >= 0, got {lr!r}")
+
+
+@dataclass(frozen=True)
+class SpectralSummary:
+    """Counts and gradient shares of the eigenspaces of H at one step.
+
+    A share is ||V_set^T g||^2 / ||g||^2; that of zero also holds what lies outside the range of H. NaN if g = 0.
+
+    Attributes:
+        n_negative, n_zero, n_positive: eigenvalues below, within and above the zero tolerance; they add up to P.
+        n_chaotic: lambda < 0 or lambda > 2 / lr, beyond the tolerance.
+        lambda_min, lambda_max: extreme eigenvalues of H [P, P].
+        share_negative, share_zero, share_positive, share_chaotic: of ||g||^2.
+        n_near_threshold: eigenvalues whose |lambda| is within 10 % of the zero tolerance.
+        share_near_threshold: their share.
+    """
+
+    n_negative: int
+    n_zero: int
+    n_positive: int
+    n_chaotic: int
+    lambda_min: float
+    lambda_max: float
+    share_negative: float
+    share_zero: float
+    share_positive: float
+    share_chaotic: float
+    n_near_threshold: int
+    share_near_threshold: float
+
+
+def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:
+    """Counts and gradient shares of a complete spectrum that carries its gradient.
+
+    Raises:
+        ValueError: a partial spectrum, or one without gradient; lr < 0.
+    """
+    _check_lr(lr)
+    if spec.nullity is None:
+        raise ValueError("spec: expected a complete spectrum, got a partial one; call spectrum(op) without k")
+    squares = spec.gradient_coefficients().double() ** 2
+    values, total = spec.eigenvalues.double(), float(spec.gradient_norm_squared)
+    sets = {name: _set_of(values, spec.zero_threshold, name, upper=_upper(lr)) for name in ("negative", "positive", "chaotic")}
+    stacked = torch.stack(list(sets.values())).double()
+    counts = stacked.sum(1).tolist()
+    share = dict(zip(sets, ((stacked @ squares) / total).tolist() if total > 0 else [float("nan")] * 3, strict=True))
+    low, high = (float(values[0]), float(values[-1])) if len(values) else (0.0, 0.0)
+    if spec.nullity:
+        low, high = min(low, 0.0), max(high, 0.0)
+    near, near_square = spec.near_threshold
+    n_negative, n_positive, n_chaotic = (int(c) for c in counts)
+    return SpectralSummary(
+        n_negative=n_negative,
+        n_zero=spec.size - n_negative - n_positive,
+        n_positive=n_positive,
+        n_chaotic=n_chaotic,
+        lambda_min=low,
+        lambda_max=high,
+        share_negative=share["negative"],
+        share_zero=max(0.0, 1 - share["negative"] - share["positive"]),
+        share_positive=share["positive"],
+        share_chaotic=share["chaotic"],
+        n_near_threshold=near,
+        share_near_threshold=near_square / total if total > 0 else float("nan"),
+    )

@@ -1,0 +1,97 @@
+"""The command ``chaos-ext``.
+
+Exit status: 0 success, 1 a run failed, 2 the command cannot start as given, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .experiments import fig1
+
+_EXPERIMENTS = (fig1,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns the exit status; bad options end in SystemExit(2), as argparse does it."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="chaos-ext: %(message)s")
+    try:
+        status: int = args.command(args)
+        return status
+    except KeyboardInterrupt:
+        print("\nchaos-ext: interrupted; the same command with --resume continues", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chaos-ext", description="Chaos in neural network training, exactly.")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="what was built, what is loaded and what is usable")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(command=_info)
+
+    reproduce = commands.add_parser("reproduce", help="run an experiment of the paper and draw its figure")
+    figures = reproduce.add_subparsers(required=True, metavar="FIGURE")
+    for experiment in _EXPERIMENTS:
+        sub = figures.add_parser(experiment.NAME, help=experiment.HELP, description=experiment.HELP)
+        experiment.add_arguments(sub)
+        sub.set_defaults(command=lambda args, e=experiment, p=sub: _reproduce(args, e, p))
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from . import __version__
+
+        print(f"chaos-ext {__version__}")
+        parser.exit()
+
+
+def _reproduce(args: argparse.Namespace, experiment: Any, parser: argparse.ArgumentParser) -> int:
+    from .errors import ChaosExtError, DatasetNotFoundError
+    from .experiments.output import UsageError, WorkerError
+
+    try:
+        status: int = experiment.run(args, parser)
+        return status
+    except (UsageError, DatasetNotFoundError) as error:
+        print(f"chaos-ext: error: {error}", file=sys.stderr)
+        return 2
+    except (ChaosExtError, WorkerError) as error:
+        print(f"chaos-ext: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that vanished: what is on disk is still good
+        print(f"chaos-ext: error: {error}; the same command with --resume continues", file=sys.stderr)
+        return 1
+
+
+def _info(args: argparse.Namespace) -> int:
+    from . import build_info
+
+    info = build_info()
+    if args.json:
+        print(json.dumps(info, indent=1, default=str))
+        return 0
+    width = max(map(len, info))
+    for key, value in info.items():
+        print(f"{key:<{width}}  {_readable(value)}")
+    return 0
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "none"
+    return "none" if value is None else str(value)

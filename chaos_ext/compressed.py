@@ -1,0 +1,250 @@
+"""The compressed Hessian: H = Q S Q^T exactly, with Q made of small Kronecker factors and never materialised.
+
+A Linear layer acts on a batch through its inputs A [N, I] (bias as a constant input) and is seen by the loss through its
+cotangents D [N, O]. A weight direction V with V a_n = 0 and V^T delta_n = 0 for every n changes neither the loss nor, to
+first order, any gradient: it lies in the kernel of H and is orthogonal to the gradient. So, layer by layer,
+
+    range(H) + span(g)  is in  (R^O (x) span A) + (span D (x) (span A)^perp),
+
+without the second term for a layer whose input depends on no differentiated parameter. With orthonormal bases U_A, U_perp
+of R^I and U_D of span D, a weight matrix in the range is V = X U_A^T + U_D Y U_perp^T, with coordinates X [O, r_A] and
+Y [r_D, I - r_A]. Since V a_n = 0 for the Y part, it couples to upstream layers only, through d(delta_in) = V^T delta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _ops
+from .layers import Linear
+from .sweep import unit_sweep
+from .tape import Tape
+
+
+@dataclass(frozen=True)
+class LayerBasis:
+    """The directions of one layer that H and the gradient can see.
+
+    Attributes:
+        weight: start of the weight [O, I] in theta, -1 if it is not differentiated.
+        bias: start of the bias [O] in theta, -1 if there is none.
+        units: O.
+        inputs: number of weight inputs, I, or 0 where the weight is not differentiated.
+        span: U_A [I (+ 1), r_A].
+        perp: U_perp [I (+ 1), I (+ 1) - r_A], with no columns where the second term is absent.
+        seen: U_D [O, r_D], with no columns where the second term is absent.
+        start: first coordinate of this layer in [n].
+    """
+
+    weight: int
+    bias: int
+    units: int
+    inputs: int
+    span: Tensor
+    perp: Tensor
+    seen: Tensor
+    start: int
+
+    @property
+    def x_shape(self) -> tuple[int, int]:
+        return self.units, self.span.shape[1]
+
+    @property
+    def y_shape(self) -> tuple[int, int]:
+        return self.seen.shape[1], self.perp.shape[1]
+
+    @property
+    def y_start(self) -> int:
+        return self.start + self.units * self.span.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.y_start - self.start + self.seen.shape[1] * self.perp.shape[1]
+
+    def coordinates(self, v: Tensor) -> Tensor:
+        """Q_l^T v for v [P, k]: [n_l, k]."""
+        k = v.shape[1]
+        parts = []
+        if self.weight >= 0:
+            parts.append(v[self.weight : self.weight + self.units * self.inputs].view(self.units, self.inputs, k))
+        if self.bias >= 0:
+            parts.append(v[self.bias : self.bias + self.units].view(self.units, 1, k))
+        V = torch.cat(parts, 1)
+        x = torch.matmul(self.span.T, V).reshape(-1, k)
+        if not self.seen.shape[1] or not self.perp.shape[1]:
+            return x
+        seen = (self.seen.T @ V.reshape(self.units, -1)).view(self.seen.shape[1], -1, k)
+        return torch.cat([x, torch.matmul(self.perp.T, seen).reshape(-1, k)])
+
+    def factors(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Q_l c as a product L R, L [O, q] and R [q, I (+ 1)], for the coordinates c [n] of one vector."""
+        x = c[self.start : self.y_start].view(self.x_shape)
+        if not self.seen.shape[1] or not self.perp.shape[1]:
+            return x, self.span.T
+        y = c[self.y_start : self.start + self.size].view(self.y_shape)
+        return torch.cat([x, self.seen], 1), torch.cat([self.span.T, y @ self.perp.T])
+
+    def lift_(self, c: Tensor, out: Tensor) -> None:
+        """Writes Q_l c for c [n, k] into its rows of out [P, k]."""
+        k = c.shape[1]
+        V = torch.matmul(self.span, c[self.start : self.y_start].view(*self.x_shape, k))
+        if self.seen.shape[1] and self.perp.shape[1]:
+            y = c[self.y_start : self.start + self.size].view(*self.y_shape, k)
+            lifted = torch.matmul(self.perp, y)
+            V = V + (self.seen @ lifted.view(self.seen.shape[1], -1)).view_as(V)
+        if self.weight >= 0:
+            out[self.weight : self.weight + self.units * self.inputs] = V[:, : self.inputs].reshape(-1, k)
+        if self.bias >= 0:
+            out[self.bias : self.bias + self.units] = V[:, -1]
+
+    def to(self, dtype: torch.dtype) -> LayerBasis:
+        fields = {**self.__dict__}
+        fields.update({k: fields[k].to(dtype) for k in ("span", "perp", "seen")})
+        return LayerBasis(**fields)
+
+
+class Basis:
+    """Q [P, n], orthonormal columns, layer by layer."""
+
+    def __init__(self, layers: tuple[LayerBasis, ...], size: int) -> None:
+        self.layers, self.rows = layers, size
+        self.columns = sum(b.size for b in layers)
+
+    def coordinates(self, v: Tensor) -> Tensor:
+        """Q^T v for v [P, k]."""
+        return torch.cat([b.coordinates(v) for b in self.layers])
+
+    def lift(self, c: Tensor) -> Tensor:
+        """Q c for c [n, k]: [P, k]."""
+        out = c.new_zeros(self.rows, c.shape[1])
+        for b in self.layers:
+            b.lift_(c, out)
+        return out
+
+
+@dataclass(frozen=True)
+class CompressedHessian:
+    """H = Q S Q^T.
+
+    Attributes:
+        basis: Q [P, n].
+        S: [n, n], exactly symmetric.
+    """
+
+    basis: Basis
+    S: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.basis.rows, self.basis.rows
+
+    def to_dense(self) -> Tensor:
+        """Q S Q^T as a [P, P] matrix."""
+        half = self.basis.lift(self.S)
+        H = self.basis.lift(half.T.contiguous())
+        return (H + H.T) / 2
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        columns = v.unsqueeze(1) if v.dim() == 1 else v
+        return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)
+
+
+def bound(tape: Tape) -> int:
+    """An upper bound of n from shapes alone."""
+    total = 0
+    for t in tape.program.linears:
+        A, units, first = _shape_of(tape, t)
+        r = min(len(tape.values[t + 1]), A)
+        total += units * r + (0 if first else min(len(tape.values[t + 1]), units) * (A - r))
+    return total
+
+
+def _shape_of(tape: Tape, t: int) -> tuple[int, int, bool]:
+    """Inputs including the bias, units, and whether the input depends on no differentiated parameter."""
+    node = tape.program.nodes[t]
+    inputs = (tape.values[node.inputs[0]].shape[1] if node.rule.slots[0] is not None else 0) + (
+        node.rule.slots[1] is not None
+    )
+    return inputs, tape.values[t + 1].shape[1], not tape.program.depends[node.inputs[0]]
+
+
+def _orthonormal(A: Tensor, full: bool) -> tuple[Tensor, Tensor]:
+    """Bases of the row space of A [N, I] and, if asked for, of its complement.
+
+    Singular values below eps * max(N, I) * s_1 count as zero: dropping them changes H by rounding only.
+    """
+    n, i = A.shape
+    U, s, Vh = torch.linalg.svd(A.T, full_matrices=full and n < i)
+    tol = torch.finfo(A.dtype).eps * max(n, i) * s.max() if s.numel() else 0.0
+    r = int((s > tol).sum())
+    return U[:, :r], U[:, r:]
+
+
+def _layer_basis(tape: Tape, t: int, offsets: tuple[int, ...], start: int) -> tuple[LayerBasis, Tensor]:
+    """The basis of layer t, and its inputs A including the constant one."""
+    node = tape.program.nodes[t]
+    rule, a, delta = node.rule, tape.values[node.inputs[0]], tape.deltas[t]
+    assert isinstance(rule, Linear) and delta is not None
+    w, b = rule.slots
+    columns = ([] if w is None else [a]) + ([] if b is None else [a.new_ones(len(a), 1)])
+    A = torch.cat(columns, 1)
+    first = not tape.program.depends[node.inputs[0]]
+    span, perp = _orthonormal(A, full=not first)
+    if first or not perp.shape[1]:
+        perp, seen = A.new_zeros(A.shape[1], 0), A.new_zeros(delta.shape[1], 0)
+    else:
+        seen = _orthonormal(delta, full=False)[0]
+    basis = LayerBasis(
+        weight=-1 if w is None else offsets[w],
+        bias=-1 if b is None else offsets[b],
+        units=delta.shape[1],
+        inputs=0 if w is None else a.shape[1],
+        span=span,
+        perp=perp,
+        seen=seen,
+        start=start,
+    )
+    return basis, A
+
+
+def compress(tape: Tape, offsets: tuple[int, ...], size: int) -> CompressedHessian:
+    """S from one unit sweep a layer: the dense contraction, in coordinates."""
+    bases: dict[int, LayerBasis] = {}
+    inputs: dict[int, Tensor] = {}
+    start = 0
+    for t in tape.program.linears:
+        if tape.deltas[t] is not None:
+            bases[t], A = _layer_basis(tape, t, offsets, start)
+            inputs[t] = A @ bases[t].span
+            start += bases[t].size
+    S = tape.values[0].new_zeros(start, start, dtype=tape.theta[0].dtype)
+    for s in bases:
+        _fill_rows(tape, s, bases, inputs, S)
+    return CompressedHessian(Basis(tuple(bases.values()), size), S)
+
+
+def _fill_rows(tape: Tape, s: int, bases: dict[int, LayerBasis], inputs: dict[int, Tensor], S: Tensor) -> None:
+    """The blocks of layer s with itself and every later layer."""
+    sweep = unit_sweep(tape, s)
+    for t, basis in bases.items():
+        K = sweep.ddeltas[t]
+        if t < s or K is None:
+            continue
+        node = tape.program.nodes[t]
+        J, delta = sweep.dvalues[node.inputs[0]], tape.deltas[t]
+        J_span = None if J is None or t == s else _project(J, basis, basis.span)
+        delta_t = None if J_span is None else delta
+        args = (bases[s].start, -1, basis.start, -1, t == s)
+        _ops.hessian_block_(S, inputs[s], K.contiguous(), inputs[t], delta_t, J_span, *args)
+        if J is not None and t != s and min(basis.y_shape) > 0:
+            seen = delta @ basis.seen
+            args = (bases[s].start, -1, basis.y_start, -1, False)
+            _ops.hessian_block_(S, inputs[s], None, None, seen, _project(J, basis, basis.perp), *args)
+
+
+def _project(J: Tensor, basis: LayerBasis, U: Tensor) -> Tensor:
+    """Tangents of the inputs [O, N, I] in the columns of U; the constant input has none, frozen weights see none."""
+    return torch.matmul(J, U[: basis.inputs]) if basis.inputs else J.new_zeros(*J.shape[:2], U.shape[1])

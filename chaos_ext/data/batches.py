@@ -1,0 +1,73 @@
+"""The order of mini-batches, as a function of (seed, epoch) and of nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2^63) from any values: equal values give equal seeds, different ones unrelated seeds."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Shuffled mini-batches of ``n`` samples; the last, incomplete batch of an epoch is kept.
+
+    Each epoch draws its permutation from a CPU generator of its own, seeded by (seed, epoch). So the global random
+    state is neither read nor changed, and any step of a run can be revisited without replaying those before it.
+
+    Attributes:
+        n: number of samples.
+        batch_size: samples per batch.
+        seed: any integer.
+    """
+
+    n: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("n", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """ceil(n / batch_size)."""
+        return -(-self.n // self.batch_size)
+
+    def epoch(self, epoch: int) -> tuple[Tensor, ...]:
+        """The index tensors (int64, CPU) of one epoch; together they hold 0..n-1 once each."""
+        generator = torch.Generator().manual_seed(derive_seed("batches", self.seed, epoch))
+        return torch.split(torch.randperm(self.n, generator=generator), self.batch_size)
+
+
+def batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Yields the index tensors of one epoch of ``BatchOrder(n, batch_size, seed)``."""
+    yield from BatchOrder(n, batch_size, seed).epoch(epoch)
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The values of a tensor, row-major, as raw bytes (works without numpy)."""
+    t = tensor.detach().contiguous().cpu()
+    return ctypes.string_at(t.data_ptr(), t.numel() * t.element_size()) if t.numel() else b""
+
+
+def batch_hash(x: Tensor, y: Tensor, index: Tensor | None = None) -> str:
+    """The first 16 hex digits of the SHA-256 of a batch: shapes, dtypes and values, and the indices where given.
+
+    Two runs that are to differ in one thing only (twins) can prove with it that they saw the same batches.
+    """
+    sha = hashlib.sha256()
+    for t in (x, y) if index is None else (index, x, y):
+        sha.update(f"{t.dtype}{tuple(t.shape)}".encode())
+        sha.update(tensor_bytes(t))
+    return sha.hexdigest()[:16]

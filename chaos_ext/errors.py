@@ -1,0 +1,45 @@
+"""The exceptions of chaos_ext. Plain argument mistakes raise ValueError or TypeError."""
+
+from __future__ import annotations
+
+import torch
+
+
+class ChaosExtError(RuntimeError):
+    """Base of every exception that chaos_ext defines."""
+
+
+class StaleOperatorError(ChaosExtError):
+    """The parameters or the batch changed after the operator was made."""
+
+
+class NonFiniteError(ChaosExtError):
+    """A NaN or an infinity in the batch, the loss, the gradient or the Hessian."""
+
+
+class NotConvergedError(ChaosExtError):
+    """An eigensolver did not reach its tolerance.
+
+    Attributes:
+        residuals: ``||H v - lambda v||`` of each eigenpair that was sought.
+    """
+
+    def __init__(self, message: str, residuals: torch.Tensor | None = None) -> None:
+        super().__init__(message)
+        self.residuals = residuals
+
+
+class MemoryBudgetError(ChaosExtError):
+    """A result would not fit into the memory that is available."""
+
+
+class UnsupportedError(ChaosExtError):
+    """A combination that chaos_ext refuses because it could not be exact."""
+
+
+class CheckpointError(ChaosExtError):
+    """A file that is damaged, or that belongs to another run."""
+
+
+class DatasetNotFoundError(ChaosExtError, FileNotFoundError):
+    """The files of a dataset are neither in the given folder nor to be downloaded."""

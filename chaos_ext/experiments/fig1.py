@@ -1,0 +1,245 @@
+"""Figure 1: SGD against SGD with its chaotic, negative or positive curvature directions pruned.
+
+Every run of a seed starts from the same parameters and sees the same batches. At each step the Hessian of the
+mini-batch is decomposed, and the gradient loses its components along the pruned eigenvectors. The module's top level
+imports no torch: the command line must answer ``--help`` at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .settings import RUNS, Settings
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from .output import OutputFolder
+
+NAME = "fig1"
+HELP = "accuracy and loss of SGD and of SGD with pruned directions"
+FIGURES = ("figure.png", "figure.pdf")
+_QUICK_STEPS = 200  # just over one epoch of digits, so that the end of an epoch is passed, too
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chaos-ext reproduce fig1``."""
+    add = parser.add_argument
+    add("--data", default="digits", choices=("digits", "usps", "fashion_mnist"), help="data set (default: %(default)s)")
+    add("--root", help="folder that holds the data set's files (default: $CHAOS_EXT_DATA, the cache, a download)")
+    add("--model", default="mlp", choices=("mlp", "cnn"), help="the paper's MLP (P = 5350) or CNN (P = 1158)")
+    add("--activation", default="relu", metavar="NAME", help="activation function (default: %(default)s)")
+    add("--epochs", type=_count, default=40, help="passes over the training split (default: %(default)s)")
+    add("--lr", type=_positive, default=1e-3, help="learning rate (default: %(default)s)")
+    add("--batch-size", type=_count, default=8, metavar="N", help="samples per step (default: %(default)s)")
+    add("--momentum", type=_momentum, default=0.0, help="in [0, 1) (default: %(default)s)")
+    add("--seeds", type=_seeds, default=(42,), metavar="A,B,...", help="seeds, each a full set of runs (default: 42)")
+    add("--prune", type=_prune, default=RUNS[1:], metavar="SET,...",
+        help="runs beside sgd: some of chaotic, negative, positive, or none (default: all three)")  # fmt: skip
+    add("--k", type=_count, default=None, help="prune at most k directions a step (default: all of the set)")
+    add("--order", default="top_abs", choices=("top_abs", "random"), help="which k (default: %(default)s)")
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    add("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
+    add("--threads", type=_count, default=1, help="torch threads of each process (default: %(default)s)")
+    add("--jobs", type=_count, default=1, help="processes that share the runs; no effect on results (default: 1)")
+    add("--out", type=Path, default=None, help="folder for the results (default: results/fig1-DATA[-quick])")
+    add("--resume", action="store_true", help="continue the run in --out, or start it")
+    add("--checkpoint-every", type=_positive, default=10.0, metavar="SECONDS", help="default: %(default)s")
+    add("--quick", action="store_true", help=f"stop each run after {_QUICK_STEPS} steps: a check that all works")
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return value
+
+
+def _momentum(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), got {text!r}")
+    return value
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdecimal() for p in parts) or len({int(p) for p in parts}) != len(parts):
+        raise argparse.ArgumentTypeError(f"expected different non-negative integers, comma-separated, got {text!r}")
+    return tuple(int(p) for p in parts)
+
+
+def _prune(text: str) -> tuple[str, ...]:
+    parts = [] if text.strip() == "none" else [p.strip() for p in text.split(",")]
+    if not set(parts) <= set(RUNS[1:]) or len(set(parts)) != len(parts):
+        raise argparse.ArgumentTypeError(f"expected none or, comma-separated, {', '.join(RUNS[1:])}, got {text!r}")
+    return tuple(r for r in RUNS[1:] if r in parts)
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Trains what is left to train and writes every result. Returns the exit status: 0, or 1 if a run diverged."""
+    from .output import OutputFolder
+
+    _require_figures()
+    _check_arguments(args, parser)
+    out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")
+    with out.claimed(args.resume):
+        from ..data import load
+
+        data = load(args.data, args.root)
+        if args.batch_size > len(data.y_train):
+            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
+        settings = _settings(args, data.fingerprint())
+        manifest = out.begin(NAME, settings)
+        if not _finished(out, manifest):
+            manifest = _train(args, settings, data, out)
+        _finish(settings, data, out, manifest)
+    return _conclude(out, manifest)
+
+
+def _require_figures() -> None:
+    # Before hours of training, not after.
+    from ..figures import _numpy
+    from .output import UsageError
+
+    try:
+        _numpy()
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """The checks that need torch; parser.error ends the process with exit status 2."""
+    import torch
+
+    from ..models import ACTIVATIONS, MODELS
+
+    if args.activation not in ACTIVATIONS:
+        parser.error(f"argument --activation: expected one of {', '.join(ACTIVATIONS)}, got {args.activation!r}")
+    if args.root is not None and not Path(args.root).is_dir():
+        parser.error(f"argument --root: expected a folder, got {args.root!r}")
+    try:
+        device = torch.device(args.device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        parser.error(f"argument --device: {args.device!r} cannot be used: {reason}")
+    if device.type not in ("cpu", "cuda"):
+        parser.error(f"argument --device: expected cpu or cuda, got {args.device!r}")
+    size = sum(p.numel() for p in MODELS[args.model](seed=0).parameters())
+    if args.k is not None and args.k > size:
+        parser.error(f"argument --k: expected at most P = {size}, the number of parameters, got {args.k}")
+
+
+def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:
+    import torch
+
+    import chaos_ext
+
+    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "seeds", "k", "order", "dtype")
+    return Settings(
+        **{name: getattr(args, name) for name in copied},
+        data_fingerprint=fingerprint,
+        max_steps=_QUICK_STEPS if args.quick else None,
+        runs=("sgd", *args.prune),
+        device=str(torch.device(args.device)),
+        threads=args.threads,
+        chaos_ext=chaos_ext.__version__,
+        torch=torch.__version__,
+    )
+
+
+def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
+    from .report import metrics_intact
+
+    return manifest["status"] != "running" and metrics_intact(out, manifest.get("metrics", {}))
+
+
+def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
+    """Runs all units, writes metrics.csv and returns the manifest that describes them."""
+    from . import report
+    from .pool import run_units
+    from .progress import Progress
+    from .rows import COLUMNS
+
+    steps = settings.steps(len(data.y_train))
+    with Progress(steps * len(settings.units)) as progress:
+        records = run_units(settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report)
+    failed = any(r["failure"] for r in records.values())
+    return {
+        "experiment": NAME,
+        "status": "failed" if failed else "complete",
+        "settings": settings.to_json(),
+        "samples": {"train": len(data.y_train), "test": len(data.y_test)},
+        "normalisation": {"mean": data.mean, "std": data.std},
+        "steps_per_run": steps,
+        "zero_tolerance": next((r["zero_tol"] for r in records.values() if r["zero_tol"] is not None), None),
+        "runs": report.describe_runs(settings.units, records),
+        "batch_hashes_per_epoch": report.require_twins(settings.units, records),
+        "metrics": report.write_metrics(out, settings.units),
+        "columns": COLUMNS,
+        **report.environment(settings, args.jobs),
+    }
+
+
+def _finish(settings: Settings, data: Dataset, out: OutputFolder, manifest: dict[str, Any]) -> None:
+    """Writes what follows from metrics.csv, then the manifest, then lets go of the parts: safe to repeat."""
+    from . import report
+
+    wanted = [out.path / name for name in (*FIGURES, report.SUMMARY)]
+    if out.parts.exists() or not all(p.exists() for p in wanted):
+        steps_per_epoch = -(-len(data.y_train) // settings.batch_size)
+        manifest["summary"] = report.write_summary(out, steps_per_epoch)
+        _draw(settings, out)
+        out.write_manifest(manifest)
+        shutil.rmtree(out.parts, ignore_errors=True)
+
+
+def _draw(settings: Settings, out: OutputFolder) -> None:
+    from .._files import atomic_write
+    from ..figures import figure_training
+    from .output import METRICS
+
+    s, seeds = settings, ", ".join(map(str, settings.seeds))
+    title = f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, seed {seeds}"
+    figure = figure_training(out.path / METRICS, title=title)
+    for name in FIGURES:
+        kind = name.rpartition(".")[2]
+        # Without a creation date equal runs make equal files.
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        write = functools.partial(figure.savefig, format=kind, metadata=metadata, dpi=200)
+        atomic_write(out.path / name, write)
+
+
+def _conclude(out: OutputFolder, manifest: dict[str, Any]) -> int:
+    """Tells what came out."""
+    print(f"{'run':<10}{'steps':>8}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}{'n chaotic':>11}")
+    for row in manifest["summary"]:
+        columns = {"train_loss": 12, "val_loss": 10, "val_accuracy": 14, "mean_n_chaotic": 11}
+        numbers = ("-" if row[c] is None else f"{row[c]:.4g}" for c in columns)
+        cells = "".join(f"{n:>{width}}" for n, width in zip(numbers, columns.values(), strict=True))
+        print(f"{row['run']:<10}{row['steps']:>8}{cells}")
+    print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
+    failures = [r for r in manifest["runs"] if r["failure"]]
+    for r in failures:
+        message = f"run {r['run']}, seed {r['seed']} broke off at step {r['failure']['step']}: {r['failure']['error']}"
+        print(f"chaos-ext: {message}", file=sys.stderr)
+    return 1 if failures else 0

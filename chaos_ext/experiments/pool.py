@@ -1,0 +1,140 @@
+"""Units spread over worker processes. What a unit computes does not depend on how many there are.
+
+Every worker has a pipe of its own to the parent and nothing is shared between workers, so none can block another by
+dying. A worker whose parent is gone finds its pipe broken at its next report, within a fraction of a second, and ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from ..data import Dataset, load
+from .output import OutputFolder, WorkerError
+from .settings import Settings, Unit
+from .unit import Report, run_unit
+
+_REPORT_SECONDS = 0.2
+
+
+def run_units(
+    settings: Settings, data: Dataset, root: str | None, out: OutputFolder, jobs: int, every: float, report: Report
+) -> dict[Unit, dict[str, Any]]:
+    """Runs every unit of an experiment and returns their records.
+
+    Args:
+        settings: of the experiment.
+        data: the data set, for a run in this process.
+        root: where worker processes find the same data set.
+        out: where units keep rows and checkpoints.
+        jobs: number of processes; with 1 all units run in this one.
+        every: seconds between checkpoints.
+        report: told of steps that are done.
+    """
+    units = settings.units
+    if jobs == 1 or len(units) == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(settings.threads)
+        try:
+            return {unit: run_unit(settings, unit, data, out, every, report) for unit in units}
+        finally:
+            torch.set_num_threads(threads)
+    return _run_parallel(settings, units, root, out, min(jobs, len(units)), every, report)
+
+
+def _run_parallel(
+    settings: Settings,
+    units: Sequence[Unit],
+    root: str | None,
+    out: OutputFolder,
+    jobs: int,
+    every: float,
+    report: Report,
+) -> dict[Unit, dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")  # forking a process with torch's thread pools can deadlock
+    waiting, records = deque(units), {}
+    busy: dict[Connection, Unit] = {}
+    processes = []
+    try:
+        for _ in range(jobs):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, settings, root, out, every), daemon=True)
+            process.start()
+            theirs.close()  # the worker's copy is now the only one: its death closes the pipe
+            processes.append(process)
+            busy[ours] = waiting.popleft()
+            ours.send(busy[ours])
+        while busy:
+            ready = wait(list(busy))
+            for pipe in [p for p in busy if p in ready]:
+                if record := _receive(pipe, busy[pipe], report):
+                    records[busy.pop(pipe)] = record
+                    if waiting:
+                        busy[pipe] = waiting.popleft()
+                        pipe.send(busy[pipe])
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return {unit: records[unit] for unit in units}
+
+
+def _receive(pipe: Connection, unit: Unit, report: Report) -> dict[str, Any] | None:
+    """The record of a finished unit, or None after a progress message."""
+    try:
+        kind, value = pipe.recv()
+    except (EOFError, ConnectionError) as error:
+        raise WorkerError(f"the process that ran {unit.name} died (out of memory?); continue with --resume") from error
+    if kind == "error":
+        raise WorkerError(f"{unit.name} failed:\n{value}")
+    if kind == "steps":
+        report(*value)
+        return None
+    finished: dict[str, Any] = value
+    return finished
+
+
+def _work(pipe: Connection, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
+    """Runs the units that come through the pipe until it breaks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    unfinished = _Throttle(pipe)
+    try:
+        torch.set_num_threads(settings.threads)
+        data = load(settings.data, root)
+        if data.fingerprint() != settings.data_fingerprint:
+            raise RuntimeError("the data set changed while the experiment was starting")
+        while True:
+            record = run_unit(settings, pipe.recv(), data, out, every, unfinished.report)
+            unfinished.send()
+            pipe.send(("done", record))
+    except (EOFError, ConnectionError):
+        return  # the parent is gone
+    except Exception:
+        pipe.send(("error", traceback.format_exc()))
+
+
+class _Throttle:
+    """Passes reports on a few times a second instead of once a step."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._steps, self._sent = pipe, 0, time.monotonic()
+
+    def report(self, steps: int, restored: bool) -> None:
+        if restored:
+            self._pipe.send(("steps", (steps, True)))
+            return
+        self._steps += steps
+        if time.monotonic() - self._sent >= _REPORT_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        self._pipe.send(("steps", (self._steps, False)))
+        self._steps, self._sent = 0, time.monotonic()

@@ -1,0 +1,229 @@
+"""Figures as functions: each takes arrays or the CSV of an experiment and returns the matplotlib axes it drew on.
+
+Without ``ax`` a function makes a ``matplotlib.figure.Figure`` of its own, free of pyplot and its global state, so it
+works without a display; ``ax.figure.savefig(...)`` writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+INSTALL_HINT = 'pip install "chaos-ext[figures]"'
+
+RUNS = ("sgd", "chaotic", "negative", "positive")
+LABELS = {
+    "sgd": "SGD",
+    "chaotic": "chaotic directions pruned",
+    "negative": "negative directions pruned",
+    "positive": "positive directions pruned",
+}
+# Okabe and Ito's palette: told apart with every common form of colour blindness, and in print.
+COLORS = {"sgd": "#000000", "chaotic": "#D55E00", "negative": "#0072B2", "positive": "#009E73"}
+_MORE_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# "chaotic" and "negative" nearly coincide while no eigenvalue passes 2/lr: the dashes leave the other one visible.
+_STYLES = {"negative": (0, (4, 3))}
+_METRIC_LABELS = {
+    "loss": "training loss",
+    "accuracy": "training accuracy",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+}
+_MAX_POINTS = 2000  # of a smoothed curve; more cannot be seen and makes the PDF heavy
+
+# run -> values over steps [steps], or one such array a seed [seeds, steps]
+_Seed = tuple["NDArray[Any]", "NDArray[Any]"]  # steps, values
+Curves = Mapping[str, Any]
+Source = Union[str, "os.PathLike[str]", Curves]
+
+
+def _numpy() -> Any:
+    try:
+        import matplotlib  # noqa: F401
+        import numpy
+    except ImportError as error:
+        raise ImportError(f"figures need matplotlib: {INSTALL_HINT}") from error
+    return numpy
+
+
+def new_axes(figsize: tuple[float, float] = (6.4, 4.2)) -> Axes:
+    """Axes on a new figure that belongs to nobody else."""
+    _numpy()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=figsize, layout="constrained").subplots()
+
+
+def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Seed]]:
+    """Reads one column of a metrics CSV.
+
+    Args:
+        path: file with the columns run, seed, step and ``metric``.
+        metric: a column; rows where it is empty are left out.
+
+    Returns:
+        run -> one (steps, values) pair a seed, both in the order of the file.
+    """
+    np = _numpy()
+    points: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    with Path(path).open(newline="") as f:
+        reader = csv.reader(f)
+        header = next(reader, [])
+        missing = [c for c in ("run", "seed", "step", metric) if c not in header]
+        if missing:
+            raise ValueError(f"{path}: expected the columns run, seed, step and {metric}, got no {', '.join(missing)}")
+        run_at, seed_at, step_at, value_at = (header.index(c) for c in ("run", "seed", "step", metric))
+        for row in reader:
+            steps, values = points.setdefault(row[run_at], {}).setdefault(row[seed_at], ([], []))
+            if row[value_at]:
+                steps.append(int(row[step_at]))
+                values.append(float(row[value_at]))
+    return {run: [(np.array(s), np.array(v)) for s, v in seeds.values()] for run, seeds in points.items()}
+
+
+def smooth(values: Any, window: int) -> NDArray[Any]:
+    """Centred moving average; at the ends over the part of the window that exists, so no value is invented.
+
+    Args:
+        values: [steps].
+        window: number of steps averaged, at least 1.
+    """
+    np = _numpy()
+    v: NDArray[Any] = np.asarray(values, dtype=np.float64)
+    if window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")
+    # A window longer than the curve would make np.convolve return the window's length.
+    ones = np.ones(min(window, max(len(v), 1)))
+    if len(v) == 0:
+        return v
+    averages: NDArray[Any] = np.convolve(v, ones, "same") / np.convolve(np.ones(len(v)), ones, "same")
+    return averages
+
+
+def _series(source: Source, metric: str) -> dict[str, list[_Seed]]:
+    if isinstance(source, (str, os.PathLike)):
+        return read_metric(source, metric)
+    np = _numpy()
+    rows = {run: np.atleast_2d(np.asarray(values, dtype=np.float64)) for run, values in source.items()}
+    return {run: [(np.arange(len(r)), r) for r in table] for run, table in rows.items()}
+
+
+def plot_training(
+    source: Source,
+    ax: Axes | None = None,
+    *,
+    metric: str = "loss",
+    window: int = 50,
+    runs: Sequence[str] | None = None,
+    raw: bool = True,
+    legend: bool = True,
+) -> Axes:
+    """Draws a metric of training runs over optimizer steps: smoothed curves over faint raw ones.
+
+    With several seeds the curve is the mean over seeds of the smoothed curves, in a band from their minimum to their
+    maximum. Seeds of different length (a diverged run) are compared over the steps that all of them reached.
+
+    Args:
+        source: a metrics CSV of ``chaos-ext reproduce fig1``, or run -> array [steps] or [seeds, steps].
+        ax: axes to draw on; None makes a new figure.
+        metric: column of the CSV, and the label of the y axis.
+        window: steps that the moving average spans; 1 draws the values themselves.
+        runs: which runs, in drawing order; default all, the known ones first.
+        raw: whether to draw the unsmoothed curves (as pixels, also in vector formats: they have thousands of points).
+        legend: whether to draw the legend.
+    """
+    series = _series(source, metric)
+    if unknown := [r for r in runs or () if r not in series]:
+        raise ValueError(f"runs: expected some of {', '.join(series)}, got {', '.join(unknown)}")
+    chosen = list(runs) if runs is not None else sorted(series, key=lambda r: RUNS.index(r) if r in RUNS else len(RUNS))
+    ax = new_axes() if ax is None else ax
+    for i, run in enumerate(chosen):
+        color = COLORS.get(run, _MORE_COLORS[i % len(_MORE_COLORS)])
+        _draw_run(ax, run, [s for s in series[run] if len(s[0])], color, window, raw)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel(_METRIC_LABELS.get(metric, metric))
+    ax.margins(x=0.01)
+    ax.grid(alpha=0.25, linewidth=0.5)
+    if legend and chosen:
+        ax.legend(frameon=False, loc="upper right")  # "best" would weigh every point of the raw curves
+    return ax
+
+
+def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, raw: bool) -> None:
+    np = _numpy()
+    if raw and window > 1:
+        for steps, values in seeds:
+            ax.plot(steps, values, color=color, alpha=0.12, linewidth=0.5, rasterized=True, zorder=1)
+    label, style = LABELS.get(run, run), _STYLES.get(run, "-")
+    length = min((len(s) for s, _ in seeds), default=0)
+    if length == 0:
+        ax.plot([], [], color=color, linestyle=style, label=f"{label} (no data)")
+        return
+    smoothed = np.stack([smooth(values[:length], window) for _, values in seeds])
+    shown = np.unique(np.linspace(0, length - 1, min(length, _MAX_POINTS)).astype(int))
+    steps, smoothed = seeds[0][0][:length][shown], smoothed[:, shown]
+    ax.plot(steps, smoothed.mean(0), color=color, linestyle=style, linewidth=1.6, label=label, zorder=3)
+    if len(seeds) > 1:
+        band = (smoothed.min(0), smoothed.max(0))
+        ax.fill_between(steps, *band, color=color, alpha=0.2, linewidth=0, zorder=2)
+
+
+def figure_training(source: Source, *, window: int = 50, title: str | None = None) -> Figure:
+    """The two panels of the paper's Figure 1: training accuracy and training loss of every run."""
+    _numpy()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2)
+    plot_training(source, left, metric="accuracy", window=window, legend=False)
+    plot_training(source, right, metric="loss", window=window, legend=False)
+    left.set_ylim(-0.02, 1.02)
+    right.set_ylim(bottom=0)
+    lines, labels = right.get_legend_handles_labels()
+    if lines:  # one legend for both panels, where it hides no curve
+        figure.legend(lines, labels, loc="outside lower center", ncols=len(lines), frameon=False)
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
+    """Draws local Lyapunov exponents ln|1 - lr lambda| against the eigenvalues lambda of the Hessian.
+
+    Exponents above 0 (locally chaotic: lambda < 0 or lambda > 2/lr) have a marker and colour of their own. An exponent
+    of -inf (lr lambda = 1) is left out, and the legend says how many there are.
+
+    Args:
+        eigenvalues: [r], array or tensor, in any order.
+        lr: learning rate of the map theta - lr g(theta).
+        ax: axes to draw on; None makes a new figure.
+    """
+    np = _numpy()
+    import torch
+
+    from .chaos import local_lyapunov_exponents
+
+    values = torch.as_tensor(eigenvalues).detach().cpu().double()
+    exponents = np.array(local_lyapunov_exponents(values, lr).tolist())
+    values = np.array(values.tolist())
+    ax = new_axes() if ax is None else ax
+    finite, chaotic = np.isfinite(exponents), exponents > 0
+    groups = (("stable", finite & ~chaotic, COLORS["negative"], "o"), ("chaotic", chaotic, COLORS["chaotic"], "^"))
+    for name, mask, color, marker in groups:
+        label = f"{name} ({int(mask.sum())})"
+        ax.plot(values[mask], exponents[mask], marker, color=color, markersize=4, alpha=0.7, label=label)
+    if not finite.all():
+        ax.plot([], [], " ", label=f"exponent -inf, not drawn ({int((~finite).sum())})")
+    ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+    ax.set_xlabel("Hessian eigenvalue")
+    ax.set_ylabel("local Lyapunov exponent (nats per step)")
+    ax.legend(frameon=False)
+    return ax

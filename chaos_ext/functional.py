@@ -1,0 +1,264 @@
+"""Hessians of any nn.Module and any scalar loss: chunked forward-over-reverse, double backward where that fails.
+
+Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` of ``grad`` only. Mode, buffers, ``.grad``
+and the global random state of the model are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from . import memory
+from .errors import ChaosExtError, NonFiniteError, UnsupportedError
+from .params import ParameterSpace
+
+log = logging.getLogger("chaos_ext")
+
+_MAX_CHUNK = 1024
+_CHUNK_BYTES = 1 << 29
+
+
+class _Scalar(nn.Module):
+    """loss_fn(model(x), y) as one module, so that a loss that reads the model's parameters sees the substituted ones."""
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = (loss_fn,)  # in a tuple: parameters of a loss module are constants, not part of theta
+
+    def forward(self, x: object, y: object) -> tuple[Tensor, object]:
+        try:
+            output = self.model(x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as e:
+            raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
+        try:
+            loss = self._loss[0](output, y)
+        except (RuntimeError, ValueError, TypeError, IndexError) as e:
+            raise ForwardError(f"y: loss_fn failed on output {describe(output)} and y {describe(y)}: {e}") from e
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise ForwardError(f"loss_fn: expected a real scalar tensor, got {describe(loss)}; set a reduction")
+        return loss.reshape(()), output
+
+
+class ForwardError(ValueError):
+    """The user's forward or loss raised: a mistake in an argument."""
+
+
+def describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)} {value.dtype}"
+    return type(value).__name__
+
+
+@contextlib.contextmanager
+def without_running_stats(model: nn.Module) -> Iterator[None]:
+    """Normalisation layers in training mode use batch statistics, and their running ones stay untouched."""
+    norms = [m for m in model.modules() if _updates_running_stats(m)]
+    kept = [(m, {k: m._buffers[k] for k in _STATS}) for m in norms]
+    for m, _ in kept:
+        m.track_running_stats = False  # type: ignore[assignment]
+        m._buffers.update(dict.fromkeys(_STATS))
+    try:
+        yield
+    finally:
+        for m, buffers in kept:
+            m.track_running_stats = True  # type: ignore[assignment]
+            m._buffers.update(buffers)
+
+
+_STATS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _updates_running_stats(m: nn.Module) -> bool:
+    norm = isinstance(m, nn.modules.batchnorm._NormBase)
+    return norm and m.training and bool(m.track_running_stats) and m._buffers.get("running_mean") is not None
+
+
+def commit_running_stats(model: nn.Module, x: object) -> None:
+    """Updates running statistics once, as one forward pass in training mode does."""
+    if any(_updates_running_stats(m) for m in model.modules()):
+        with torch.no_grad():
+            model(x)
+
+
+class FunctionalEngine:
+    """Loss, gradient and Hessian of loss_fn(model(x), y) with respect to theta, without rules for its layers.
+
+    Attributes:
+        loss: detached scalar.
+        gradient: [P].
+        output: what the model returned, detached.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
+    ) -> None:
+        self.space, self._x, self._y, self._model = space, x, y, model
+        self._scalar = _Scalar(model, loss_fn)
+        self._names = ["model." + n for n in space.names]
+        self.loss, self.output, self.gradient, captured = self._first_pass()
+        if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
+            raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
+        self.path = "double backward" if captured else "jvp of grad"
+
+    def _evaluate(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
+        with without_running_stats(self._model):
+            buffers = {n: b.detach().clone() for n, b in self._scalar.named_buffers()}
+            return functional_call(self._scalar, {**buffers, **params}, (self._x, self._y))
+
+    def _first_pass(self) -> tuple[Tensor, object, Tensor, bool]:
+        """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution."""
+        copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
+        with _refuse_randomness(self._model, self.space.device):
+            loss, output = self._evaluate(copies)
+        if not loss.requires_grad:
+            return loss.detach(), _detach(output), torch.zeros_like(self._theta()), False
+        leaves = [*copies.values(), *self.space.params]
+        parts = torch.autograd.grad(loss, leaves, allow_unused=True)
+        inner, outer = parts[: len(copies)], parts[len(copies) :]
+        captured = any(g is not None for g in outer)
+        total = [
+            sum((t for t in (a, b) if t is not None), torch.zeros_like(p))
+            for a, b, p in zip(inner, outer, self.space.params, strict=True)
+        ]
+        return loss.detach(), _detach(output), self.space.flatten(total).detach(), captured
+
+    def _theta(self) -> Tensor:
+        return self.space.flatten([p.detach() for p in self.space.params])
+
+    def _loss_at(self, theta: Tensor) -> Tensor:
+        parts = theta.split([s.numel() for s in self.space.shapes])
+        params = {n: t.view(s) for n, t, s in zip(self._names, parts, self.space.shapes, strict=True)}
+        return self._evaluate(params)[0]
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v for v [P, k], in chunks that respect the memory budget."""
+        out = torch.empty_like(v)
+        chunk = self._chunk()
+        for i in range(0, v.shape[1], chunk):
+            out[:, i : i + chunk] = self._rows(v[:, i : i + chunk].T.contiguous()).T
+        return out
+
+    def dense_(self, out: Tensor) -> None:
+        """Fills out [P, P] with H, exactly symmetric."""
+        self._fill(out)
+        if _asymmetry(out) > _asymmetry_limit(out.dtype) and self.path != "double backward":
+            log.warning("forward-over-reverse gave an asymmetric Hessian; computing it by double backward instead")
+            self.path = "double backward"
+            self._fill(out)
+        worst = _asymmetry(out)
+        if worst > _asymmetry_limit(out.dtype):
+            raise ChaosExtError(f"hessian: autograd's result is asymmetric by {worst:.2g} of its scale")
+        _symmetrize_(out)
+
+    def _fill(self, out: Tensor) -> None:
+        chunk = self._chunk()
+        for i in range(0, len(out), chunk):
+            rows = min(chunk, len(out) - i)
+            eye = torch.zeros(rows, len(out), dtype=out.dtype, device=out.device)
+            eye[torch.arange(rows), torch.arange(i, i + rows)] = 1
+            out[i : i + rows] = self._rows(eye)
+
+    def _chunk(self) -> int:
+        """Columns at once: parameters, and the activations of the pass, are held a few times per column."""
+        size = self.space.size * self.space.dtype.itemsize
+        batch = sum(t.numel() * t.element_size() for t in (self._x, self.output) if isinstance(t, Tensor))
+        budget = min(_CHUNK_BYTES, memory.available_bytes(self.space.device) // 4)
+        return max(1, min(_MAX_CHUNK, self.space.size, budget // (4 * size + 32 * batch + 1)))
+
+    def _rows(self, v: Tensor) -> Tensor:
+        """H v for v [k, P], one tangent a row."""
+        if self.path == "jvp of grad":
+            try:
+                gradient, theta = grad(self._loss_at), self._theta()
+                return vmap(lambda t: jvp(gradient, (theta,), (t,))[1], randomness="error")(v).detach()
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError) as e:
+                log.warning("forward-over-reverse failed (%s); using double backward", str(e).splitlines()[0])
+                self.path = "double backward"
+        return self._double_backward_rows(v)
+
+    def _double_backward_rows(self, v: Tensor) -> Tensor:
+        params = [p.detach().requires_grad_() if not p.is_leaf else p for p in self.space.params]
+        with torch.enable_grad():
+            loss, _ = self._evaluate(dict(zip(self._names, params, strict=True)))
+            if not loss.requires_grad:
+                return torch.zeros_like(v)
+            parts = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        g = self.space.flatten([torch.zeros_like(p) if t is None else t for t, p in zip(parts, params, strict=True)])
+        if not g.requires_grad:
+            return torch.zeros_like(v)
+
+        def rows(block: Tensor, batched: bool) -> Tensor:
+            t = torch.autograd.grad(g, params, block, retain_graph=True, is_grads_batched=batched, allow_unused=True)
+            lead = block.shape[:1] if batched else ()
+            full = [p.new_zeros(*lead, *p.shape) if u is None else u for u, p in zip(t, params, strict=True)]
+            return torch.cat([u.reshape(*lead, -1) for u in full], -1)
+
+        try:
+            return rows(v, True).detach()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError):
+            try:
+                return torch.stack([rows(r, False) for r in v]).detach()
+            except (RuntimeError, NotImplementedError) as e:
+                raise UnsupportedError(f"model: autograd cannot differentiate it twice: {e}") from e
+
+
+def _detach(output: object) -> object:
+    return output.detach() if isinstance(output, Tensor) else output
+
+
+@contextlib.contextmanager
+def _refuse_randomness(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Refuses a forward that consumes random numbers, with the generators put back."""
+
+    def states() -> list[Tensor]:
+        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
+
+    before = states()
+    yield
+    if all(torch.equal(a, b) for a, b in zip(before, states(), strict=True)):
+        return
+    torch.set_rng_state(before[0])
+    if len(before) > 1:
+        torch.cuda.set_rng_state(before[1], device)
+    names = [n for n, m in model.named_modules() if "Dropout" in type(m).__name__ and m.training]
+    raise UnsupportedError(
+        f"model: its forward draws random numbers ({', '.join(names) or 'no Dropout module; see its forward'}), "
+        "so it has no single Hessian; call .eval() on these modules"
+    )
+
+
+def _asymmetry_limit(dtype: torch.dtype) -> float:
+    return 1e-3 if dtype == torch.float32 else 1e-8
+
+
+def _blocks(p: int, size: int = 2048) -> Iterator[tuple[slice, slice]]:
+    for i in range(0, p, size):
+        for j in range(i, p, size):
+            yield slice(i, i + size), slice(j, j + size)
+
+
+def _asymmetry(h: Tensor) -> float:
+    """max |H - H^T| / max |H|."""
+    scale = float(h.abs().max()) if h.numel() else 0.0
+    worst = max((float((h[a, b] - h[b, a].T).abs().max()) for a, b in _blocks(len(h))), default=0.0)
+    return worst / scale if scale else 0.0
+
+
+def _symmetrize_(h: Tensor) -> None:
+    """H <- (H + H^T) / 2, bit for bit symmetric."""
+    for a, b in _blocks(len(h)):
+        mean = (h[a, b] + h[b, a].T) / 2
+        h[a, b] = mean
+        h[b, a] = mean.T

@@ -1,0 +1,345 @@
+"""HessianOperator: the exact Hessian of one scalar loss on one batch, as an operator, a matrix or a compressed matrix."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from . import memory
+from .capture import Program, capture
+from .compressed import CompressedHessian
+from .errors import ChaosExtError, NonFiniteError, UnsupportedError
+from .functional import ForwardError, FunctionalEngine, describe
+from .layers import NotLayerwise
+from .layerwise import LayerwiseEngine
+from .losses import LossRule, as_module, rule_for
+from .params import Origin, ParameterSpace, Snapshot
+
+log = logging.getLogger("chaos_ext")
+
+Engine = LayerwiseEngine | FunctionalEngine
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of ``HessianOperator.explain``.
+
+    Attributes:
+        name: qualified name of the layer ("(model)" for the functional engine).
+        path: how its rows of H are computed.
+        flops: floating point operations of its blocks of the dense H.
+        bytes: bytes that these blocks take.
+        why: the reason for the path.
+    """
+
+    name: str
+    path: str
+    flops: int
+    bytes: int
+    why: str
+
+
+class HessianOperator:
+    """The Hessian H [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact, on one batch.
+
+    theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each row-major
+    (``torch.nn.utils.parameters_to_vector``). H is the second derivative of exactly the scalar that ``loss_fn`` returns,
+    with its reduction, weights and smoothing. The forward and backward pass run at construction; H is computed when asked.
+
+    Models made of Linear layers and elementwise activations use layer rules; every other ``nn.Module`` and every other
+    callable loss is differentiated by torch itself, with the same results. ``explain()`` says which, and why.
+
+    The model's mode, buffers and ``.grad`` are never changed.
+
+    Args:
+        model: any module whose forward takes ``x``.
+        loss_fn: ``loss_fn(output, y)``, a scalar.
+        x: batch [N, ...] (or whatever the model's forward takes).
+        y: targets (or whatever the loss takes).
+        verify: compare the result with double backward on two random vectors, at construction.
+        memory_budget: bytes that a dense result may take; default: the memory that is available.
+
+    Raises:
+        ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar.
+        TypeError: parameters or targets of a wrong dtype.
+        NonFiniteError: NaN or infinity in the batch, the parameters, the loss or the gradient.
+        UnsupportedError: a forward that draws random numbers, or that cannot be differentiated twice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        x: object,
+        y: object,
+        verify: bool = False,
+        *,
+        memory_budget: int | None = None,
+    ) -> None:
+        self.space = ParameterSpace.of(model)
+        self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
+        _check_batch(x, y)
+        self.snapshot = Snapshot(self.space, [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)])
+        self.origin = Origin(model, x, self.snapshot)
+        self._engine, self._why = _engine_for(model, loss_fn, self.space, x, y)
+        self._cache: dict[object, object] = {}
+        if verify:
+            self._verify()
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss, a detached scalar."""
+        return self._engine.loss
+
+    @property
+    def gradient(self) -> Tensor:
+        """dloss/dtheta [P]."""
+        return self._engine.gradient
+
+    @property
+    def output(self) -> object:
+        """What the model returned on this batch, detached."""
+        return self._engine.output
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.space.size, self.space.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.space.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.space.device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """H v for v [P] or [P, k], of the same shape.
+
+        Raises:
+            ValueError, TypeError: v of another shape, dtype or device.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        if not isinstance(v, Tensor) or v.dtype != self.dtype or v.device != self.device:
+            raise TypeError(f"v: expected a {self.dtype} tensor on {self.device}, got {describe(v)}")
+        if v.dim() not in (1, 2) or v.shape[0] != self.space.size:
+            raise ValueError(f"v: expected shape [{self.space.size}] or [{self.space.size}, k], got {tuple(v.shape)}")
+        self.snapshot.require_fresh()
+        columns = v.detach().unsqueeze(1) if v.dim() == 1 else v.detach()
+        return self._engine.hvp(columns).view(v.shape) if columns.shape[1] else torch.empty_like(v)
+
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """H as a [P, P] matrix, bit for bit symmetric.
+
+        Args:
+            out: a contiguous [P, P] tensor to write to; reusing one saves the page faults of a fresh one.
+
+        Raises:
+            ValueError, TypeError: ``out`` of another shape, dtype or device.
+            MemoryBudgetError: P * P numbers do not fit.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        self.snapshot.require_fresh()
+        if out is None:
+            need = self.space.size**2 * self.dtype.itemsize
+            memory.require(need, self.device, "dense Hessian", "use op @ v, spectrum(op) or compressed()", self._budget)
+            out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        else:
+            self._check_out(out)
+        self._engine.dense_(out)
+        return out
+
+    def dense_in(self, dtype: torch.dtype) -> Tensor:
+        """``dense()`` computed in the given dtype from the parameters' values."""
+        if dtype == self.dtype or not isinstance(self._engine, LayerwiseEngine):
+            return self.dense().to(dtype)
+        self.snapshot.require_fresh()
+        out = torch.empty(self.shape, dtype=dtype, device=self.device)
+        self._engine.dense_(out)
+        return out
+
+    def _check_out(self, out: Tensor) -> None:
+        if not isinstance(out, Tensor) or out.dtype != self.dtype or out.device != self.device or out.requires_grad:
+            raise TypeError(f"out: expected a {self.dtype} tensor on {self.device} without grad, got {describe(out)}")
+        if tuple(out.shape) != self.shape or not out.is_contiguous():
+            raise ValueError(f"out: expected a contiguous tensor of shape {self.shape}, got {tuple(out.shape)}")
+
+    def compressed(self, dtype: torch.dtype | None = None) -> CompressedHessian:
+        """H = Q S Q^T exactly, with S of the size of what the batch can see (see ``CompressedHessian``).
+
+        Args:
+            dtype: compute it in this dtype from the parameters' values; default: the model's.
+
+        Raises:
+            UnsupportedError: the model has layers for which H has no such form.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        dtype = dtype or self.dtype
+        key = ("compressed", dtype)
+        if key not in self._cache:
+            self.snapshot.require_fresh()
+            if not isinstance(self._engine, LayerwiseEngine):
+                raise UnsupportedError(f"compressed: needs layer rules, and {self._why}; use dense() or spectrum()")
+            self._cache[key] = self._engine.compressed(dtype)
+        return self._cache[key]  # type: ignore[return-value]
+
+    def compressed_bound(self, dtype: torch.dtype) -> int | None:
+        """An upper bound of the size of S, or None where there is no compressed form."""
+        return self._engine.compressible(dtype) if isinstance(self._engine, LayerwiseEngine) else None
+
+    def gradient_in(self, dtype: torch.dtype) -> Tensor:
+        """The gradient [P] computed in the given dtype from the parameters' values."""
+        if dtype == self.dtype:
+            return self.gradient
+        self.snapshot.require_fresh()
+        if isinstance(self._engine, LayerwiseEngine):
+            return self._engine.flat_gradient(dtype)
+        return self.gradient.to(dtype)
+
+    def explain(self) -> list[LayerReport]:
+        """The path that each layer takes, its cost and the reason."""
+        p, item = self.space.size, self.dtype.itemsize
+        if isinstance(self._engine, FunctionalEngine):
+            return [LayerReport("(model)", self._engine.path, 0, p * p * item, self._why)]
+        return list(self._explain_layers(self._engine, item))
+
+    def _explain_layers(self, engine: LayerwiseEngine, item: int) -> Iterator[LayerReport]:
+        program, n = engine.program, len(engine.tape(self.dtype).values[0])
+        sizes = [sum(self.space.shapes[s].numel() for s in node.rule.slots if s is not None) for node in program.nodes]
+        path = "enter at parameters" if program.tied else "enter at units"
+        why = "a parameter is used by more than one layer" if program.tied else "samples do not interact"
+        for i in program.linears:
+            block = sizes[i] * (2 * sum(sizes[i + 1 :]) + sizes[i])
+            yield LayerReport(program.nodes[i].name, path, 2 * n * block, block * item, why)
+
+    def _verify(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(self.space.size, 2, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+        reference = FunctionalEngine(self.origin.model, self._loss_fn, self.space, self.origin.x, self._y)
+        reference.path = "double backward"
+        ours, theirs = self @ v, reference.hvp(v)
+        error = float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(self.dtype).tiny))
+        limit = 1e-3 if self.dtype == torch.float32 else 1e-9
+        if not error <= limit:
+            raise ChaosExtError(f"verify: H v differs from double backward by {error:.2g} (limit {limit:g})")
+
+
+def hessian(
+    model: nn.Module, loss_fn: Callable[..., Tensor], x: object, y: object, out: Tensor | None = None
+) -> Tensor:
+    """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``."""
+    return HessianOperator(model, loss_fn, x, y).dense(out)
+
+
+def _check_batch(x: object, y: object) -> None:
+    for name, value in (("x", x), ("y", y)):
+        for t in tree_leaves(value):
+            if not isinstance(t, Tensor):
+                continue
+            if t.dim() > 0 and len(t) == 0:
+                raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
+            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
+
+
+def _engine_for(
+    model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
+) -> tuple[Engine, str]:
+    """Layer rules where they provably give what torch gives, torch itself elsewhere; and why."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: expected a callable loss_fn(output, y), got {type(loss_fn).__name__}")
+    rule = rule_for(loss_fn)
+    if rule is None:
+        why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
+    elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        why = "x and y are not tensors"
+    elif x.dtype != space.dtype or x.device != space.device or y.device != space.device:
+        why = f"x is {x.dtype} on {x.device}, y on {y.device}, the parameters are {space.dtype} on {space.device}"
+    else:
+        engine, why = _layerwise(model, loss_fn, rule, space, x, y)
+        if engine is not None:
+            return engine, "every layer has a rule"
+    _warn_once(model, why)
+    return FunctionalEngine(model, loss_fn, space, x, y), why
+
+
+def _layerwise(
+    model: nn.Module, loss_fn: Callable[..., Tensor], rule: LossRule, space: ParameterSpace, x: Tensor, y: Tensor
+) -> tuple[LayerwiseEngine | None, str]:
+    found = capture(model, space, lambda program: _validate(program, model, loss_fn, x, y))
+    if found.program is None:
+        return None, found.reason
+    expected = _forward(model, x)
+    try:
+        engine = LayerwiseEngine(found.program, space, x, y, rule)
+    except NotLayerwise as e:
+        return None, str(e)
+    if not _close(engine.output, expected):
+        # A flag that forward reads changed since the capture, say.
+        return None, "forward no longer computes what was captured"
+    return engine, ""
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(model: nn.Module, why: str) -> None:
+    key = (type(model).__name__, why)
+    if key not in _warned:
+        _warned.add(key)
+        log.warning("%s: no layer rules here (%s); differentiating with torch, exact but slower", *key)
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, x: Tensor) -> object:
+    try:
+        return model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
+
+
+def _close(ours: Tensor, torchs: object) -> bool:
+    if not isinstance(torchs, Tensor) or torchs.shape != ours.shape:
+        return False
+    limit = 1e-4 if ours.dtype == torch.float32 else 1e-9
+    return bool((ours - torchs).abs().max() <= limit * torchs.abs().max())
+
+
+def _validate(
+    program: Program, model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor
+) -> str | None:
+    """Compares a new program with torch on a float64 copy: output, gradient and one H v by double backward.
+
+    This catches what torch.fx does not record, such as ``torch.no_grad`` inside forward.
+    """
+    try:
+        double, loss = copy.deepcopy((model, as_module(loss_fn)))
+    except Exception as e:  # whatever the user's module raises
+        return f"it cannot be copied for validation ({type(e).__name__}: {e})"
+    double.double()
+    loss.double()  # type: ignore[attr-defined]
+    x, y = x.detach().double(), y.double() if y.is_floating_point() else y
+    space, rule = ParameterSpace.of(double), rule_for(loss)
+    expected = _forward(double, x)
+    assert rule is not None
+    try:
+        engine = LayerwiseEngine(program, space, x, y, rule)
+    except NotLayerwise as e:
+        return str(e)
+    reference = FunctionalEngine(double, loss, space, x, y)  # type: ignore[arg-type]
+    reference.path = "double backward"
+    v = torch.randn(space.size, 1, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    checks = {
+        "output": (engine.output, expected),
+        "gradient": (engine.gradient, reference.gradient),
+        "H v": (engine.hvp(v), reference.hvp(v)),
+    }
+    wrong = [name for name, (a, b) in checks.items() if not _close(a, b)]
+    return f"its {wrong[0]} differs from torch's" if wrong else None

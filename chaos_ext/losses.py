@@ -1,0 +1,178 @@
+"""Losses as functions of the logits: value, gradient and Hessian-vector product with respect to z [N, C].
+
+Cross-entropy is sum_nc t_nc (logsumexp(z_n) - z_nc) with target weights t that already hold class weights, smoothing and
+the normaliser; its Hessian is s_n (diag p_n - p_n p_n^T), s_n = sum_c t_nc, for every option of torch's loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import _ops
+from .errors import NonFiniteError
+
+
+class Evaluated(Protocol):
+    """A loss at one z: ``loss`` [], ``delta`` = dloss/dz, and d(delta) = (d2 loss/dz2) dz for dz [k, N, C]."""
+
+    loss: Tensor
+    delta: Tensor
+
+    def tangent(self, dz: Tensor) -> Tensor: ...
+
+
+class SoftmaxLoss:
+    """Cross-entropy at z [N, C] with target weights t [N, C]."""
+
+    def __init__(self, z: Tensor, t: Tensor) -> None:
+        self.loss, self.delta, self._p = _ops.cross_entropy(z.contiguous(), t)
+        self._s = t.sum(1)
+
+    def tangent(self, dz: Tensor) -> Tensor:
+        return _ops.cross_entropy_tangent(self._p, self._s, dz.contiguous())
+
+
+class ElementwiseLoss:
+    """A sum over outputs of one function of each: the Hessian with respect to z is diagonal."""
+
+    def __init__(self, loss: Tensor, delta: Tensor, curvature: Tensor | float) -> None:
+        self.loss, self.delta, self._curvature = loss, delta, curvature
+
+    def tangent(self, dz: Tensor) -> Tensor:
+        return dz * self._curvature
+
+
+LossRule = Callable[[Tensor, Tensor], Evaluated]
+
+_FUNCTIONAL: dict[object, type[nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.mse_loss: nn.MSELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+}
+
+
+def as_module(loss_fn: object) -> object:
+    """torch.nn.functional losses (also in functools.partial with keywords) as the module they equal."""
+    keywords: dict[str, object] = {}
+    if isinstance(loss_fn, functools.partial) and not loss_fn.args:
+        loss_fn, keywords = loss_fn.func, loss_fn.keywords
+    cls = _FUNCTIONAL.get(loss_fn) if callable(loss_fn) and _hashable(loss_fn) else None
+    if cls is None:
+        return loss_fn if not keywords else functools.partial(loss_fn, **keywords)  # type: ignore[arg-type]
+    known = set(cls.__init__.__annotations__) - {"return"}
+    if not set(keywords) <= known:
+        return functools.partial(loss_fn, **keywords)  # type: ignore[arg-type]
+    return cls(**keywords)
+
+
+def _hashable(obj: object) -> bool:
+    try:
+        hash(obj)
+    except TypeError:
+        return False
+    return True
+
+
+def rule_for(loss_fn: object) -> LossRule | None:
+    """The rule of a loss that we know, or None; a known loss that is not a scalar is refused."""
+    loss_fn = as_module(loss_fn)
+    rule = {nn.CrossEntropyLoss: _cross_entropy, nn.MSELoss: _mse, nn.BCEWithLogitsLoss: _bce}.get(type(loss_fn))
+    if rule is None or not isinstance(loss_fn, nn.Module) or loss_fn._forward_hooks or loss_fn._forward_pre_hooks:
+        return None
+    if loss_fn.reduction not in ("mean", "sum"):
+        raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {loss_fn.reduction!r}; H needs a scalar")
+    return functools.partial(rule, loss_fn)
+
+
+def _need_shape(y: Tensor, expected: tuple[int, ...], what: str) -> None:
+    if tuple(y.shape) != expected:
+        raise ValueError(f"y: expected {what} of shape {expected}, got {tuple(y.shape)}")
+
+
+def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evaluated:
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y: expected a tensor of class indices or probabilities, got {type(y).__name__}")
+    n, classes = z.shape
+    w = z.new_ones(classes) if loss_fn.weight is None else loss_fn.weight.detach().to(z)
+    if w.shape != (classes,):
+        raise ValueError(f"loss_fn.weight: expected shape ({classes},), got {tuple(w.shape)}")
+    make = _probability_targets if y.is_floating_point() else _index_targets
+    return SoftmaxLoss(z, make(loss_fn, z, y, w))
+
+
+def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """t = ((1 - eps) w_y onehot + (eps / C) w) / sum_n w_{y_n}; zero rows where y is ignored."""
+    n, classes = z.shape
+    _need_shape(y, (n,), "class indices")
+    if y.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"y: expected class indices of dtype int64, got {y.dtype}")
+    y = y.long()
+    kept = y != loss_fn.ignore_index
+    if not bool(((y >= 0) & (y < classes) | ~kept).all()):
+        raise ValueError(f"y: expected class indices in [0, {classes}), got {int(y.min())} to {int(y.max())}")
+    safe = torch.where(kept, y, 0)
+    row_weight = w[safe] * kept
+    eps = loss_fn.label_smoothing
+    t = torch.zeros_like(z).scatter_(1, safe.unsqueeze(1), ((1 - eps) * row_weight).unsqueeze(1))
+    if eps:
+        t += (eps / classes) * w * kept.unsqueeze(1)
+    if loss_fn.reduction == "mean":
+        norm = row_weight.sum()
+        if not bool(norm > 0):
+            raise NonFiniteError("loss: the mean over rows is 0/0, every row is ignored or has weight 0")
+        t /= norm
+    return t
+
+
+def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """t = w q / N, q = (1 - eps) y + eps / C."""
+    _need_shape(y, tuple(z.shape), "class probabilities")
+    if loss_fn.ignore_index >= 0:
+        raise ValueError("loss_fn.ignore_index: not defined for class probabilities; expected the default")
+    classes, eps = z.shape[1], loss_fn.label_smoothing
+    q = y.detach().to(z.dtype)
+    if eps:
+        q = (1 - eps) * q + eps / classes
+    t = q * w
+    return t / len(z) if loss_fn.reduction == "mean" else t.contiguous()
+
+
+def _check_floating_target(z: Tensor, y: Tensor) -> None:
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise TypeError(f"y: expected a floating point tensor, got {getattr(y, 'dtype', type(y).__name__)}")
+    _need_shape(y, tuple(z.shape), "targets")
+
+
+def _mse(loss_fn: nn.MSELoss, z: Tensor, y: Tensor) -> Evaluated:
+    _check_floating_target(z, y)
+    scale = 1.0 / z.numel() if loss_fn.reduction == "mean" else 1.0
+    loss, delta = _ops.mse(z.contiguous(), y.detach().to(z.dtype).contiguous(), scale)
+    return ElementwiseLoss(loss, delta, 2 * scale)
+
+
+def _bce(loss_fn: nn.BCEWithLogitsLoss, z: Tensor, y: Tensor) -> Evaluated:
+    _check_floating_target(z, y)
+    empty = z.new_empty(0)
+
+    def expanded(name: str) -> Tensor:
+        w = getattr(loss_fn, name)
+        if w is None:
+            return empty
+        try:
+            return w.detach().to(z).expand_as(z).contiguous()
+        except RuntimeError:
+            raise ValueError(
+                f"loss_fn.{name}: expected a shape that broadcasts to {tuple(z.shape)}, got {tuple(w.shape)}"
+            ) from None
+
+    scale = 1.0 / z.numel() if loss_fn.reduction == "mean" else 1.0
+    target = y.detach().to(z.dtype).contiguous()
+    return ElementwiseLoss(
+        *_ops.bce_with_logits(z.contiguous(), target, expanded("weight"), expanded("pos_weight"), scale)
+    )

@@ -1,0 +1,116 @@
+"""The flat parameter vector theta [P]: its order, its slices, and whether it still has the values it had.
+
+theta concatenates the parameters that require a gradient, in ``model.parameters()`` order, each row-major, exactly as
+``torch.nn.utils.parameters_to_vector`` does. Frozen parameters are constants, a tied parameter appears once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NonFiniteError, StaleOperatorError
+
+FLOAT_DTYPES = (torch.float32, torch.float64)
+
+
+class ParameterSpace:
+    """Names, shapes and offsets of the parameters that span theta [P].
+
+    Attributes:
+        names: qualified name of each parameter.
+        params: the parameters themselves.
+        offsets: start of each parameter in theta.
+        size: P.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        pairs = [(n, p) for n, p in named if p.requires_grad]
+        if not pairs:
+            raise ValueError("model: expected at least one parameter with requires_grad=True, got none; unfreeze one")
+        self.names: tuple[str, ...] = tuple(n for n, _ in pairs)
+        self.params: tuple[Tensor, ...] = tuple(p for _, p in pairs)
+        self.dtype, self.device = self.params[0].dtype, self.params[0].device
+        self._check()
+        sizes = [p.numel() for p in self.params]
+        self.offsets: tuple[int, ...] = tuple(sum(sizes[:i]) for i in range(len(sizes)))
+        self.size = sum(sizes)
+        self.shapes: tuple[torch.Size, ...] = tuple(p.shape for p in self.params)
+        self.index = {id(p): i for i, p in enumerate(self.params)}
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ParameterSpace:
+        return cls(model.named_parameters())
+
+    def _check(self) -> None:
+        for name, p in zip(self.names, self.params, strict=True):
+            if p.dtype not in FLOAT_DTYPES:
+                raise TypeError(
+                    f"parameter {name!r}: expected float32 or float64, got {p.dtype}; convert the model with "
+                    ".float() or .double()"
+                )
+            if p.layout != torch.strided:
+                raise TypeError(f"parameter {name!r}: expected a dense (strided) tensor, got layout {p.layout}")
+            if p.dtype != self.dtype or p.device != self.device:
+                raise TypeError(
+                    f"parameter {name!r}: expected {self.dtype} on {self.device} like the first parameter, "
+                    f"got {p.dtype} on {p.device}; move the model to one dtype and device"
+                )
+
+    def flatten(self, parts: Sequence[Tensor]) -> Tensor:
+        """Concatenates one tensor per parameter into [P]."""
+        return torch.cat([t.reshape(-1) for t in parts])
+
+    def split(self, v: Tensor) -> list[Tensor]:
+        """Cuts v [P, k] into one [k, *shape] block per parameter, tangent index first."""
+        sizes = [s.numel() for s in self.shapes]
+        return [b.T.reshape(-1, *s) for b, s in zip(v.split(sizes), self.shapes, strict=True)]
+
+    def slice(self, i: int) -> slice:
+        return slice(self.offsets[i], self.offsets[i] + self.shapes[i].numel())
+
+
+class Snapshot:
+    """What theta and the batch were when an operator was made.
+
+    torch's version counters do not see in-place edits through ``.data``, so the values are compared as well.
+    """
+
+    def __init__(self, space: ParameterSpace, batch: Iterable[Tensor]) -> None:
+        self.space = space
+        self.theta = space.flatten([p.detach() for p in space.params])
+        if not bool(torch.isfinite(self.theta).all()):
+            raise NonFiniteError("model: expected finite parameters, got NaN or inf")
+        self._batch = tuple(batch)
+        self._marks = self._read_marks()
+
+    def _read_marks(self) -> list[tuple[int, int]]:
+        tensors = (*self.space.params, *self._batch)
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+    def _same_values(self) -> bool:
+        s = self.space
+        return all(torch.equal(p.detach().reshape(-1), self.theta[s.slice(i)]) for i, p in enumerate(s.params))
+
+    def is_fresh(self) -> bool:
+        return self._read_marks() == self._marks and self._same_values()
+
+    def require_fresh(self) -> None:
+        """Raises StaleOperatorError if the parameters or the batch changed."""
+        if not self.is_fresh():
+            raise StaleOperatorError(
+                "operator: the parameters or the batch changed after it was made; make a new HessianOperator "
+                "(results obtained before the change stay valid)"
+            )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which model, batch and theta a result belongs to."""
+
+    model: nn.Module
+    x: object
+    snapshot: Snapshot

@@ -1,0 +1,140 @@
+"""Slow, obvious pure-torch twins of the native operators: for tests and benchmarks only.
+
+Same names, arguments and results as in ``_ops``; each reads like its formula. They form 1 - p and the like, so they are
+meant for float64, and they allocate what the operators fuse away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _ops
+
+_FUNCTIONS = {
+    _ops.RELU: lambda z, alpha, beta: F.relu(z),
+    _ops.LEAKY_RELU: lambda z, alpha, beta: F.leaky_relu(z, alpha),
+    _ops.ELU: lambda z, alpha, beta: F.elu(z, alpha),
+    _ops.SELU: lambda z, alpha, beta: F.selu(z),
+    _ops.CELU: lambda z, alpha, beta: F.celu(z, alpha),
+    _ops.SIGMOID: lambda z, alpha, beta: torch.sigmoid(z),
+    _ops.TANH: lambda z, alpha, beta: torch.tanh(z),
+    _ops.SOFTPLUS: lambda z, alpha, beta: F.softplus(z, alpha, beta),
+    _ops.SILU: lambda z, alpha, beta: F.silu(z),
+    _ops.GELU_ERF: lambda z, alpha, beta: F.gelu(z),
+    _ops.GELU_TANH: lambda z, alpha, beta: F.gelu(z, approximate="tanh"),
+    _ops.HARDTANH: lambda z, alpha, beta: F.hardtanh(z, alpha, beta),
+}
+
+
+def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's own function, backward and double backward."""
+    with torch.enable_grad():
+        x = z.detach().requires_grad_()
+        a = _FUNCTIONS[kind](x, alpha, beta)
+        (d1,) = torch.autograd.grad(a.sum(), x, create_graph=True)
+        if kind in _ops.PIECEWISE_LINEAR:
+            return a.detach(), d1.detach(), z.new_empty(0)
+        (d2,) = torch.autograd.grad(d1.sum(), x)
+    return a.detach(), d1.detach(), d2
+
+
+def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    log_p = torch.log_softmax(z, 1)
+    loss = -torch.where(t == 0, torch.zeros_like(t), t * log_p).sum()
+    p = log_p.exp()
+    return loss, p * t.sum(1, keepdim=True) - t, p
+
+
+def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
+    B = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.einsum("n,ncd,knd->knc", s, B, dz)
+
+
+def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    w = w if w.numel() else torch.ones_like(z)
+    pw = pw if pw.numel() else torch.ones_like(z)
+    negative, positive = (1 - y) * w, pw * y * w
+    loss = scale * (negative * F.softplus(z) + positive * F.softplus(-z)).sum()
+    delta = scale * (negative * torch.sigmoid(z) - positive * torch.sigmoid(-z))
+    return loss, delta, scale * (negative + positive) * torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def mse(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return scale * (z - y).square().sum(), 2 * scale * (z - y)
+
+
+def hessian_block_(
+    H: Tensor,
+    a_s: Tensor,
+    K: Tensor | None,
+    a_t: Tensor | None,
+    delta_t: Tensor | None,
+    J: Tensor | None,
+    row_w: int,
+    row_b: int,
+    col_w: int,
+    col_b: int,
+    same: bool,
+) -> None:
+    if same:
+        assert K is not None
+        a_t, K = a_s, _mirror_units(K)
+    block = _block(a_s, K, a_t, delta_t, J)
+    rows = _parameter_rows(row_w, row_b, block.shape[0], block.shape[1])
+    columns = _parameter_rows(col_w, col_b, block.shape[2], block.shape[3])
+    keep_rows, keep_columns = rows >= 0, columns >= 0
+    flat = block.reshape(len(rows), len(columns))[keep_rows][:, keep_columns]
+    H[rows[keep_rows][:, None], columns[keep_columns]] = flat
+    H[columns[keep_columns][:, None], rows[keep_rows]] = flat.T
+
+
+def _mirror_units(K: Tensor) -> Tensor:
+    """K [O, N, O] with its entries below the diagonal replaced by those above: only i <= k is read."""
+    upper = K.permute(1, 0, 2).triu()
+    return (upper + upper.triu(1).mT).permute(1, 0, 2)
+
+
+def _block(a_s: Tensor, K: Tensor | None, a_t: Tensor | None, delta_t: Tensor | None, J: Tensor | None) -> Tensor:
+    """The block [O_s, I_s + 1, O_t, I_t + 1], with the constant input 1 (of J: 0) appended for the bias."""
+    x_s = F.pad(a_s, (0, 1), value=1.0)
+    terms = []
+    if K is not None and a_t is not None:
+        terms.append(torch.einsum("nj,ink,nl->ijkl", x_s, K, F.pad(a_t, (0, 1), value=1.0)))
+    if J is not None and delta_t is not None:
+        terms.append(torch.einsum("nj,nk,inl->ijkl", x_s, delta_t, F.pad(J, (0, 1))))
+    return torch.stack(terms).sum(0)
+
+
+def _parameter_rows(weight: int, bias: int, units: int, inputs_and_bias: int) -> Tensor:
+    """Rows of H of all (unit, input), the bias last; -1 where the parameter does not exist."""
+    rows = torch.full((units, inputs_and_bias), -1)
+    if weight >= 0:
+        rows[:, :-1] = weight + torch.arange(units * (inputs_and_bias - 1)).reshape(units, inputs_and_bias - 1)
+    if bias >= 0:
+        rows[:, -1] = bias + torch.arange(units)
+    return rows.reshape(-1)
+
+
+def projected_sgd_(
+    param: Tensor,
+    grad: Tensor,
+    L: Tensor,
+    R: Tensor,
+    buf: Tensor | None,
+    first: bool,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    d = grad - (L @ R).reshape(grad.shape)
+    d = -d if maximize else d
+    d = d + weight_decay * param
+    if buf is not None:
+        buf.copy_(d if first else momentum * buf + (1 - dampening) * d)
+        d = d + momentum * buf if nesterov else buf
+    param.sub_(lr * d)

@@ -1,0 +1,112 @@
+// Argument checks and type dispatch for every operator. All messages read
+//
+//     <op>: expected <arg> <constraint>, got <value>
+//
+// so that a user sees the operator, the argument, what was wanted and what came.
+#pragma once
+
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+namespace chaos_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// "[2, 3]"
+template <typename Sizes>
+inline std::string shape_string(const Sizes& sizes) {
+  std::string text = "[";
+  for (const int64_t size : sizes) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(size);
+  }
+  return text + "]";
+}
+
+inline std::string device_string(const Tensor& t) {
+  const auto device = t.device();
+  if (device.is_cpu()) return "cpu";
+  const std::string type = device.is_cuda() ? "cuda" : "device type " + std::to_string(static_cast<int>(device.type()));
+  return type + ":" + std::to_string(device.index());
+}
+
+inline void check_floating(const char* op, const char* arg, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": expected ", arg,
+                  " of dtype float32 or float64, got ", torch::headeronly::toString(type));
+}
+
+// Same dtype and device as the leading argument of the operator.
+inline void check_like(const char* op, const char* arg, const Tensor& t, const char* lead_arg, const Tensor& lead) {
+  STD_TORCH_CHECK(t.scalar_type() == lead.scalar_type(), op, ": expected ", arg, " of the dtype of ", lead_arg, " (",
+                  torch::headeronly::toString(lead.scalar_type()), "), got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(t.device() == lead.device(), op, ": expected ", arg, " on the device of ", lead_arg, " (",
+                  device_string(lead), "), got ", device_string(t));
+}
+
+inline void check_contiguous(const char* op, const char* arg, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": expected ", arg, " contiguous (call .contiguous() first), got sizes ",
+                  shape_string(t.sizes()), " with strides ", shape_string(t.strides()));
+}
+
+inline void check_dim(const char* op, const char* arg, const Tensor& t, int64_t dim) {
+  STD_TORCH_CHECK(t.dim() == dim, op, ": expected ", arg, " with ", dim, " dimensions, got ", shape_string(t.sizes()));
+}
+
+inline void check_shape(const char* op, const char* arg, const Tensor& t, std::initializer_list<int64_t> shape) {
+  bool equal = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t axis = 0;
+  for (const int64_t size : shape) equal = equal && t.size(axis++) == size;
+  STD_TORCH_CHECK(equal, op, ": expected ", arg, " of shape ", shape_string(shape), ", got ", shape_string(t.sizes()));
+}
+
+inline void check_same_shape(const char* op, const char* arg, const Tensor& t, const char* lead_arg,
+                             const Tensor& lead) {
+  bool equal = t.dim() == lead.dim();
+  for (int64_t axis = 0; equal && axis < t.dim(); ++axis) equal = t.size(axis) == lead.size(axis);
+  STD_TORCH_CHECK(equal, op, ": expected ", arg, " of the shape of ", lead_arg, " ", shape_string(lead.sizes()),
+                  ", got ", shape_string(t.sizes()));
+}
+
+// The usual case: dtype, device, contiguity and shape in one line.
+inline void check_operand(const char* op, const char* arg, const Tensor& t, const char* lead_arg, const Tensor& lead,
+                          std::initializer_list<int64_t> shape) {
+  check_like(op, arg, t, lead_arg, lead);
+  check_shape(op, arg, t, shape);
+  check_contiguous(op, arg, t);
+}
+
+inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()));
+}
+
+// Calls body with a value of type float or double, the dtype of t (which check_floating has seen before).
+template <typename Body>
+inline void dispatch_floating(const Tensor& t, const Body& body) {
+  if (t.scalar_type() == ScalarType::Float) {
+    body(float{});
+  } else {
+    body(double{});
+  }
+}
+
+template <typename T>
+inline const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+inline T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+}  // namespace chaos_ext

@@ -1,0 +1,14 @@
+// Marks the functions that CPU kernels, CUDA kernels and the CPU emulator of the CUDA kernels share,
+// so that the tests on the CPU exercise the very arithmetic that the GPU runs.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CHAOS_EXT_HD __host__ __device__ inline
+#define CHAOS_EXT_HD_MEMBER __host__ __device__
+#else
+#define CHAOS_EXT_HD inline
+#define CHAOS_EXT_HD_MEMBER
+#endif

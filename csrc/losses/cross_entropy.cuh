@@ -1,0 +1,74 @@
+// cross_entropy and cross_entropy_tangent on the GPU. Formulas: cross_entropy.h. One block per row (n, and (k, n) for
+// the tangent), threads over classes; the rows' losses are added in a second, fixed-order pass.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../common/reduce.cuh"
+#include "cross_entropy_math.h"
+
+namespace chaos_ext {
+
+// The largest of x [classes] and where it is, for every thread of the block.
+template <typename T>
+__device__ inline Indexed<T> row_argmax(const T* x, int64_t classes) {
+  Indexed<T> best{x[0], 0};
+  for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) best = FirstMax{}(best, Indexed<T>{x[c], c});
+  return block_reduce(best, FirstMax{});
+}
+
+template <typename T>
+__device__ inline CrossEntropyRow<T> reduce_row(const T* z, const T* t, int64_t classes) {
+  const Indexed<T> top = row_argmax(z, classes), heavy = row_argmax(t, classes);
+  T exp_others = T(0), t_others = T(0);
+  for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) {
+    if (c != top.index) exp_others += ::exp(z[c] - top.value);
+    if (c != heavy.index) t_others += t[c];
+  }
+  exp_others = block_reduce(exp_others, Sum{});
+  t_others = block_reduce(t_others, Sum{});
+  return {top.value, top.index, exp_others, heavy.value, heavy.index, t_others};
+}
+
+template <typename T>
+__global__ void cross_entropy_kernel(const T* z,  // [N, C]
+                                     const T* t,  // [N, C]
+                                     int64_t rows, int64_t classes,
+                                     T* delta,            // [N, C]
+                                     T* p,                // [N, C]
+                                     double* row_loss) {  // [N]
+  for (int64_t n = blockIdx.x; n < rows; n += gridDim.x) {
+    const int64_t at = n * classes;
+    const CrossEntropyRow<T> row = reduce_row(z + at, t + at, classes);
+    double loss = 0.0;
+    for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) {
+      const T pc = cross_entropy_p(row, z[at + c]);
+      p[at + c] = pc;
+      delta[at + c] = cross_entropy_delta(row, c, pc, t[at + c]);
+      loss += cross_entropy_loss(row, z[at + c], t[at + c]);
+    }
+    loss = block_reduce(loss, Sum{});
+    if (threadIdx.x == 0) row_loss[n] = loss;
+  }
+}
+
+template <typename T>
+__global__ void cross_entropy_tangent_kernel(const T* p,   // [N, C]
+                                             const T* s,   // [N]
+                                             const T* dz,  // [k, N, C]
+                                             int64_t columns, int64_t rows, int64_t classes,
+                                             T* out) {  // [k, N, C]
+  for (int64_t kn = blockIdx.x; kn < columns * rows; kn += gridDim.x) {
+    const int64_t n = kn % rows;
+    const T *pn = p + n * classes, *d = dz + kn * classes;
+    const T ref = d[row_argmax(pn, classes).index];
+    T mean = T(0);
+    for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) mean += pn[c] * (d[c] - ref);
+    mean = block_reduce(mean, Sum{});
+    for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) {
+      out[kn * classes + c] = s[n] * pn[c] * ((d[c] - ref) - mean);
+    }
+  }
+}
+
+}  // namespace chaos_ext

@@ -1,0 +1,110 @@
+// cross_entropy and cross_entropy_tangent on the CPU. Formulas: cross_entropy.h. Parallel over rows (n, and (k, n)
+// for the tangent); the loss adds the rows' terms in order in float64, so it does not depend on the thread count.
+
+#include <torch/csrc/stable/library.h>
+
+#include "../common/sum_cpu.h"
+#include "cross_entropy.h"
+#include "cross_entropy_math.h"
+
+namespace chaos_ext {
+namespace {
+
+constexpr int64_t kRowWork = 4096;  // elements a thread should have at least
+
+int64_t rows_per_block(int64_t classes) { return std::max<int64_t>(1, kRowWork / classes); }
+
+template <typename T>
+int64_t first_argmax(const T* x, int64_t n) {
+  int64_t arg = 0;
+  for (int64_t c = 1; c < n; ++c) {
+    if (x[c] > x[arg]) arg = c;
+  }
+  return arg;
+}
+
+template <typename T>
+CrossEntropyRow<T> reduce_row(const T* z, const T* t, int64_t classes) {
+  CrossEntropyRow<T> row{};
+  row.z_arg = first_argmax(z, classes);
+  row.z_max = z[row.z_arg];
+  row.t_arg = first_argmax(t, classes);
+  row.t_max = t[row.t_arg];
+  for (int64_t c = 0; c < classes; ++c) {
+    if (c != row.z_arg) row.exp_others += std::exp(z[c] - row.z_max);
+    if (c != row.t_arg) row.t_others += t[c];
+  }
+  return row;
+}
+
+// One row: writes delta and p, returns the row's part of the loss.
+template <typename T>
+double cross_entropy_row(const T* z, const T* t, T* delta, T* p, int64_t classes) {
+  const CrossEntropyRow<T> row = reduce_row(z, t, classes);
+  double loss = 0.0;
+  for (int64_t c = 0; c < classes; ++c) {
+    p[c] = cross_entropy_p(row, z[c]);
+    delta[c] = cross_entropy_delta(row, c, p[c], t[c]);
+    loss += cross_entropy_loss(row, z[c], t[c]);
+  }
+  return loss;
+}
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_cpu(const Tensor& z,    // [N, C]
+                                                     const Tensor& t) {  // [N, C]
+  const CrossEntropyOutputs out = prepare_cross_entropy(z, t);
+  const int64_t rows = z.size(0), classes = z.size(1);
+  dispatch_floating(z, [&](auto zero) {
+    using T = decltype(zero);
+    const T *zp = data<T>(z), *tp = data<T>(t);
+    T *delta = mutable_data<T>(out.delta), *p = mutable_data<T>(out.p);
+    const double loss = blocked_sum(rows, rows_per_block(classes + 1), [&](int64_t begin, int64_t end) {
+      double sum = 0.0;
+      for (int64_t at = begin * classes; at < end * classes; at += classes) {
+        sum += cross_entropy_row(zp + at, tp + at, delta + at, p + at, classes);
+      }
+      return sum;
+    });
+    *mutable_data<T>(out.loss) = static_cast<T>(loss);
+  });
+  return out.tuple();
+}
+
+// One (k, n): out = s (diag p - p p^T) dz.
+template <typename T>
+void tangent_row(const T* p, T s, int64_t ref, const T* dz, T* out, int64_t classes) {
+  T mean = T(0);
+  for (int64_t c = 0; c < classes; ++c) mean += p[c] * (dz[c] - dz[ref]);
+  for (int64_t c = 0; c < classes; ++c) out[c] = s * p[c] * ((dz[c] - dz[ref]) - mean);
+}
+
+Tensor cross_entropy_tangent_cpu(const Tensor& p,     // [N, C]
+                                 const Tensor& s,     // [N]
+                                 const Tensor& dz) {  // [k, N, C]
+  const Tensor out = prepare_cross_entropy_tangent(p, s, dz);
+  const int64_t columns = dz.size(0), rows = p.size(0), classes = p.size(1);
+  if (dz.numel() == 0) return out;
+  dispatch_floating(p, [&](auto zero) {
+    using T = decltype(zero);
+    const T *pp = data<T>(p), *sp = data<T>(s), *dzp = data<T>(dz);
+    T* o = mutable_data<T>(out);
+    torch::stable::parallel_for(0, rows, rows_per_block(classes * columns), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t ref = first_argmax(pp + n * classes, classes);
+        for (int64_t k = 0; k < columns; ++k) {
+          const int64_t at = (k * rows + n) * classes;
+          tangent_row(pp + n * classes, sp[n], ref, dzp + at, o + at, classes);
+        }
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace chaos_ext
+
+STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) {
+  m.impl("cross_entropy", TORCH_BOX(&chaos_ext::cross_entropy_cpu));
+  m.impl("cross_entropy_tangent", TORCH_BOX(&chaos_ext::cross_entropy_tangent_cpu));
+}

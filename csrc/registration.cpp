@@ -1,0 +1,31 @@
+// The table of contents of chaos_ext's native code: every operator schema, in pipeline order.
+//
+// Index legend: N batch, C classes, k tangent columns, O/I output/input features of a layer, P parameters,
+// q rank of a factorised projection; _s and _t are the layers of a Hessian block's rows and columns.
+// (a!) marks a tensor that is written in place. CPU kernels are in <op>_cpu.cpp (library _C), CUDA kernels in
+// <op>.cuh with launchers in <op>_cuda.cu (library _C_cuda), formulas in the headers that both share.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(chaos_ext, m) {
+  // layers/: value, first and second derivative of an activation in one pass.
+  m.def("activation(Tensor z, int kind, float alpha, float beta) -> (Tensor a, Tensor d1, Tensor d2)");
+
+  // losses/: value, gradient and curvature with respect to the logits.
+  m.def("cross_entropy(Tensor z, Tensor t) -> (Tensor loss, Tensor delta, Tensor p)");
+  m.def("cross_entropy_tangent(Tensor p, Tensor s, Tensor dz) -> Tensor");
+  m.def(
+      "bce_with_logits(Tensor z, Tensor y, Tensor w, Tensor pw, float scale) -> "
+      "(Tensor loss, Tensor delta, Tensor curvature)");
+  m.def("mse(Tensor z, Tensor y, float scale) -> (Tensor loss, Tensor delta)");
+
+  // hessian/: one layer pair's block, written into the dense matrix together with its transpose.
+  m.def(
+      "hessian_block_(Tensor(a!) H, Tensor a_s, Tensor? K, Tensor? a_t, Tensor? delta_t, Tensor? J, "
+      "int row_w, int row_b, int col_w, int col_b, bool same) -> ()");
+
+  // dynamics/: one optimizer step along a gradient whose projection never goes to memory.
+  m.def(
+      "projected_sgd_(Tensor(a!) param, Tensor grad, Tensor L, Tensor R, Tensor(b!)? buf, bool first, float lr, "
+      "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()");
+}
