@@ -54,7 +54,7 @@ def nvcc_version(cuda_home: str | None) -> str | None:
 
 
 def decide_cuda(setting: str, torch_cuda: str | None, nvcc: str | None) -> CudaDecision:
-    """Whether to build _C_cuda, from CHAOS_EXT_CUDA, torch.version.cuda and nvcc's release; raises where 1 is impossible."""
+    """Whether to build _C_cuda, from CHAOS_EXT_CUDA, torch.version.cuda and nvcc's release; impossible 1 raises."""
     if setting not in ("auto", "0", "1"):
         raise ValueError(f"CHAOS_EXT_CUDA: expected auto, 0 or 1, got {setting!r}")
     if setting == "0":
@@ -72,7 +72,7 @@ def decide_cuda(setting: str, torch_cuda: str | None, nvcc: str | None) -> CudaD
         return CudaDecision(True, f"nvcc {nvcc}, torch CUDA {torch_cuda}")
     if setting == "1":
         raise RuntimeError(f"CHAOS_EXT_CUDA=1, but {missing}: {remedy}, or use CHAOS_EXT_CUDA=0 for a CPU-only build")
-    return CudaDecision(False, missing)
+    return CudaDecision(False, f"{missing}: to have it, {remedy}")
 
 
 def parse_archs(arch_list: str) -> list[str]:
@@ -132,7 +132,9 @@ def main() -> None:
     setting = os.environ.get("CHAOS_EXT_CUDA", "auto").strip().lower()
     nvcc = nvcc_version(cuda_home)
     cuda = decide_cuda(setting, torch.version.cuda, nvcc)
-    print(f"chaos_ext: {'building' if cuda.build else 'not building'} the CUDA library ({cuda.reason})", file=sys.stderr)
+    print(
+        f"chaos_ext: {'building' if cuda.build else 'not building'} the CUDA library ({cuda.reason})", file=sys.stderr
+    )
     config = {
         "torch_build": torch.__version__,
         "cuda_built": cuda.build,
@@ -148,6 +150,8 @@ def main() -> None:
         def run(self) -> None:
             super().run()
             folder = Path(self.get_ext_fullpath("chaos_ext._C")).parent
+            if not cuda.build:  # of an earlier build in place
+                (folder / "_C_cuda.abi3.so").unlink(missing_ok=True)
             (folder / "_build_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     setup(

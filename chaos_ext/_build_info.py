@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ def _version() -> str:
 __version__ = _version()
 
 
-def _build_config() -> dict[str, Any]:
-    path = Path(__file__).with_name("_build_config.json")
-    config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return config
-
-
 def build_info() -> dict[str, Any]:
     """The build and its state here, for bug reports and for choosing a device.
 
@@ -40,20 +33,16 @@ def build_info() -> dict[str, Any]:
     nvcc, compiler  what compiled the libraries
     cpu_capability  the vector instructions the CPU kernels use: "DEFAULT", "AVX2" or "AVX512"
     """
-    config = _build_config()
-    loaded = _ops.CUDA_ERROR is None
-    built = (Path(__file__).parent / "_C_cuda.abi3.so").exists()
-    error = _ops.CUDA_ERROR
-    if not built and config.get("cuda_reason"):
-        error = f"{error} ({config['cuda_reason']})"
+    config = _ops.BUILD_CONFIG
+    built = Path(__file__).with_name("_C_cuda.abi3.so").exists()
     return {
         "version": __version__,
         "torch": torch.__version__,
         "torch_build": config.get("torch_build", "unknown"),
-        "cuda": loaded,
+        "cuda": _ops.CUDA_ERROR is None,
         "cuda_built": built,
         "cuda_archs": list(config.get("cuda_archs", [])) if built else [],
-        "cuda_error": error,
+        "cuda_error": _ops.CUDA_ERROR,
         "nvcc": config.get("nvcc") if built else None,
         "compiler": config.get("compiler", "unknown"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -71,4 +71,7 @@ def read_sealed(path: Path) -> Any:
     digest, payload = raw[head : head + 32], raw[head + 32 :]
     if raw[:head] != _MAGIC or hashlib.sha256(payload).digest() != digest:
         raise CheckpointError(f"{path}: expected a whole file written by chaos_ext, got a damaged or foreign one")
-    return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    try:
+        return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    except Exception as error:  # whole, but made by another version; torch raises many kinds
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error

@@ -1,7 +1,7 @@
 """The native operators as typed Python functions: the only file that names ``torch.ops.chaos_ext``.
 
 Loads the extension's libraries: ``_C`` (schemas, CPU kernels) always, ``_C_cuda`` where torch itself has CUDA. A CUDA
-library that does not load leaves the CPU operators usable; ``CUDA_ERROR`` holds the reason and ``build_info()`` shows it.
+library that does not load leaves the CPU operators usable; ``CUDA_ERROR`` holds the reason, ``build_info()`` shows it.
 
 Index legend: N batch, C classes, k tangent columns, O/I output/input features, P parameters, q rank. Formulas: csrc/.
 None of the operators is differentiable: the derivatives are what they compute.
@@ -9,12 +9,16 @@ None of the operators is differentiable: the derivatives are what they compute.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent
+_CONFIG_FILE = _FOLDER / "_build_config.json"
+BUILD_CONFIG: dict[str, Any] = json.loads(_CONFIG_FILE.read_text()) if _CONFIG_FILE.exists() else {}
 _REMEDY = "build it with `pip install .` (or `pip install --no-build-isolation -e .`) in the repository"
 
 
@@ -34,9 +38,13 @@ def _load_cuda() -> str | None:
     """None where the CUDA kernels are loaded, else the reason why not."""
     path = _FOLDER / "_C_cuda.abi3.so"
     if not path.exists():
-        return "the CUDA library was not built"
+        return f"the CUDA library was not built ({BUILD_CONFIG.get('cuda_reason', 'reason unknown')})"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
+    built_with = BUILD_CONFIG.get("nvcc") or torch.version.cuda
+    if built_with.split(".")[0] != torch.version.cuda.split(".")[0]:
+        remedy = "build with --no-build-isolation and a matching CUDA_HOME"
+        return f"the CUDA library was built with CUDA {built_with}, torch has CUDA {torch.version.cuda}: {remedy}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -66,17 +74,17 @@ def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> t
     ``alpha, beta`` are the slope of LEAKY_RELU, the alpha of ELU and CELU, (beta, threshold) of SOFTPLUS and (min, max)
     of HARDTANH.
     """
-    return _activation(z, kind, alpha, beta)  # type: ignore[no-any-return]
+    return _activation(z, kind, alpha, beta)
 
 
 def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """loss [], delta [N, C] and p [N, C] of sum t (logsumexp z - z) for logits z and target weights t [N, C]."""
-    return _cross_entropy(z, t)  # type: ignore[no-any-return]
+    return _cross_entropy(z, t)
 
 
 def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
     """s (diag p - p p^T) dz [k, N, C] for p [N, C], s [N], dz [k, N, C]."""
-    return _cross_entropy_tangent(p, s, dz)  # type: ignore[no-any-return]
+    return _cross_entropy_tangent(p, s, dz)
 
 
 def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,12 +92,12 @@ def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -
 
     w and pw have z's shape or are empty [0] (ones).
     """
-    return _bce_with_logits(z, y, w, pw, scale)  # type: ignore[no-any-return]
+    return _bce_with_logits(z, y, w, pw, scale)
 
 
 def mse(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """loss [] and delta (as z) of scale sum (z - y)^2."""
-    return _mse(z, y, scale)  # type: ignore[no-any-return]
+    return _mse(z, y, scale)
 
 
 def hessian_block_(
@@ -107,8 +115,8 @@ def hessian_block_(
 ) -> None:
     """Writes the block of layers s (rows) and t (columns) into H [P, P], and its transpose.
 
-    With a_s [N, I_s], K [O_s, N, O_t], a_t [N, I_t], delta_t [N, O_t], J [O_s, N, I_t], and a constant input 1 (of J: 0)
-    appended for the bias, ``H[(i, j), (k, l)] = sum_n a_s[n, j] (K[i, n, k] a_t[n, l] + delta_t[n, k] J[i, n, l])``.
+    With a_s [N, I_s], K [O_s, N, O_t], a_t [N, I_t], delta_t [N, O_t], J [O_s, N, I_t], and a constant input 1 (of J:
+    0) appended for the bias, ``H[(i, j), (k, l)] = sum_n a_s[n, j] (K[i, n, k] a_t[n, l] + delta_t[n, k] J[i, n, l])``.
     Rows are row_w + i I_s + j for the weight, row_b + i for the bias; columns alike; negative offsets are left out.
     ``same``: s is t (a_s serves both, no delta_t, J). Without K, a_t or without delta_t, J their term is absent.
     """

@@ -109,9 +109,13 @@ class Program:
         return len(used) != len(set(used))
 
 
+def _is_leaf(m: nn.Module) -> bool:
+    return type(m) is not nn.Sequential and m.__module__.startswith("torch.nn")
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-        return type(m) is not nn.Sequential and m.__module__.startswith("torch.nn")
+        return _is_leaf(m)
 
 
 def _refuse_invisible(model: nn.Module) -> None:
@@ -130,7 +134,9 @@ class _Builder:
     """Turns one fx graph into nodes."""
 
     def __init__(self, model: nn.Module, space: ParameterSpace) -> None:
-        self.model, self.space = model, space
+        # torch.fx never treats the root as a leaf: a model that is itself one layer goes into a container.
+        bare = _is_leaf(model)
+        self.model, self.space = nn.Sequential(model) if bare else model, space
         self.value: dict[fx.Node, int] = {}
         self.nodes: list[Node] = []
         self.sizes: set[fx.Node] = set()

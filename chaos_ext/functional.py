@@ -180,7 +180,7 @@ class FunctionalEngine:
                 return vmap(lambda t: jvp(gradient, (theta,), (t,))[1], randomness="error")(v).detach()
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, NotImplementedError) as e:
+            except (RuntimeError, ForwardError) as e:
                 log.warning("forward-over-reverse failed (%s); using double backward", str(e).splitlines()[0])
                 self.path = "double backward"
         return self._double_backward_rows(v)
@@ -206,10 +206,10 @@ class FunctionalEngine:
             return rows(v, True).detach()
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             try:
                 return torch.stack([rows(r, False) for r in v]).detach()
-            except (RuntimeError, NotImplementedError) as e:
+            except RuntimeError as e:
                 raise UnsupportedError(f"model: autograd cannot differentiate it twice: {e}") from e
 
 

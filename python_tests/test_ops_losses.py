@@ -1,4 +1,4 @@
-"""cross_entropy, bce_with_logits, mse: torch's loss, double backward's derivatives, and full accuracy on fitted batches."""
+"""cross_entropy, bce_with_logits, mse: torch's losses and derivatives, and full accuracy on fitted batches."""
 
 import math
 

@@ -163,7 +163,7 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:
         device=str(torch.device(args.device)),
         threads=args.threads,
         chaos_ext=chaos_ext.__version__,
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # a str subclass, which a checkpoint would not load
     )
 
 

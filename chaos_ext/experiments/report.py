@@ -167,7 +167,7 @@ def environment(settings: Settings, jobs: int) -> dict[str, Any]:
         numpy_version = numpy.__version__
     except ImportError:
         numpy_version = None
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy_version}
+    versions = {"python": platform.python_version(), "torch": settings.torch, "numpy": numpy_version}
     device = torch.device(settings.device)
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {

@@ -59,6 +59,4 @@ void projected_sgd_cpu(Tensor& param,                     // any shape, viewed a
 }  // namespace
 }  // namespace chaos_ext
 
-STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) {
-  m.impl("projected_sgd_", TORCH_BOX(&chaos_ext::projected_sgd_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) { m.impl("projected_sgd_", TORCH_BOX(&chaos_ext::projected_sgd_cpu)); }

@@ -33,6 +33,4 @@ void projected_sgd_cuda(Tensor& param,                     // any shape, viewed 
 }  // namespace
 }  // namespace chaos_ext
 
-STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CUDA, m) {
-  m.impl("projected_sgd_", TORCH_BOX(&chaos_ext::projected_sgd_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CUDA, m) { m.impl("projected_sgd_", TORCH_BOX(&chaos_ext::projected_sgd_cuda)); }

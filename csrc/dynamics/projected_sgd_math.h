@@ -13,8 +13,12 @@ struct SgdOptions {
 
   template <typename U>
   SgdOptions<U> cast() const {
-    return {static_cast<U>(lr),           static_cast<U>(momentum), static_cast<U>(dampening),
-            static_cast<U>(weight_decay), nesterov,                 maximize,
+    return {static_cast<U>(lr),
+            static_cast<U>(momentum),
+            static_cast<U>(dampening),
+            static_cast<U>(weight_decay),
+            nesterov,
+            maximize,
             first};
   }
 };

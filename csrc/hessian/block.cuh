@@ -1,10 +1,10 @@
-// hessian_block_ on the GPU. Formula: block.h. One thread block per tile of 32 x 32 entries (j, l) of a unit pair (i, k):
+// hessian_block_ on the GPU. Formula: block.h. One thread block per tile of 32 x 32 entries (j, l) of units (i, k):
 //
 //     value[j][l] = sum_n a_s[n, j] M[n, l],   M[n, l] = K[i, n, k] a_t[n, l] + delta_t[n, k] J[i, n, l]
 //
 // accumulated over chunks of 16 samples in shared memory; M never goes to memory. 32 x 8 threads hold four rows j each.
-// The finished tile lies in shared memory, from where rows and mirrored rows of H are both written coalesced. Each value
-// is computed once, so H is exactly symmetric; for `same` only i <= k and l-tiles >= j-tiles are computed.
+// The finished tile lies in shared memory, from where rows and mirrored rows of H are both written coalesced. Each
+// value is computed once, so H is exactly symmetric; for `same` only i <= k and l-tiles >= j-tiles are computed.
 #pragma once
 
 #include <cuda_runtime.h>

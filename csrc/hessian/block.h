@@ -121,9 +121,22 @@ BlockProblem<T> block_problem(const Tensor& H, const Tensor& a_s, const std::opt
                               const std::optional<Tensor>& J, const BlockSizes& d, const ParameterSpan& row,
                               const ParameterSpan& col) {
   const auto pointer = [](const std::optional<Tensor>& t) { return t ? data<T>(*t) : nullptr; };
-  return {mutable_data<T>(H), data<T>(a_s), pointer(K), pointer(a_t), pointer(delta_t), pointer(J), H.stride(0),
-          d.N,                d.O_s,        d.I_s,      d.O_t,        d.I_t,            row,        col,
-          K.has_value(), J.has_value()};
+  return {mutable_data<T>(H),
+          data<T>(a_s),
+          pointer(K),
+          pointer(a_t),
+          pointer(delta_t),
+          pointer(J),
+          H.stride(0),
+          d.N,
+          d.O_s,
+          d.I_s,
+          d.O_t,
+          d.I_t,
+          row,
+          col,
+          K.has_value(),
+          J.has_value()};
 }
 
 }  // namespace chaos_ext

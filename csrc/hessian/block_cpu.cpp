@@ -221,12 +221,12 @@ void cross_block(BlockPlan<T> plan) {
   run(kernels_for(T{}).mirrored, plan, weights + biases, q.O_s * (q.I_s + 1) * N_work);
 }
 
-void hessian_block_cpu(Tensor& H,                              // [P, P], row stride >= P
-                       const Tensor& a_s,                      // [N, I_s]
-                       const std::optional<Tensor>& K,         // [O_s, N, O_t]
-                       const std::optional<Tensor>& a_t,       // [N, I_t]
-                       const std::optional<Tensor>& delta_t,   // [N, O_t]
-                       const std::optional<Tensor>& J,         // [O_s, N, I_t]
+void hessian_block_cpu(Tensor& H,                             // [P, P], row stride >= P
+                       const Tensor& a_s,                     // [N, I_s]
+                       const std::optional<Tensor>& K,        // [O_s, N, O_t]
+                       const std::optional<Tensor>& a_t,      // [N, I_t]
+                       const std::optional<Tensor>& delta_t,  // [N, O_t]
+                       const std::optional<Tensor>& J,        // [O_s, N, I_t]
                        int64_t row_w, int64_t row_b, int64_t col_w, int64_t col_b, bool same) {
   const ParameterSpan row{row_w, row_b}, col{col_w, col_b};
   const BlockSizes d = check_block(H, a_s, K, a_t, delta_t, J, row, col, same);
@@ -248,6 +248,4 @@ void hessian_block_cpu(Tensor& H,                              // [P, P], row st
 }  // namespace
 }  // namespace chaos_ext
 
-STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) {
-  m.impl("hessian_block_", TORCH_BOX(&chaos_ext::hessian_block_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) { m.impl("hessian_block_", TORCH_BOX(&chaos_ext::hessian_block_cpu)); }

@@ -9,12 +9,12 @@
 namespace chaos_ext {
 namespace {
 
-void hessian_block_cuda(Tensor& H,                              // [P, P], row stride >= P
-                        const Tensor& a_s,                      // [N, I_s]
-                        const std::optional<Tensor>& K,         // [O_s, N, O_t]
-                        const std::optional<Tensor>& a_t,       // [N, I_t]
-                        const std::optional<Tensor>& delta_t,   // [N, O_t]
-                        const std::optional<Tensor>& J,         // [O_s, N, I_t]
+void hessian_block_cuda(Tensor& H,                             // [P, P], row stride >= P
+                        const Tensor& a_s,                     // [N, I_s]
+                        const std::optional<Tensor>& K,        // [O_s, N, O_t]
+                        const std::optional<Tensor>& a_t,      // [N, I_t]
+                        const std::optional<Tensor>& delta_t,  // [N, O_t]
+                        const std::optional<Tensor>& J,        // [O_s, N, I_t]
                         int64_t row_w, int64_t row_b, int64_t col_w, int64_t col_b, bool same) {
   const ParameterSpan row{row_w, row_b}, col{col_w, col_b};
   const BlockSizes d = check_block(H, a_s, K, a_t, delta_t, J, row, col, same);
@@ -33,6 +33,4 @@ void hessian_block_cuda(Tensor& H,                              // [P, P], row s
 }  // namespace
 }  // namespace chaos_ext
 
-STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CUDA, m) {
-  m.impl("hessian_block_", TORCH_BOX(&chaos_ext::hessian_block_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CUDA, m) { m.impl("hessian_block_", TORCH_BOX(&chaos_ext::hessian_block_cuda)); }

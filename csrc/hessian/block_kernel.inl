@@ -1,5 +1,5 @@
-// The arithmetic of hessian_block_ on the CPU. block_cpu.cpp includes this file once per instruction set and dtype, each
-// time in a namespace of its own, with these macros:
+// The arithmetic of hessian_block_ on the CPU. block_cpu.cpp includes this file once per instruction set and dtype,
+// each time in a namespace of its own, with these macros:
 //   CE_SCALAR        the number type
 //   CE_VECTOR_BYTES  size of a vector register;  CE_PANEL_VECTORS  registers in a row of a tile
 //   CE_FMA(a, b, c)  a b + c, rounded once where the instruction set can
@@ -9,9 +9,9 @@
 //
 //     out[r][x] = sum_n c[r][n] w[n][x]          (multiply-adds in the order of n, in every code path)
 //
-// w is packed in panels of CE_PANEL_VECTORS vectors: [panel][n][column], padded with zeros. Because the order of the sum
-// is always the same and a product does not depend on the order of its factors, an entry computed from either side of
-// the diagonal has the same bits, whatever tile it fell into and however many threads there are.
+// w is packed in panels of CE_PANEL_VECTORS vectors: [panel][n][column], padded with zeros. Because the order of the
+// sum is always the same and a product does not depend on the order of its factors, an entry computed from either side
+// of the diagonal has the same bits, whatever tile it fell into and however many threads there are.
 
 #define CE_INLINE inline __attribute__((always_inline))
 
@@ -22,7 +22,8 @@ typedef T Loose __attribute__((vector_size(CE_VECTOR_BYTES), aligned(sizeof(T)),
 constexpr int64_t kLanes = CE_VECTOR_BYTES / sizeof(T);
 constexpr int64_t kPanel = CE_PANEL_VECTORS * kLanes;  // columns of a full panel
 constexpr int64_t kTileRows = 6;
-constexpr int64_t kBuffer = 6144;  // numbers in an L1 row buffer
+constexpr int64_t kTransposedRows = 48;  // rows of a tile that is written in both orientations
+constexpr int64_t kBuffer = 6144;        // numbers in an L1 row buffer
 
 // Rows of an output: row r starts at base + r stride.
 struct Rows {
@@ -189,6 +190,12 @@ CE_INLINE void pack_columns(const BlockProblem<T>& q, int64_t i, int64_t x0, int
   }
 }
 
+void pack_weight_columns(const BlockProblem<T>& q, int64_t i, int64_t x0, int64_t size, T* w) {
+  if (!q.has_J) return pack_columns<1>(q, i, x0, size, w);
+  if (!q.has_K) return pack_columns<2>(q, i, x0, size, w);
+  pack_columns<3>(q, i, x0, size, w);
+}
+
 // The same for the bias columns [k0, k0 + size): M[n][k] = K[i][n][k].
 void pack_bias_columns(const BlockProblem<T>& q, int64_t i, int64_t k0, int64_t size, T* w) {
   for (int64_t p = 0; p < size; p += kPanel) {
@@ -207,8 +214,8 @@ CE_INLINE void column_coefficients(const BlockPlan<T>& plan, int64_t k, int64_t 
   const int64_t size = q.O_s * q.N;
   const T* K = kTerms & 1 ? plan.K_t + k * size : nullptr;
   if (l == q.I_t) {
+    std::fill(c, c + size, T(0));
     if (kTerms & 1) std::copy_n(K, size, c);
-    else std::fill(c, c + size, T(0));
     return;
   }
   const T* a = kTerms & 1 ? plan.rows_t + l * q.N : nullptr;
@@ -221,6 +228,12 @@ CE_INLINE void column_coefficients(const BlockPlan<T>& plan, int64_t k, int64_t 
                           kTerms & 2 ? J[at] : T(0));
     }
   }
+}
+
+void coefficients(const BlockPlan<T>& plan, int64_t k, int64_t l, T* c) {
+  if (!plan.q.has_J) return column_coefficients<1>(plan, k, l, c);
+  if (!plan.q.has_K) return column_coefficients<2>(plan, k, l, c);
+  column_coefficients<3>(plan, k, l, c);
 }
 
 // ---- the three parts -----------------------------------------------------------------------------------------------
@@ -263,7 +276,7 @@ void same_range(const BlockPlan<T>& plan, int64_t begin, int64_t end) {
 void direct_tiles(const BlockPlan<T>& plan, const T* c, int64_t rows, const T* w, int64_t columns, int64_t row0,
                   int64_t column0, T* buffer) {
   const int64_t stride = columns + kLanes;  // no power of two: the transposed reads spread over the cache's sets
-  const int64_t step = plan.write_bound ? kTileRows : 48 / kTileRows * kTileRows;
+  const int64_t step = plan.write_bound ? kTileRows : kTransposedRows;
   for (int64_t r0 = 0; r0 < rows; r0 += step) {
     const int64_t size = std::min(step, rows - r0);
     multiply(c + r0 * plan.q.N, size, w, plan.q.N, columns, {buffer, stride}, {nullptr, 0});
@@ -282,15 +295,16 @@ void direct_range(const BlockPlan<T>& plan, int64_t begin, int64_t end) {
   const int64_t group = column_group(plan.write_bound);
   const int64_t weights = q.col.has_weight() ? q.O_t * q.I_t : 0, biases = q.col.has_bias() ? q.O_t : 0;
   const int64_t weight_groups = groups(weights, group), all_groups = weight_groups + groups(biases, group);
-  std::vector<T> w(packed_size(q.N, group)), buffer((group + kLanes) * 48);
+  std::vector<T> w(packed_size(q.N, group)), buffer((group + kLanes) * kTransposedRows);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t i = item / all_groups, g = item % all_groups;
     const bool bias = g >= weight_groups;
     const int64_t x0 = (bias ? g - weight_groups : g) * group, size = std::min(group, (bias ? biases : weights) - x0);
-    if (bias) pack_bias_columns(q, i, x0, size, w.data());
-    else if (!q.has_J) pack_columns<1>(q, i, x0, size, w.data());
-    else if (!q.has_K) pack_columns<2>(q, i, x0, size, w.data());
-    else pack_columns<3>(q, i, x0, size, w.data());
+    if (bias) {
+      pack_bias_columns(q, i, x0, size, w.data());
+    } else {
+      pack_weight_columns(q, i, x0, size, w.data());
+    }
     const int64_t column = (bias ? q.col.bias : q.col.weight) + x0;
     if (q.row.has_weight()) {
       direct_tiles(plan, plan.rows_s, q.I_s, w.data(), size, q.row.weight + i * q.I_s, column, buffer.data());
@@ -310,9 +324,7 @@ void mirrored_range(const BlockPlan<T>& plan, int64_t begin, int64_t end) {
   pack_column(nullptr, q.N, w_bias.data());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t k = item / per_unit, l = first_l + item % per_unit;
-    if (!q.has_J) column_coefficients<1>(plan, k, l, c.data());
-    else if (!q.has_K) column_coefficients<2>(plan, k, l, c.data());
-    else column_coefficients<3>(plan, k, l, c.data());
+    coefficients(plan, k, l, c.data());
     const int64_t row = l == q.I_t ? q.col.bias + k : q.col.weight + k * q.I_t + l;
     write_row(q.H + row * q.ld, q.row, c.data(), q.O_s, w.data(), w_bias.data(), q.N, q.I_s, buffer.data(),
               plan.stream);

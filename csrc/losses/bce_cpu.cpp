@@ -43,6 +43,4 @@ std::tuple<Tensor, Tensor, Tensor> bce_with_logits_cpu(const Tensor& z,   // [N,
 }  // namespace
 }  // namespace chaos_ext
 
-STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) {
-  m.impl("bce_with_logits", TORCH_BOX(&chaos_ext::bce_with_logits_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(chaos_ext, CPU, m) { m.impl("bce_with_logits", TORCH_BOX(&chaos_ext::bce_with_logits_cpu)); }

@@ -1,0 +1,129 @@
+"""What all operators promise: a consistent schema and meta kernel, and errors that name the argument and the remedy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chaos_ext import _ops
+
+OPS = torch.ops.chaos_ext
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+    """One valid call of every operator."""
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device, dtype=dtype)
+
+    block = (rand(4, 3), rand(2, 4, 5), rand(4, 6), rand(4, 5), rand(2, 4, 6), 0, 6, 8, 38, False)
+    own = (rand(4, 3), rand(2, 4, 2), rand(4, 3), None, None, 0, 6, 0, 6, True)
+    options, plain = (0.1, 0.9, 0.0, 0.01, True, False), (0.1, 0.0, 0.0, 0.0, False, False)
+    return {
+        "activation": (rand(3, 4), _ops.TANH, 0.0, 0.0),
+        "activation (piecewise linear)": (rand(3, 4), _ops.RELU, 0.0, 0.0),
+        "cross_entropy": (rand(3, 4), rand(3, 4)),
+        "cross_entropy_tangent": (rand(3, 4), rand(3), rand(2, 3, 4)),
+        "bce_with_logits": (rand(3, 4), rand(3, 4), rand(3, 4), rand(0), 0.5),
+        "mse": (rand(3, 4), rand(3, 4), 0.5),
+        "hessian_block_": (rand(43, 43), *block),
+        "hessian_block_ (same)": (rand(43, 43), *own),
+        "projected_sgd_": (rand(3, 4), rand(3, 4), rand(3, 2), rand(2, 4), rand(3, 4), False, *options),
+        "projected_sgd_ (no buf)": (rand(3, 4), rand(3, 4), rand(3, 0), rand(0, 4), None, False, *plain),
+    }
+
+
+NAMES = list(_samples(torch.device("cpu"), torch.float32))
+
+
+def _packet(name: str) -> Any:
+    return getattr(OPS, name.split(" ")[0]).default
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str, device: torch.device) -> None:
+    """Schema (mutation, aliasing), autograd registration, meta kernel, and all of it under torch.compile's tracing."""
+    torch.library.opcheck(_packet(name), _samples(device, torch.float64)[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_wrapper_is_the_operator(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    args = _samples(device, dtype)[name]
+    twin = [x.clone() if isinstance(x, Tensor) else x for x in args]
+    results = getattr(_ops, name.split(" ")[0])(*args), _packet(name)(*twin)
+    for a, b in zip([results[0], *args], [results[1], *twin], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_dtypes_are_refused(name: str, device: torch.device) -> None:
+    args = [x.to(torch.float16) if isinstance(x, Tensor) else x for x in _samples(device, torch.float32)[name]]
+    with pytest.raises(RuntimeError, match=rf"{name.split(' ')[0]}: expected \w+ of dtype float32 .*, got Half"):
+        _packet(name)(*args)
+
+
+def _replaced(args: tuple[Any, ...], index: int, value: Any) -> list[Any]:
+    return [value if i == index else x for i, x in enumerate(args)]
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.T.contiguous().T
+
+
+# operator, index of the argument, what it becomes, the message
+BAD: list[tuple[str, int, Callable[[Any], Any], str]] = [
+    ("activation", 0, _transposed, r"expected z contiguous .* strides \[1, 3\]"),
+    ("activation", 1, lambda _: 12, r"expected kind in \[0, 12\), got 12"),
+    ("cross_entropy", 0, lambda x: x[0], r"expected z with 2 dimensions, got \[4\]"),
+    ("cross_entropy", 0, lambda x: x[:, :0], r"expected z with at least one class, got \[3, 0\]"),
+    ("cross_entropy", 1, lambda x: x[:2], r"expected t of shape \[3, 4\], got \[2, 4\]"),
+    ("cross_entropy", 1, lambda x: x.double(), r"expected t of the dtype of z \(Float\), got Double"),
+    ("cross_entropy_tangent", 1, lambda x: x[:2], r"expected s of shape \[3\], got \[2\]"),
+    ("cross_entropy_tangent", 2, lambda x: x[0], r"expected dz with 3 dimensions"),
+    ("bce_with_logits", 1, lambda x: x.T, r"expected y of the shape of z \[3, 4\], got \[4, 3\]"),
+    ("bce_with_logits", 2, lambda x: x[0], r"expected w of the shape of z \[3, 4\], got \[4\]"),
+    ("mse", 1, _transposed, r"expected y contiguous"),
+    ("hessian_block_", 0, lambda x: x[:, :40], r"expected H square, got \[43, 40\]"),
+    ("hessian_block_", 0, _transposed, r"expected H with contiguous rows .* got strides \[1, 43\]"),
+    ("hessian_block_", 1, lambda x: x[:2], r"expected K of shape \[2, 2, 5\], got \[2, 4, 5\]"),
+    ("hessian_block_", 2, lambda _: None, r"expected K and a_t together, got only a_t"),
+    ("hessian_block_", 5, lambda _: None, r"expected J and delta_t together, got only delta_t"),
+    ("hessian_block_", 6, lambda _: 40, r"expected row_w \+ O I <= P = 43, got 40 \+ 2 \* 3"),
+    ("hessian_block_", 7, lambda _: 5, r"expected disjoint row_w and row_b ranges, got 0 and 5"),
+    ("hessian_block_", 8, lambda _: 7, r"expected disjoint row and column ranges unless same"),
+    ("hessian_block_ (same)", 2, lambda _: None, r"expected K and no J, delta_t for same|expected K with a_t"),
+    ("hessian_block_ (same)", 8, lambda _: 9, r"expected equal row and column offsets for same"),
+    ("projected_sgd_", 2, lambda x: x[:2], r"expected L \[O, q\] and R .* O I = 12, got \[2, 2\] and \[2, 4\]"),
+    ("projected_sgd_", 4, lambda _: None, r"expected buf with momentum or nesterov, got none with momentum 0.9"),
+    ("projected_sgd_", 1, lambda x: x[0], r"expected grad of the shape of param \[3, 4\], got \[4\]"),
+]
+
+
+@pytest.mark.parametrize(("name", "index", "change", "message"), BAD)
+def test_errors_name_the_argument(
+    name: str, index: int, change: Callable[[Any], Any], message: str, device: torch.device
+) -> None:
+    args = _samples(device, torch.float32)[name]
+    with pytest.raises(RuntimeError, match=rf"{name.split(' ')[0]}: ({message})"):
+        _packet(name)(*_replaced(args, index, change(args[index])))
+
+
+@pytest.mark.cuda
+def test_mixed_devices_are_refused() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    with pytest.raises(RuntimeError, match=r"mse: expected y on the device of z \(cuda:0\), got cpu"):
+        _ops.mse(torch.rand(3, device="cuda"), torch.rand(3), 1.0)
+
+
+def test_runs_under_compile_and_fake_tensors() -> None:
+    """The meta kernels know shapes without running anything."""
+    with torch._subclasses.FakeTensorMode():
+        a, _, d2 = _ops.activation(torch.empty(5, 6), _ops.RELU)
+        assert a.shape == (5, 6)
+        assert d2.shape == (0,)
+        loss, delta, _ = _ops.cross_entropy(torch.empty(5, 6, dtype=torch.float64), torch.empty(5, 6))
+        assert loss.shape == ()
+        assert delta.dtype == torch.float64
