@@ -45,7 +45,12 @@ Curves = Mapping[str, Any]
 Source = Union[str, "os.PathLike[str]", Curves]
 
 
-def _numpy() -> Any:
+def import_numpy() -> Any:
+    """numpy, after making sure that matplotlib is there, too; both wait until a figure is drawn.
+
+    Raises:
+        ImportError: with the command that installs them.
+    """
     try:
         import matplotlib  # noqa: F401
         import numpy
@@ -56,7 +61,7 @@ def _numpy() -> Any:
 
 def new_axes(figsize: tuple[float, float] = (6.4, 4.2)) -> Axes:
     """Axes on a new figure that belongs to nobody else."""
-    _numpy()
+    import_numpy()
     from matplotlib.figure import Figure
 
     return Figure(figsize=figsize, layout="constrained").subplots()
@@ -72,7 +77,7 @@ def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Se
     Returns:
         run -> one (steps, values) pair a seed, both in the order of the file.
     """
-    np = _numpy()
+    np = import_numpy()
     points: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
     with Path(path).open(newline="") as f:
         reader = csv.reader(f)
@@ -96,7 +101,7 @@ def smooth(values: Any, window: int) -> NDArray[Any]:
         values: [steps].
         window: number of steps averaged, at least 1.
     """
-    np = _numpy()
+    np = import_numpy()
     v: NDArray[Any] = np.asarray(values, dtype=np.float64)
     if window < 1:
         raise ValueError(f"window: expected at least 1, got {window}")
@@ -111,7 +116,7 @@ def smooth(values: Any, window: int) -> NDArray[Any]:
 def _series(source: Source, metric: str) -> dict[str, list[_Seed]]:
     if isinstance(source, (str, os.PathLike)):
         return read_metric(source, metric)
-    np = _numpy()
+    np = import_numpy()
     rows = {run: np.atleast_2d(np.asarray(values, dtype=np.float64)) for run, values in source.items()}
     return {run: [(np.arange(len(r)), r) for r in table] for run, table in rows.items()}
 
@@ -158,7 +163,7 @@ def plot_training(
 
 
 def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, raw: bool) -> None:
-    np = _numpy()
+    np = import_numpy()
     if raw and window > 1:
         for steps, values in seeds:
             ax.plot(steps, values, color=color, alpha=0.12, linewidth=0.5, rasterized=True, zorder=1)
@@ -178,7 +183,7 @@ def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, r
 
 def figure_training(source: Source, *, window: int = 50, title: str | None = None) -> Figure:
     """The two panels of the paper's Figure 1: training accuracy and training loss of every run."""
-    _numpy()
+    import_numpy()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=150)
@@ -206,7 +211,7 @@ def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
         lr: learning rate of the map theta - lr g(theta).
         ax: axes to draw on; None makes a new figure.
     """
-    np = _numpy()
+    np = import_numpy()
     import torch
 
     from .chaos import local_lyapunov_exponents

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import os
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,7 @@ from chaos_ext.data.datasets import digits_split
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL_ROOT = Path(os.environ.get("CHAOS_EXT_DATA") or SHARED)
-needs_sklearn = pytest.mark.skipif(
-    not (Path(__import__("sysconfig").get_paths()["purelib"]) / "sklearn").is_dir(), reason="scikit-learn not installed"
-)
+needs_sklearn = pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
 
 
 def needs_real(name):

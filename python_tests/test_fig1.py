@@ -21,7 +21,7 @@ from torch import nn
 pytest.importorskip("matplotlib", reason='fig1 needs matplotlib: pip install "chaos-ext[figures]"')
 pytest.importorskip("sklearn", reason='fig1 needs scikit-learn for digits: pip install "chaos-ext[figures]"')
 
-from chaos_ext import NonFiniteError, cli
+from chaos_ext import CheckpointError, NonFiniteError, cli
 from chaos_ext.data import BatchOrder, load
 from chaos_ext.experiments import fig1, pool, report, rows, unit
 from chaos_ext.experiments.output import OutputFolder, WorkerError
@@ -290,7 +290,7 @@ def test_processes_share_the_work_without_changing_it_even_when_killed(tmp_path,
 
 
 EVERY_FILE_OPERATION = """
-import os, sys, torch
+import os, sys, torch, torch._dynamo  # what every child would import anew
 torch.set_num_threads(1)  # before any thread pool exists, so that forking is safe
 from pathlib import Path
 from chaos_ext import cli
@@ -339,7 +339,7 @@ def test_killed_before_any_file_operation_it_resumes_to_the_same_bytes(tmp_path)
     command = [sys.executable, str(script), str(tmp_path), "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 60  # the hook did see the operations
+    assert int(done.stdout) > 50  # the hook did see the operations
 
 
 def interrupted(out, monkeypatch, after, *options):
@@ -356,11 +356,19 @@ def interrupted(out, monkeypatch, after, *options):
         assert reproduce(out, "--checkpoint-every", "1e-9", *options) == 130
 
 
+@pytest.fixture(scope="module")
+def small_bytes(tmp_path_factory, shared_cache):
+    out = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fig1, "_QUICK_STEPS", 7)
+        assert reproduce(out, *STRESS) == 0
+    return (out / "metrics.csv").read_bytes()
+
+
 @pytest.fixture
-def small(tmp_path, fake_figures):
-    """metrics.csv of a complete short run with two runs of 7 steps."""
-    assert reproduce(tmp_path / "small", "--prune", "negative") == 0
-    return (tmp_path / "small" / "metrics.csv").read_bytes()
+def small(small_bytes, fake_figures):
+    """metrics.csv of a complete short run with two runs of 7 steps, the second with state in every part of it."""
+    return small_bytes
 
 
 def truncate(path):
@@ -373,34 +381,62 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["seed42-negative.ckpt", "seed42-negative.csv", "seed42-sgd.ckpt", "seed42-sgd.csv"])
+@pytest.mark.parametrize("name", ["seed3-chaotic.ckpt", "seed3-chaotic.csv", "seed3-sgd.ckpt", "seed3-sgd.csv"])
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, lambda p: p.write_bytes(b"")])
 def test_damaged_parts_are_made_anew(tmp_path, monkeypatch, small, name, damage):
     out = tmp_path / "out"
-    interrupted(out, monkeypatch, 10, "--prune", "negative")
+    interrupted(out, monkeypatch, 10, *STRESS)
     damage(out / "parts" / name)
-    assert reproduce(out, "--prune", "negative", "--resume") == 0
+    assert reproduce(out, *STRESS, "--resume") == 0
     assert (out / "metrics.csv").read_bytes() == small
 
 
 def test_checkpoint_of_another_unit_is_not_believed(tmp_path, monkeypatch, small):
     out = tmp_path / "out"
-    interrupted(out, monkeypatch, 10, "--prune", "negative")
+    interrupted(out, monkeypatch, 10, *STRESS)
     for kind in ("csv", "ckpt"):
-        (out / "parts" / f"seed42-negative.{kind}").write_bytes((out / "parts" / f"seed42-sgd.{kind}").read_bytes())
-    assert reproduce(out, "--prune", "negative", "--resume") == 0
+        (out / "parts" / f"seed3-chaotic.{kind}").write_bytes((out / "parts" / f"seed3-sgd.{kind}").read_bytes())
+    assert reproduce(out, *STRESS, "--resume") == 0
     assert (out / "metrics.csv").read_bytes() == small
 
 
 def test_resume_continues_instead_of_starting_anew(tmp_path, monkeypatch, small):
     out = tmp_path / "out"
-    interrupted(out, monkeypatch, 10, "--prune", "negative")
+    interrupted(out, monkeypatch, 10, *STRESS)
     taken = []
     advance = unit.Trainer.advance
     monkeypatch.setattr(unit.Trainer, "advance", lambda t: (taken.append(t.step), advance(t))[1])
-    assert reproduce(out, "--prune", "negative", "--resume") == 0
+    assert reproduce(out, *STRESS, "--resume") == 0
     assert taken == [3, 4, 5, 6]  # of the second run: 7 + 3 steps were done
     assert (out / "metrics.csv").read_bytes() == small
+
+
+def test_a_checkpoint_speaks_only_of_rows_that_are_on_disk(tmp_path, monkeypatch, fake_figures):
+    seen, write = [], unit.write_sealed
+
+    def check(path, content):
+        seen.append(content["rows"]["length"])
+        assert path.with_suffix(".csv").stat().st_size == seen[-1]
+        write(path, content)
+
+    monkeypatch.setattr(unit, "write_sealed", check)
+    assert reproduce(tmp_path, "--prune", "none", "--checkpoint-every", "1e-9") == 0
+    assert len(seen) == 7
+    assert seen == sorted(set(seen))
+
+
+def test_rows_are_cut_back_to_the_mark(tmp_path):
+    with rows.RowFile(tmp_path / "r.csv") as file:
+        file.append(b"1,2\n")
+        mark = file.mark()
+        file.append(b"3,4\n5,")
+    with rows.RowFile(tmp_path / "r.csv") as file:
+        file.cut_back(mark)
+        file.append(b"6\n")
+        assert file.mark()["length"] == 6
+    assert (tmp_path / "r.csv").read_bytes() == b"1,2\n6\n"
+    with rows.RowFile(tmp_path / "r.csv") as file, pytest.raises(CheckpointError, match=r"r\.csv"):
+        file.cut_back({"length": 5, "sha256": mark["sha256"]})
 
 
 # --- who may write where ---

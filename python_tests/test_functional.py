@@ -183,7 +183,28 @@ def test_weight_norm_is_not_taken_for_a_linear_layer():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
     model = nn.Sequential(nn.Flatten(), layer).double()
     x, y = cases.batch(4, cases.LOSSES["ce"][1])
-    _check(model, nn.CrossEntropyLoss(), x, y)
+    op = ce.HessianOperator(model, nn.CrossEntropyLoss(), x, y)
+    assert op.explain()[0].name == "(model)"
+    # torch 2.14's own double backward of weight_norm disagrees with finite differences: refused, never returned.
+    for result in (op.dense, lambda: op @ torch.eye(op.shape[0], dtype=torch.float64)):
+        try:
+            H = result()
+        except ce.ChaosExtError as e:
+            assert "not symmetric" in str(e)
+        else:
+            assert relative(H, _differences(model, x, y)) < 1e-6
+
+
+def _differences(model, x, y, eps=1e-5):
+    params = list(model.parameters())
+    theta = nn.utils.parameters_to_vector(params).detach().clone()
+
+    def at(shift):
+        nn.utils.vector_to_parameters(theta + shift, params)
+        return gradient(model, nn.CrossEntropyLoss(), x, y)
+
+    return torch.stack([(at(eps * e) - at(-eps * e)) / (2 * eps) for e in torch.eye(len(theta), dtype=theta.dtype)])
+
 
 
 def test_verify_accepts_what_is_right_and_catches_what_is_wrong(monkeypatch):

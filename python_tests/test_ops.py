@@ -1,6 +1,10 @@
 """What all operators promise: a consistent schema and meta kernel, and errors that name the argument and the remedy."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +131,16 @@ def test_runs_under_compile_and_fake_tensors() -> None:
         loss, delta, _ = _ops.cross_entropy(torch.empty(5, 6, dtype=torch.float64), torch.empty(5, 6))
         assert loss.shape == ()
         assert delta.dtype == torch.float64
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_every_instruction_set(capability: str) -> None:
+    """The other compiled variants, chosen as torch chooses its own: by ATEN_CPU_CAPABILITY, read once a process."""
+    folder = Path(__file__).parent
+    files = [str(folder / f"test_ops_{name}.py") for name in ("activation", "hessian_block", "projected_sgd")]
+    selection = "cpu and not layer and not sgd or KJ and cpu or itself and both and cpu or caches and float32 or twin"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *files]
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout

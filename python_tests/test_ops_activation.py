@@ -69,6 +69,23 @@ def test_nan_propagates(case: tuple[int, float, float], device: torch.device) ->
     assert not a[1].isnan()
 
 
+@pytest.mark.parametrize("z", [-1.0, 1.0], ids=["negative", "positive"])
+def test_own_exponential_is_as_good_as_libms(z: float, device: torch.device, dtype: torch.dtype) -> None:
+    """Values of sigmoid, tanh, softplus and elu to a few ulp, from subnormal to saturated arguments."""
+    at = (z * torch.logspace(-8, 1.9, 5000, dtype=torch.float64)).to(dtype)
+    wide = at.double()
+    cases = {
+        (_ops.SIGMOID, 0.0, 0.0): torch.sigmoid(wide),
+        (_ops.TANH, 0.0, 0.0): torch.tanh(wide),
+        (_ops.SOFTPLUS, 1.0, 100.0): wide.clamp(min=0) + torch.log1p(torch.exp(-wide.abs())),
+        (_ops.ELU, 1.0, 0.0): torch.where(wide > 0, wide, torch.expm1(wide)),
+    }
+    info = torch.finfo(dtype)
+    for case, wanted in cases.items():
+        actual = _ops.activation(at.to(device), *case)[0].cpu().double()
+        torch.testing.assert_close(actual, wanted, rtol=8 * info.eps, atol=info.tiny * info.eps)
+
+
 @pytest.mark.parametrize("z", [5.0, 12.0, 30.0, 80.0])
 def test_sigmoid_and_tanh_keep_relative_accuracy(z: float, device: torch.device, dtype: torch.dtype) -> None:
     """sigma(1 - sigma) -> e^-z and sech^2 -> 4 e^-2z, where 1 - sigma and 1 - tanh^2 would be 0."""

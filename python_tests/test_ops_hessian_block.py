@@ -1,9 +1,5 @@
 """hessian_block_: the contraction by brute force, in every variant, symmetric to the last bit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -149,15 +145,3 @@ def test_bits_do_not_depend_on_the_thread_count(N: int, dtype: torch.dtype) -> N
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*results)
-
-
-@pytest.mark.skipif("CHAOS_EXT_RETEST" in os.environ, reason="already inside such a run")
-@pytest.mark.parametrize("capability", ["avx2", "default"])
-def test_every_instruction_set(capability: str) -> None:
-    """The other compiled variants, chosen as torch chooses its own: by ATEN_CPU_CAPABILITY, read once a process."""
-    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "CHAOS_EXT_RETEST": "1", "OMP_NUM_THREADS": "1"}
-    selection = "cpu and (two_layers and KJ or itself and both) or caches and float32"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, __file__]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout

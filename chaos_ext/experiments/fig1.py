@@ -117,11 +117,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _require_figures() -> None:
     # Before hours of training, not after.
-    from ..figures import _numpy
+    from ..figures import import_numpy
     from .output import UsageError
 
     try:
-        _numpy()
+        import_numpy()
     except ImportError as error:
         raise UsageError(str(error)) from error
 

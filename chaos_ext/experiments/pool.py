@@ -6,6 +6,7 @@ dying. A worker whose parent is gone finds its pipe broken at its next report, w
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import time
@@ -118,7 +119,8 @@ def _work(pipe: Connection, settings: Settings, root: str | None, out: OutputFol
     except (EOFError, ConnectionError):
         return  # the parent is gone
     except Exception:
-        pipe.send(("error", traceback.format_exc()))
+        with contextlib.suppress(ConnectionError):
+            pipe.send(("error", traceback.format_exc()))
 
 
 class _Throttle:

@@ -8,6 +8,9 @@
 #if defined(__CUDACC__)
 #define CHAOS_EXT_HD __host__ __device__ inline
 #define CHAOS_EXT_HD_MEMBER __host__ __device__
+#elif defined(__GNUC__)
+#define CHAOS_EXT_HD inline __attribute__((always_inline))  // into callers compiled for wider vectors
+#define CHAOS_EXT_HD_MEMBER
 #else
 #define CHAOS_EXT_HD inline
 #define CHAOS_EXT_HD_MEMBER

@@ -5,24 +5,26 @@
 
 #include <algorithm>
 
+#include "../common/cpu_target.h"
 #include "projected_sgd.h"
 
 namespace chaos_ext {
 namespace {
 
 constexpr int64_t kChunk = 256;
-constexpr int64_t kWork = 16384;  // multiply-adds a thread should have at least
+constexpr int64_t kWork = 65536;  // multiply-adds a thread should have at least
 
-// lr[x] = sum_r L[r] R[r, x] for x < size, R with row stride I.
 template <typename T>
-void product_row(const T* L, const T* R, int64_t q, int64_t I, int64_t size, T* lr) {
-  std::fill(lr, lr + size, T(0));
-  for (int64_t r = 0; r < q; ++r) {
-    const T scale = L[r];
-    const T* row = R + r * I;
-    for (int64_t x = 0; x < size; ++x) lr[x] += scale * row[x];
-  }
-}
+struct SgdKernels {
+  void (*chunk)(const SgdOptions<T>& options, const T* L, const T* R, int64_t q, int64_t I, int64_t size, const T* grad,
+                T* theta, T* buf);
+};
+
+#define CE_FILE "../dynamics/projected_sgd_kernel.inl"
+#include "../common/foreach_target.inl"
+
+const SgdKernels<float>& kernels_for(float) { return CE_CHOOSE(float, kernels); }
+const SgdKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kernels); }
 
 void projected_sgd_cpu(Tensor& param,                     // any shape, viewed as [O, I]
                        const Tensor& grad,                // as param
@@ -36,21 +38,17 @@ void projected_sgd_cpu(Tensor& param,                     // any shape, viewed a
   if (param.numel() == 0) return;
   const int64_t O = L.size(0), q = L.size(1), I = R.size(1);
   const int64_t chunks = (I + kChunk - 1) / kChunk;
-  const int64_t grain = std::max<int64_t>(1, kWork / (std::min(I, kChunk) * (q + 1)));
+  const int64_t grain = std::max<int64_t>(1, kWork / (std::min(I, kChunk) * (q + 8)));
   dispatch_floating(param, [&](auto zero) {
     using T = decltype(zero);
     const T *g = data<T>(grad), *Lp = data<T>(L), *Rp = data<T>(R);
     T *theta = mutable_data<T>(param), *b = buf ? mutable_data<T>(*buf) : nullptr;
     const SgdOptions<T> o = options.cast<T>();
     torch::stable::parallel_for(0, O * chunks, grain, [&](int64_t begin, int64_t end) {
-      T product[kChunk];
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t row = task / chunks, x0 = task % chunks * kChunk, size = std::min(kChunk, I - x0);
-        product_row(Lp + row * q, Rp + x0, q, I, size, product);
-        const int64_t at = row * I + x0;
-        for (int64_t x = 0; x < size; ++x) {
-          sgd_step(o, g[at + x] - product[x], theta + at + x, b == nullptr ? nullptr : b + at + x);
-        }
+        const int64_t row = task / chunks, x0 = task % chunks * kChunk, at = row * I + x0;
+        kernels_for(T{}).chunk(o, Lp + row * q, Rp + x0, q, I, std::min(kChunk, I - x0), g + at, theta + at,
+                               b == nullptr ? nullptr : b + at);
       }
     });
   });

@@ -11,146 +11,28 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <string_view>
 #include <vector>
 
+#include "../common/cpu_target.h"
 #include "block_plan.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define CE_SEPARATE(a, b, c) ((a) * (b) + (c))
-#if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)  // the baseline has fused multiply-add (AArch64, -march=...)
-#define CE_BASELINE_FMAF __builtin_fmaf
-#define CE_BASELINE_FMA __builtin_fma
-#else
-#define CE_BASELINE_FMAF CE_SEPARATE
-#define CE_BASELINE_FMA CE_SEPARATE
-#endif
 
 namespace chaos_ext {
 namespace {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CE_X86_DISPATCH 1
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
-#define CE_VECTOR_BYTES 64
-#define CE_PANEL_VECTORS 4
-#define CE_STREAM(p, v) _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)(v))
-namespace avx512_float {
-#define CE_SCALAR float
-#define CE_FMA __builtin_fmaf
-#include "block_kernel.inl"
-#undef CE_SCALAR
-#undef CE_FMA
-}  // namespace avx512_float
-namespace avx512_double {
-#define CE_SCALAR double
-#define CE_FMA __builtin_fma
-#include "block_kernel.inl"
-#undef CE_SCALAR
-#undef CE_FMA
-}  // namespace avx512_double
-#undef CE_VECTOR_BYTES
-#undef CE_PANEL_VECTORS
-#undef CE_STREAM
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#define CE_VECTOR_BYTES 32
-#define CE_PANEL_VECTORS 2
-#define CE_STREAM(p, v) _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)(v))
-namespace avx2_float {
-#define CE_SCALAR float
-#define CE_FMA __builtin_fmaf
-#include "block_kernel.inl"
-#undef CE_SCALAR
-#undef CE_FMA
-}  // namespace avx2_float
-namespace avx2_double {
-#define CE_SCALAR double
-#define CE_FMA __builtin_fma
-#include "block_kernel.inl"
-#undef CE_SCALAR
-#undef CE_FMA
-}  // namespace avx2_double
-#undef CE_VECTOR_BYTES
-#undef CE_PANEL_VECTORS
-#undef CE_STREAM
-#pragma GCC pop_options
-#endif
-
-#define CE_VECTOR_BYTES 16
-#define CE_PANEL_VECTORS 2
-#if defined(__x86_64__)
-#define CE_STREAM(p, v) _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)(v))
-#else
-#define CE_STREAM(p, v) *reinterpret_cast<Loose*>(p) = (v)
-#endif
-namespace baseline_float {
-#define CE_SCALAR float
-#define CE_FMA CE_BASELINE_FMAF
-#include "block_kernel.inl"
-#undef CE_SCALAR
-#undef CE_FMA
-}  // namespace baseline_float
-namespace baseline_double {
-#define CE_SCALAR double
-#define CE_FMA CE_BASELINE_FMA
-#include "block_kernel.inl"
-#undef CE_SCALAR
-#undef CE_FMA
-}  // namespace baseline_double
-#undef CE_VECTOR_BYTES
-#undef CE_PANEL_VECTORS
-#undef CE_STREAM
+#define CE_FILE "../hessian/block_kernel.inl"
+#include "../common/foreach_target.inl"
 
 constexpr int64_t kWriteBoundBatch = 16;
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // beyond the caches
 constexpr int64_t kItemWork = 1 << 16;               // multiply-adds and writes a thread should have at least
 
-// ATEN_CPU_CAPABILITY=default|avx2 restricts this library as it restricts torch.
-template <typename T>
-const BlockKernels<T>& choose(const BlockKernels<T>& avx512, const BlockKernels<T>& avx2,
-                              const BlockKernels<T>& baseline) {
-#if defined(CE_X86_DISPATCH)
-  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string_view limit = variable == nullptr ? "" : variable;
-  if (limit == "default") return baseline;
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && limit != "avx2") return avx512;
-  if (has_avx2) return avx2;
-#endif
-  return baseline;
-}
-
-#if defined(CE_X86_DISPATCH)
-#define CE_CHOOSE(type) choose<type>(avx512_##type::kernels, avx2_##type::kernels, baseline_##type::kernels)
-#else
-#define CE_CHOOSE(type) baseline_##type::kernels
-#endif
-
-const BlockKernels<float>& kernels_for(float) {
-  static const BlockKernels<float>& kernels = CE_CHOOSE(float);
-  return kernels;
-}
-
-const BlockKernels<double>& kernels_for(double) {
-  static const BlockKernels<double>& kernels = CE_CHOOSE(double);
-  return kernels;
-}
+const BlockKernels<float>& kernels_for(float) { return CE_CHOOSE(float, kernels); }
+const BlockKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kernels); }
 
 // Streaming stores become visible to the thread that collects the work.
 void finish_streaming(bool stream) {
-#if defined(__x86_64__)
+#if CE_X86_TARGETS
   if (stream) _mm_sfence();
 #endif
 }

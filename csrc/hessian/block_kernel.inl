@@ -1,9 +1,5 @@
-// The arithmetic of hessian_block_ on the CPU. block_cpu.cpp includes this file once per instruction set and dtype,
-// each time in a namespace of its own, with these macros:
-//   CE_SCALAR        the number type
-//   CE_VECTOR_BYTES  size of a vector register;  CE_PANEL_VECTORS  registers in a row of a tile
-//   CE_FMA(a, b, c)  a b + c, rounded once where the instruction set can
-//   CE_STREAM(p, v)  stores a vector at p, aligned, around the caches
+// The arithmetic of hessian_block_ on the CPU; compiled once per instruction set and dtype, with the CE_ macros of
+// ../common/foreach_target.inl.
 //
 // Everything is one primitive, a register tile of rows x columns accumulated over the batch:
 //

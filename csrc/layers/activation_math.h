@@ -4,11 +4,12 @@
 //   relu, hardtanh: derivative 0 at the kink;  leaky_relu: the slope at 0;
 //   elu, selu, celu: f'(0) is the limit from below, f''(0) = 0;
 //   softplus: linear for beta z > threshold, f'' = 0 from beta z = threshold on.
+// There are no branches on z, so loops vectorise (gelu's erfc excepted, which is libm's).
 // sigma(z) sigma(-z), sech^2 and 1 - 2 sigma are formed from exp(-|z|) and expm1(-|z|), never by subtraction from 1,
 // so the derivatives keep their relative accuracy for large |z| (and f'' at z -> 0 where it is odd). NaN propagates.
 #pragma once
 
-#include "../common/host_device.h"
+#include "../common/exp_math.h"
 
 namespace chaos_ext {
 
@@ -49,26 +50,21 @@ struct SigmoidParts {
 
 template <typename T>
 CHAOS_EXT_HD SigmoidParts<T> sigmoid_parts(T z) {
-  using std::abs;
-  using std::exp;
-  using std::expm1;
-  const T x = abs(z);
-  const T e = exp(-x);
-  const T big = T(1) / (T(1) + e);
-  const T small = e * big;
-  const T gap = -expm1(-x) * big;
-  return z < T(0) ? SigmoidParts<T>{small, big, -gap} : SigmoidParts<T>{big, small, gap};
+  const bool negative = z < T(0);
+  const ExpParts<T> e = exp_parts(negative ? z : -z);
+  const T big = T(1) / (T(1) + e.exp);
+  const T small = e.exp * big;
+  const T gap = -e.expm1 * big;
+  return {negative ? small : big, negative ? big : small, negative ? -gap : gap};
 }
 
 // f(z) = scale * (z > 0 ? z : alpha * expm1(z * rate)): elu, selu and celu.
 template <typename T>
 CHAOS_EXT_HD ActivationValues<T> elu_values(T z, T alpha, T scale, T rate) {
-  using std::exp;
-  using std::expm1;
-  if (z > T(0)) return {scale * z, scale, T(0)};
-  const T x = z * rate;
-  const T slope = scale * alpha * rate * exp(x);
-  return {scale * alpha * expm1(x), slope, z == T(0) ? T(0) : rate * slope};
+  const bool positive = z > T(0);
+  const ExpParts<T> e = exp_parts(positive ? T(0) : z * rate);
+  const T slope = scale * alpha * rate * e.exp;
+  return {positive ? scale * z : scale * alpha * e.expm1, positive ? scale : slope, z < T(0) ? rate * slope : T(0)};
 }
 
 template <typename T>
@@ -78,30 +74,24 @@ CHAOS_EXT_HD ActivationValues<T> sigmoid_values(T z) {
   return {g.s, d1, -d1 * g.d};
 }
 
+// tanh z = sigma(2 z) - sigma(-2 z), sech^2 z = 4 sigma(2 z) sigma(-2 z).
 template <typename T>
 CHAOS_EXT_HD ActivationValues<T> tanh_values(T z) {
-  using std::abs;
-  using std::exp;
-  using std::tanh;
-  const T t = tanh(z);
-  const T e = exp(T(-2) * abs(z));
-  const T c = T(1) / (T(1) + e);
-  const T d1 = T(4) * e * c * c;  // sech^2 z
-  return {t, d1, T(-2) * t * d1};
+  const SigmoidParts<T> g = sigmoid_parts(T(2) * z);
+  const T d1 = T(4) * g.s * g.r;
+  return {g.d, d1, T(-2) * g.d * d1};
 }
 
 template <typename T>
 CHAOS_EXT_HD ActivationValues<T> softplus_values(T z, T beta, T threshold) {
-  using std::abs;
-  using std::exp;
-  using std::log1p;
   const T x = z * beta;
-  if (x > threshold) return {z, T(1), T(0)};
-  const T e = exp(-abs(x));
+  const bool positive = x > T(0);
+  const T e = exp_parts(positive ? -x : x).exp;
   const T big = T(1) / (T(1) + e);
   const T small = e * big;
-  const T a = ((x > T(0) ? x : T(0)) + log1p(e)) / beta;
-  return {a, x < T(0) ? small : big, x == threshold ? T(0) : beta * big * small};
+  const T a = ((positive ? x : T(0)) + log1p_unit(e)) / beta;
+  const bool linear = x > threshold;
+  return {linear ? z : a, linear ? T(1) : (x < T(0) ? small : big), x >= threshold ? T(0) : beta * big * small};
 }
 
 template <typename T>
@@ -110,18 +100,18 @@ CHAOS_EXT_HD ActivationValues<T> silu_values(T z) {
   return {z * g.s, g.s * (T(1) + z * g.r), g.s * g.r * (T(2) - z * g.d)};
 }
 
-// z Phi(z); Phi' = phi, phi' = -z phi.
+// z Phi(z); Phi' = phi, phi' = -z phi. Where phi underflows z^2 may overflow.
 template <typename T>
 CHAOS_EXT_HD ActivationValues<T> gelu_erf_values(T z) {
   using std::erfc;
-  using std::exp;
   const T cdf = T(0.5) * erfc(z * T(-0.70710678118654752440));
-  const T pdf = T(0.39894228040143267794) * exp(T(-0.5) * z * z);
-  if (pdf == T(0)) return {z * cdf, cdf, T(0)};  // |z| so large that z^2 may overflow
-  return {z * cdf, cdf + z * pdf, pdf * (T(2) - z * z)};
+  const T pdf = T(0.39894228040143267794) * exp_parts(T(-0.5) * z * z).exp;
+  const bool flat = pdf == T(0);
+  return {z * cdf, flat ? cdf : cdf + z * pdf, flat ? T(0) : pdf * (T(2) - z * z)};
 }
 
-// z sigma(2 u), u = sqrt(2 / pi) (z + 0.044715 z^3): equal to 0.5 z (1 + tanh u) without its cancellation.
+// z sigma(2 u), u = sqrt(2 / pi) (z + 0.044715 z^3): equal to 0.5 z (1 + tanh u) without its cancellation. Where
+// sigma' underflows the powers of z may overflow.
 template <typename T>
 CHAOS_EXT_HD ActivationValues<T> gelu_tanh_values(T z) {
   const T root = T(0.79788456080286535588);
@@ -129,43 +119,42 @@ CHAOS_EXT_HD ActivationValues<T> gelu_tanh_values(T z) {
   const T v = T(2) * root * z * (T(1) + cubic * z * z);
   const SigmoidParts<T> g = sigmoid_parts(v);
   const T slope = g.s * g.r;
-  if (slope == T(0)) return {z * g.s, g.s, T(0)};  // |z| so large that the powers of z may overflow
   const T v1 = T(2) * root * (T(1) + T(3) * cubic * z * z);
   const T v2 = T(12) * root * cubic * z;
   const T s1 = slope * v1;
   const T s2 = slope * (v2 - v1 * v1 * g.d);
-  return {z * g.s, g.s + z * s1, T(2) * s1 + z * s2};
+  const bool flat = slope == T(0);
+  return {z * g.s, flat ? g.s : g.s + z * s1, flat ? T(0) : T(2) * s1 + z * s2};
+}
+
+template <typename T>
+CHAOS_EXT_HD ActivationValues<T> hardtanh_values(T z, T low, T high) {
+  return {z < low ? low : (z > high ? high : z), z > low && z < high ? T(1) : T(0), T(0)};
+}
+
+template <Activation kind, typename T>
+CHAOS_EXT_HD ActivationValues<T> finite_activation_values(T z, T alpha, T beta) {
+  if constexpr (kind == Activation::kRelu) return {z > T(0) ? z : T(0), z > T(0) ? T(1) : T(0), T(0)};
+  if constexpr (kind == Activation::kLeakyRelu) return {z > T(0) ? z : alpha * z, z > T(0) ? T(1) : alpha, T(0)};
+  if constexpr (kind == Activation::kElu) return elu_values(z, alpha, T(1), T(1));
+  if constexpr (kind == Activation::kSelu) {
+    return elu_values(z, T(1.6732632423543772848170429916717), T(1.0507009873554804934193349852946), T(1));
+  }
+  if constexpr (kind == Activation::kCelu) return elu_values(z, alpha, T(1), T(1) / alpha);
+  if constexpr (kind == Activation::kSigmoid) return sigmoid_values(z);
+  if constexpr (kind == Activation::kTanh) return tanh_values(z);
+  if constexpr (kind == Activation::kSoftplus) return softplus_values(z, alpha, beta);
+  if constexpr (kind == Activation::kSilu) return silu_values(z);
+  if constexpr (kind == Activation::kGeluErf) return gelu_erf_values(z);
+  if constexpr (kind == Activation::kGeluTanh) return gelu_tanh_values(z);
+  if constexpr (kind == Activation::kHardtanh) return hardtanh_values(z, alpha, beta);
 }
 
 template <Activation kind, typename T>
 CHAOS_EXT_HD ActivationValues<T> activation_values(T z, T alpha, T beta) {
-  if (z != z) return {z, z, z};
-  if constexpr (kind == Activation::kRelu) {
-    return z > T(0) ? ActivationValues<T>{z, T(1), T(0)} : ActivationValues<T>{T(0), T(0), T(0)};
-  } else if constexpr (kind == Activation::kLeakyRelu) {
-    return z > T(0) ? ActivationValues<T>{z, T(1), T(0)} : ActivationValues<T>{alpha * z, alpha, T(0)};
-  } else if constexpr (kind == Activation::kElu) {
-    return elu_values(z, alpha, T(1), T(1));
-  } else if constexpr (kind == Activation::kSelu) {
-    return elu_values(z, T(1.6732632423543772848170429916717), T(1.0507009873554804934193349852946), T(1));
-  } else if constexpr (kind == Activation::kCelu) {
-    return elu_values(z, alpha, T(1), T(1) / alpha);
-  } else if constexpr (kind == Activation::kSigmoid) {
-    return sigmoid_values(z);
-  } else if constexpr (kind == Activation::kTanh) {
-    return tanh_values(z);
-  } else if constexpr (kind == Activation::kSoftplus) {
-    return softplus_values(z, alpha, beta);
-  } else if constexpr (kind == Activation::kSilu) {
-    return silu_values(z);
-  } else if constexpr (kind == Activation::kGeluErf) {
-    return gelu_erf_values(z);
-  } else if constexpr (kind == Activation::kGeluTanh) {
-    return gelu_tanh_values(z);
-  } else {
-    const bool inside = z > alpha && z < beta;
-    return {z < alpha ? alpha : (z > beta ? beta : z), inside ? T(1) : T(0), T(0)};
-  }
+  const ActivationValues<T> v = finite_activation_values<kind>(z, alpha, beta);
+  const bool nan = z != z;
+  return {nan ? z : v.a, nan ? z : v.d1, nan ? z : v.d2};
 }
 
 // Calls body with the run-time kind as a compile-time constant: body(std::integral_constant-like tag).

@@ -1,0 +1,111 @@
+"""The command line itself: what it prints, where, and with which exit status."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import chaos_ext
+from chaos_ext import cli
+from chaos_ext.errors import UnsupportedError
+from chaos_ext.experiments import fig1
+
+
+def status(*arguments):
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as end:
+        return end.code
+
+
+def test_info_as_json_is_build_info(capsys):
+    assert status("info", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(chaos_ext.build_info()))
+
+
+def test_info_names_every_entry_on_a_line_of_its_own(capsys):
+    assert status("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    info = chaos_ext.build_info()
+    assert [line.split()[0] for line in lines] == list(info)
+    assert f"{info['version']}" in lines[0]
+    cuda = next(line for line in lines if line.startswith("cuda "))
+    assert cuda.split()[1] == ("yes" if info["cuda"] else "no")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (False, "no"),
+        (None, "none"),
+        ([], "none"),
+        (["sm_80", "sm_90"], "sm_80, sm_90"),
+        ("x", "x"),
+        (3, "3"),
+    ],
+)
+def test_values_are_readable(value, text):
+    assert cli._readable(value) == text
+
+
+def test_version(capsys):
+    assert status("--version") == 0
+    assert capsys.readouterr().out.strip() == f"chaos-ext {chaos_ext.__version__}"
+
+
+@pytest.mark.parametrize("arguments", [[], ["reproduce"], ["reproduce", "fig99"], ["nonsense"], ["info", "--xml"]])
+def test_incomplete_or_unknown_commands_are_usage_errors(arguments, capsys):
+    assert status(*arguments) == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_help_names_every_option_with_its_default(capsys):
+    assert status("reproduce", "fig1", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    options = (
+        "data model activation epochs lr batch-size momentum seeds prune k order device dtype root out resume quick"
+    )
+    assert all(f"--{option}" in text for option in options.split())
+    for default in ("digits", "40", "0.001", "(default: 8)", "42", "float64", "top_abs"):
+        assert default in text
+
+
+def test_defaults_are_the_papers_settings():
+    args = cli._parser().parse_args(["reproduce", "fig1"])
+    assert (args.epochs, args.lr, args.batch_size, args.momentum) == (40, 1e-3, 8, 0)
+    assert (args.data, args.model, args.activation, args.seeds) == ("digits", "mlp", "relu", (42,))
+    assert args.prune == ("chaotic", "negative", "positive")
+    assert (args.k, args.order, args.device, args.dtype) == (None, "top_abs", "cpu", "float64")
+    assert not args.resume
+    assert not args.quick
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(UnsupportedError("tied weights"), 1), (OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_failures_are_one_line_and_a_status(error, expected, monkeypatch, capsys):
+    def fail(args, parser):
+        raise error
+
+    monkeypatch.setattr(fig1, "run", fail)
+    assert status("reproduce", "fig1") == expected
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("chaos-ext: ")
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "chaos_ext", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, f"chaos-ext {chaos_ext.__version__}")
+
+
+def test_command_line_modules_import_no_torch_at_their_top_level():
+    """--help must not wait for torch longer than importing the package makes it."""
+    code = (
+        "import sys, types; package = types.ModuleType('chaos_ext'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['chaos_ext'] = package; import chaos_ext.cli as c; c._parser(); sys.exit('torch' in sys.modules)"
+    )
+    folder = chaos_ext.__path__[0]
+    assert subprocess.run([sys.executable, "-c", code, folder], timeout=60).returncode == 0

@@ -1,0 +1,63 @@
+"""Data flows one way: a module imports only from earlier stages."""
+
+import ast
+from pathlib import Path
+
+import chaos_ext
+
+STAGES = [
+    {"errors", "_ops"},
+    {"_build_info", "memory", "params"},
+    {"layers", "losses"},
+    {"capture"},
+    {"tape"},
+    {"sweep"},
+    {"compressed", "functional"},
+    {"layerwise"},
+    {"hessian", "eigen"},
+    {"spectrum", "perturb"},
+    {"chaos", "sgd"},
+    {"cgd"},
+]
+# Outside the pipeline: what the studies need, and the slow twins that only tests and benchmarks may use.
+APPLICATION = {"_files", "data", "models", "figures", "experiments", "cli", "__main__"}
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= {node.module.split(".")[0]} if node.module else {a.name for a in node.names}
+    return names
+
+
+def _package() -> Path:
+    return Path(chaos_ext.__file__).parent
+
+
+def test_imports_follow_the_pipeline():
+    earlier: set[str] = set()
+    for stage in STAGES:
+        for name in stage:
+            imported = _imports(_package() / f"{name}.py") - earlier
+            if name == "chaos":
+                imported -= {"spectrum"}  # for type checking only; checked below
+            assert not imported, f"{name} imports {sorted(imported)}, which is not an earlier stage"
+        earlier |= stage
+
+
+def test_every_module_has_a_stage():
+    modules = {p.stem for p in _package().glob("*.py")} | {p.name for p in _package().iterdir() if (p / "__init__.py").exists()}
+    assert modules == set().union(*STAGES) | APPLICATION | {"__init__", "reference"}
+
+
+def test_only_ops_names_the_compiled_namespace():
+    for path in _package().rglob("*.py"):
+        if path.name != "_ops.py":
+            assert "torch.ops.chaos_ext" not in path.read_text(), path
+
+
+def test_the_package_never_uses_its_slow_twins():
+    for path in _package().rglob("*.py"):
+        if path.name != "reference.py":
+            assert "reference" not in _imports(path), path
