@@ -3,11 +3,12 @@
 batch -> HessianOperator -> spectrum -> CGD step; see the README for two short examples.
 """
 
-from . import chaos, errors
+from . import chaos, data, errors, figures, models
 from ._build_info import __version__, build_info
-from .cgd import CGD, StepInfo
+from .cgd import CGD
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .compressed import CompressedHessian
+from .eigenpairs import Spectrum
 from .errors import (
     ChaosExtError,
     CheckpointError,
@@ -20,7 +21,8 @@ from .errors import (
 )
 from .hessian import HessianOperator, LayerReport, hessian
 from .perturb import perturb
-from .spectrum import Spectrum, spectrum
+from .pruning import StepInfo
+from .spectrum import spectrum
 
 __all__ = [
     "CGD",
@@ -41,9 +43,12 @@ __all__ = [
     "__version__",
     "build_info",
     "chaos",
+    "data",
     "errors",
+    "figures",
     "hessian",
     "local_lyapunov_exponents",
+    "models",
     "perturb",
     "select",
     "spectral_summary",

@@ -8,71 +8,15 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import fx, nn
 
-from .layers import Add, Elementwise, Linear, NotLayerwise, Reshape, Rule
+from .layer_table import FUNCTIONS, METHODS, MODULES
+from .layers import Add, Linear, NotLayerwise, Reshape, Rule
 from .params import ParameterSpace
-
-_SELU = ("relu", "leaky_relu", "elu", "selu", "celu", "sigmoid", "tanh", "softplus", "silu", "gelu", "gelu_tanh", "hardtanh")
-KIND = {name: i for i, name in enumerate(_SELU)}
-
-
-def _gelu(approximate: str) -> Elementwise:
-    return Elementwise(KIND["gelu_tanh" if approximate == "tanh" else "gelu"])
-
-
-_MODULES: dict[type, Callable[[nn.Module], Rule | None]] = {
-    nn.ReLU: lambda m: Elementwise(KIND["relu"]),
-    nn.LeakyReLU: lambda m: Elementwise(KIND["leaky_relu"], m.negative_slope),
-    nn.ELU: lambda m: Elementwise(KIND["elu"], m.alpha),
-    nn.SELU: lambda m: Elementwise(KIND["selu"]),
-    nn.CELU: lambda m: Elementwise(KIND["celu"], m.alpha),
-    nn.Sigmoid: lambda m: Elementwise(KIND["sigmoid"]),
-    nn.Tanh: lambda m: Elementwise(KIND["tanh"]),
-    nn.Softplus: lambda m: Elementwise(KIND["softplus"], m.beta, m.threshold),
-    nn.SiLU: lambda m: Elementwise(KIND["silu"]),
-    nn.GELU: lambda m: _gelu(m.approximate),
-    nn.Hardtanh: lambda m: Elementwise(KIND["hardtanh"], m.min_val, m.max_val),
-    nn.ReLU6: lambda m: Elementwise(KIND["hardtanh"], 0.0, 6.0),
-    nn.Identity: lambda m: None,
-}
-
-# Functional forms: name of each argument after the input with its default, and the rule they make.
-_FUNCTIONS: dict[object, tuple[dict[str, object], Callable[..., Rule]]] = {
-    F.leaky_relu: ({"negative_slope": 0.01, "inplace": False}, lambda negative_slope, inplace: Elementwise(1, negative_slope)),
-    F.elu: ({"alpha": 1.0, "inplace": False}, lambda alpha, inplace: Elementwise(2, alpha)),
-    F.celu: ({"alpha": 1.0, "inplace": False}, lambda alpha, inplace: Elementwise(4, alpha)),
-    F.softplus: ({"beta": 1.0, "threshold": 20.0}, lambda beta, threshold: Elementwise(7, beta, threshold)),
-    F.gelu: ({"approximate": "none"}, lambda approximate: _gelu(approximate)),
-    F.hardtanh: (
-        {"min_val": -1.0, "max_val": 1.0, "inplace": False},
-        lambda min_val, max_val, inplace: Elementwise(11, min_val, max_val),
-    ),
-    torch.flatten: ({"start_dim": 0, "end_dim": -1}, lambda start_dim, end_dim: _flatten(start_dim, end_dim)),
-}
-_FUNCTIONS.update({
-    f: ({"inplace": False}, lambda inplace, kind=KIND[name]: Elementwise(kind))
-    for name, group in {
-        "relu": (F.relu, torch.relu),
-        "selu": (F.selu, torch.selu),
-        "sigmoid": (torch.sigmoid, F.sigmoid),
-        "tanh": (torch.tanh, F.tanh),
-        "silu": (F.silu,),
-    }.items()
-    for f in group
-})
-_METHODS = {"relu": F.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "flatten": torch.flatten}
-
-
-def _flatten(start_dim: int, end_dim: int) -> Reshape:
-    if start_dim != 1 or end_dim != -1:
-        raise NotLayerwise(f"flatten(start_dim={start_dim}, end_dim={end_dim}) other than (1, -1)")
-    return Reshape()
 
 
 @dataclass(frozen=True)
@@ -190,11 +134,9 @@ class _Builder:
         if type(m) is nn.Linear:
             slots = [self.space.index.get(id(p)) for p in (m.weight, m.bias)]
             return Linear(m, *slots)
-        if type(m) is nn.Flatten:
-            return _flatten(m.start_dim, m.end_dim)
         if isinstance(m, nn.Dropout) and not m.training:
             return None
-        make = _MODULES.get(type(m))
+        make = MODULES.get(type(m))
         if make is None:
             raise NotLayerwise(f"{name} ({type(m).__name__}) has no layer rule")
         return make(m)
@@ -202,28 +144,30 @@ class _Builder:
     def _size(self, node: fx.Node) -> bool:
         """x.size(0), x.shape[0] and len-like calls, of use only to a view that keeps the sample axis."""
         args = node.args
-        is_size = node.target == "size" and args[1:] == (0,)
-        is_size |= node.target is getattr and args[1:] == ("shape",)
-        is_size |= node.target is operator.getitem and args[0] in self.sizes and args[1] == 0
+        is_size = (
+            (node.target == "size" and args[1:] == (0,))
+            or (node.target is getattr and args[1:] == ("shape",))
+            or (node.target is operator.getitem and args[0] in self.sizes and args[1:] == (0,))
+        )
         if is_size:
             self.sizes.add(node)
         return is_size
 
     def _function(self, node: fx.Node) -> None:
-        target = _METHODS.get(node.target, node.target) if node.op == "call_method" else node.target
+        target = METHODS.get(node.target, node.target) if node.op == "call_method" else node.target
         if target in ("view", "reshape"):
             if len(node.args) != 3 or node.args[1] not in self.sizes or node.args[2] != -1:
                 raise NotLayerwise(f"{target} other than {target}(x.size(0), -1)")
             self._append(node, Reshape(), (self._input(node.args[0]),))
         elif target in (operator.add, torch.add, "add") and not node.kwargs and len(node.args) == 2:
             self._append(node, Add(), (self._input(node.args[0]), self._input(node.args[1])))
-        elif target in _FUNCTIONS:
+        elif target in FUNCTIONS:
             self._append(node, self._functional_rule(node, target), (self._input(node.args[0]),))
         else:
             raise NotLayerwise(f"{getattr(node.target, '__name__', node.target)} has no layer rule")
 
     def _functional_rule(self, node: fx.Node, target: object) -> Rule:
-        defaults, make = _FUNCTIONS[target]
+        defaults, make = FUNCTIONS[target]
         given = dict(zip(defaults, node.args[1:], strict=False))
         if len(node.args) - 1 > len(defaults) or not set(node.kwargs) <= set(defaults):
             raise NotLayerwise(f"{node.name} is called with unknown arguments")
@@ -284,5 +228,3 @@ def _trace(model: nn.Module, space: ParameterSpace) -> Capture:
         return Capture(None, str(e))
     except Exception as e:  # torch.fx raises whatever the user's forward does with a symbolic value
         return Capture(None, f"torch.fx cannot trace it ({type(e).__name__}: {e})")
-
-

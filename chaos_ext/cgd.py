@@ -8,7 +8,6 @@ with V the eigenvectors of H(theta) selected at this step (Herrmann, Granz, Land
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,48 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .chaos import check_selection, select
-from .compressed import Basis
+from .eigenpairs import Spectrum
 from .errors import CheckpointError, NonFiniteError, UnsupportedError
 from .functional import commit_running_stats
 from .hessian import HessianOperator
 from .params import FLOAT_DTYPES, ParameterSpace
+from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, norm_squared
 from .sgd import Threshold, Update, chaotic_threshold, check_group
-from .spectrum import Spectrum, check_options, spectrum, spectrum_of_matrix
+from .spectrum import check_options, spectrum, spectrum_of_matrix
 
 Source = HessianOperator | Spectrum | Tensor
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What one step did.
-
-    Attributes:
-        step: index of the step, from 0.
-        loss: the loss before the step, None where it is not known.
-        pruned: number of directions removed.
-        share: ||V^T g||^2 / ||g||^2 of these directions (0 where nothing was pruned).
-        n_negative, n_positive: eigenvalues beyond the zero tolerance; None where no spectrum was needed.
-        lambda_min, lambda_max: extreme eigenvalues beyond the tolerance; None likewise, or where there is none.
-    """
-
-    step: int
-    loss: float | None
-    pruned: int = 0
-    share: float = 0.0
-    n_negative: int | None = None
-    n_positive: int | None = None
-    lambda_min: float | None = None
-    lambda_max: float | None = None
-
-
-@dataclass(frozen=True)
-class _Pruned:
-    """V c' to be subtracted from the gradient: the spectrum, c' [r] and the share of ||g||^2 that V holds."""
-
-    spec: Spectrum
-    coefficients: Tensor
-    count: int
-    share: Tensor
 
 
 class CGD(Optimizer):
@@ -80,8 +47,9 @@ class CGD(Optimizer):
         spectrum: a Spectrum whose directions are used at every step instead of the current ones (global pruning).
         zero_tol, spectrum_dtype: of the spectrum that ``step`` computes; see ``spectrum()``.
         generator: for random order and noise; default: torch's global one.
-        threshold: of "chaotic": "paper", lambda < 0 or lambda > 2 / lr; "optimizer", a companion root of this optimizer's
-            recurrence (momentum, weight decay) outside the unit circle. Under ``maximize`` -lambda takes lambda's place.
+        threshold: of "chaotic": "paper", lambda < 0 or lambda > 2 / lr; "optimizer", a companion root of this
+            optimizer's recurrence (momentum, weight decay) outside the unit circle. Under ``maximize`` -lambda takes
+            lambda's place.
 
     Attributes:
         last_step: StepInfo of the last step, or None.
@@ -114,7 +82,7 @@ class CGD(Optimizer):
         threshold: str = "paper",
     ) -> None:
         check_selection(prune, k, order)
-        _check_pruning(start, stop, mix, noise, threshold)
+        check_pruning(start, stop, mix, noise, threshold)
         check_options(spectrum_dtype or torch.float64, zero_tol)
         self.prune, self.k, self.order, self.threshold = prune, k, order, threshold
         self.start, self.stop, self.mix, self.noise = start, stop, float(mix), noise
@@ -127,13 +95,15 @@ class CGD(Optimizer):
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize})
         size = sum(p.numel() for p in self._trained())
         check_selection(prune, k, order, size)
-        _check_fixed(spectrum, size)
+        check_fixed(spectrum, size)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch.optim.SGD does; pruning options hold for the whole optimizer and are refused here."""
         unknown = set(param_group) - set(self.defaults) - {"params", "param_names", "initial_lr"}
         if unknown:
-            raise ValueError(f"param_groups: unknown options {sorted(unknown)}; pruning options belong to CGD(...) itself")
+            raise ValueError(
+                f"param_groups: unknown options {sorted(unknown)}; pruning options belong to CGD(...) itself"
+            )
         check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
@@ -154,8 +124,8 @@ class CGD(Optimizer):
 
         Raises:
             StaleOperatorError: the parameters changed since the operator was made.
-            ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is required.
-            NonFiniteError: NaN or infinity in gradient or Hessian.
+            ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is
+            required. NonFiniteError: NaN or infinity in gradient or Hessian.
             UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``.
 
         After an exception, parameters and optimizer state are as they were.
@@ -223,7 +193,9 @@ class CGD(Optimizer):
                 )
         known = source if isinstance(source, (HessianOperator, Spectrum)) else self.fixed
         if isinstance(source, Spectrum) and source.origin is None:
-            raise ValueError("spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source")
+            raise ValueError(
+                "spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source"
+            )
         if known is None or known.origin is None:
             return ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
         if isinstance(source, (HessianOperator, Spectrum)):
@@ -241,7 +213,9 @@ class CGD(Optimizer):
             assert source.gradient is not None
             return source.gradient, source.loss
         if source is None and self.fixed is None:
-            raise ValueError("step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for spectrum=")
+            raise ValueError(
+                "step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for spectrum="
+            )
         missing = [n for n, p in zip(space.names, space.params, strict=True) if p.grad is None]
         if missing:
             raise ValueError(f"step: .grad is required and missing for {', '.join(missing)}; call backward() first")
@@ -250,7 +224,7 @@ class CGD(Optimizer):
             raise NonFiniteError("step: .grad has NaN or inf")
         return gradient, None
 
-    def _prune(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> _Pruned:
+    def _prune(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> Pruned:
         if self.fixed is not None:
             spec = self.fixed
             c = spec.coefficients(gradient.to(spec.dtype))
@@ -259,12 +233,12 @@ class CGD(Optimizer):
             c = spec.gradient_coefficients()
         mask = self.selection(spec)
         kept = c * mask
-        share = kept.double().square().sum() / spec_norm(spec, gradient, self.fixed is not None)
+        share = kept.double().square().sum() / norm_squared(spec, gradient, self.fixed is not None)
         removed = self.mix * kept
         if self.noise:
             xi = torch.randn(c.shape, generator=self.generator, dtype=torch.float64, device=_device(self.generator, c))
             removed = removed - self.noise * xi.to(c) * mask
-        return _Pruned(spec, removed, int(mask.sum()), torch.nan_to_num(share))
+        return Pruned(spec, removed, int(mask.sum()), torch.nan_to_num(share))
 
     def _spectrum(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> Spectrum:
         if isinstance(source, Spectrum):
@@ -276,17 +250,17 @@ class CGD(Optimizer):
             raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {source.dtype}")
         return spectrum_of_matrix(source, gradient, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
 
-    def _updates(self, space: ParameterSpace, gradient: Tensor, pruned: _Pruned | None) -> list[Update]:
+    def _updates(self, space: ParameterSpace, gradient: Tensor, pruned: Pruned | None) -> list[Update]:
         removed: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
         if pruned is not None and pruned.count:
-            removed = _factors(space, pruned)
+            removed = factors(space, pruned)
         groups = {p: g for g in self.param_groups for p in g["params"]}
         return [
             Update(p, gradient[space.slice(i)].view(p.shape), removed[i], groups[p], self.state[p])
             for i, p in enumerate(space.params)
         ]
 
-    def _info(self, loss: Tensor | None, pruned: _Pruned | None) -> StepInfo:
+    def _info(self, loss: Tensor | None, pruned: Pruned | None) -> StepInfo:
         value = None if loss is None else float(loss)
         if pruned is None:
             return StepInfo(self.steps, value)
@@ -294,11 +268,6 @@ class CGD(Optimizer):
         ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
         negative, positive = int((values < -zero).sum()), int((values > zero).sum())
         return StepInfo(self.steps, value, pruned.count, float(pruned.share), negative, positive, *ends)
-
-
-def spec_norm(spec: Spectrum, gradient: Tensor, fixed: bool) -> Tensor:
-    """||g||^2 in float64, of the very gradient whose coefficients are used."""
-    return gradient.double().square().sum() if fixed else spec.gradient_norm_squared
 
 
 def _call(closure: object) -> Source:
@@ -313,43 +282,3 @@ def _call(closure: object) -> Source:
 
 def _device(generator: torch.Generator | None, like: Tensor) -> torch.device:
     return like.device if generator is None else generator.device
-
-
-def _factors(space: ParameterSpace, pruned: _Pruned) -> list[tuple[Tensor, Tensor] | None]:
-    """V c' of each parameter as a product L [O, q], R [q, I]: low-rank for a compressed spectrum, a column otherwise."""
-    spec, dtype = pruned.spec, space.dtype
-    c = spec.Z @ pruned.coefficients
-    if not isinstance(spec.basis, Basis):
-        one = torch.ones(1, 1, dtype=dtype, device=space.device)
-        flat = spec.basis.lift(c.unsqueeze(1)).to(dtype)
-        return [(flat[space.slice(i)].contiguous(), one) for i in range(len(space.params))]
-    slot = {offset: i for i, offset in enumerate(space.offsets)}
-    removed: list[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
-    for layer in spec.basis.layers:
-        L, R = (t.to(dtype) for t in layer.factors(c))
-        L = L.contiguous()
-        if layer.weight >= 0:
-            removed[slot[layer.weight]] = (L, R[:, : layer.inputs].contiguous())
-        if layer.bias >= 0:
-            removed[slot[layer.bias]] = (L, R[:, -1:].contiguous())
-    return removed
-
-
-def _check_pruning(start: int, stop: int | None, mix: float, noise: float | None, threshold: str) -> None:
-    if threshold not in ("paper", "optimizer"):
-        raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {threshold!r}")
-    if not isinstance(start, int) or start < 0:
-        raise ValueError(f"start: expected an int >= 0, got {start!r}")
-    if stop is not None and (not isinstance(stop, int) or stop < start):
-        raise ValueError(f"stop: expected an int >= start = {start} or None, got {stop!r}")
-    if not 0 <= mix <= 1:
-        raise ValueError(f"mix: expected 0 <= mix <= 1, got {mix!r}")
-    if noise is not None and not 0 <= noise < float("inf"):
-        raise ValueError(f"noise: expected a finite standard deviation >= 0 or None, got {noise!r}")
-
-
-def _check_fixed(spec: Spectrum | None, size: int) -> None:
-    if spec is not None and not isinstance(spec, Spectrum):
-        raise TypeError(f"spectrum: expected a Spectrum, got {type(spec).__name__}")
-    if spec is not None and spec.size != size:
-        raise ValueError(f"spectrum: expected one of P = {size} like the parameters, got P = {spec.size}")

@@ -1,8 +1,8 @@
 """Local chaos of a training step: which Hessian directions expand, how fast, and which of them to prune.
 
-One step of gradient descent maps a small deviation along an eigenvector of H by the factor 1 - lr * lambda, so the local
-Lyapunov exponent of that direction is ln|1 - lr lambda|: chaotic (positive) iff lambda < 0 or lambda > 2 / lr.
-Herrmann, Granz, Landgraf, "Chaotic Dynamics are Intrinsic to Neural Network Training with SGD", NeurIPS 2022, section 2.
+One step of gradient descent maps a small deviation along an eigenvector of H by the factor 1 - lr * lambda, so the
+local Lyapunov exponent of that direction is ln|1 - lr lambda|: chaotic (positive) iff lambda < 0 or lambda > 2 / lr.
+(Herrmann, Granz, Landgraf, "Chaotic Dynamics are Intrinsic to Neural Network Training with SGD", NeurIPS 2022, sec. 2)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .spectrum import Spectrum
+    from .eigenpairs import Spectrum
 
 PRUNE = (None, "chaotic", "negative", "positive")
 ORDER = ("top_abs", "random")
@@ -51,8 +51,8 @@ def select(
 ) -> Tensor:
     """The eigen-directions to prune, a bool mask [r].
 
-    An eigenvalue counts as zero, and is never selected, if |lambda| <= zero_tol * max|lambda|. With kappa = sign * lambda
-    + shift (the curvature that the optimizer steps on; plain SGD: kappa = lambda), "negative" selects kappa < 0,
+    An eigenvalue counts as zero, and is never selected, if |lambda| <= zero_tol * max|lambda|. With kappa = sign *
+    lambda + shift (the curvature that the optimizer steps on; plain SGD: kappa = lambda), "negative" selects kappa < 0,
     "positive" kappa > 0 and "chaotic" kappa < 0 or kappa > ``upper``.
 
     Args:
@@ -60,8 +60,8 @@ def select(
         lr: learning rate, which sets the chaotic threshold 2 / lr.
         prune: "chaotic", "negative", "positive" or None (nothing).
         k: at most this many directions; None: all of the set.
-        order: which k: "top_abs", the largest |lambda| (of the chaotic set: the largest exponent ln|1 - lr lambda|), ties
-            broken by the smaller index; "random", without replacement.
+        order: which k: "top_abs", the largest |lambda| (of the chaotic set: the largest exponent ln|1 - lr lambda|),
+            ties broken by the smaller index; "random", without replacement.
         generator: for "random".
         upper: chaotic threshold; default 2 / lr.
         sign: -1 where the optimizer maximises.
@@ -75,12 +75,14 @@ def select(
     values = spec.eigenvalues
     if prune is None or k == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    mask = _set_of(values, spec.zero_threshold, prune, upper=_upper(lr) if upper is None else upper, sign=sign, shift=shift)
+    upper = _upper(lr) if upper is None else upper
+    mask = _set_of(values, spec.zero_threshold, prune, upper=upper, sign=sign, shift=shift)
     if k is None or k >= int(mask.sum()):
         return mask
     members = mask.nonzero().squeeze(1)
     if order == "random":
-        chosen = members[torch.randperm(len(members), generator=generator, device=_device(generator)).to(members.device)[:k]]
+        shuffled = torch.randperm(len(members), generator=generator, device=_device(generator))
+        chosen = members[shuffled[:k].to(members.device)]
     else:
         kappa = sign * values[members].double() + shift
         rank = local_lyapunov_exponents(kappa, lr) if prune == "chaotic" else kappa.abs()
@@ -92,9 +94,7 @@ def _device(generator: torch.Generator | None) -> torch.device | str:
     return "cpu" if generator is None else generator.device
 
 
-def _set_of(
-    values: Tensor, zero: float, prune: str, *, upper: float, sign: float = 1.0, shift: float = 0.0
-) -> Tensor:
+def _set_of(values: Tensor, zero: float, prune: str, *, upper: float, sign: float = 1.0, shift: float = 0.0) -> Tensor:
     kappa = sign * values.double() + shift
     counted = values.abs() > zero
     if prune == "negative":
@@ -166,7 +166,10 @@ def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:
         raise ValueError("spec: expected a complete spectrum, got a partial one; call spectrum(op) without k")
     squares = spec.gradient_coefficients().double() ** 2
     values, total = spec.eigenvalues.double(), float(spec.gradient_norm_squared)
-    sets = {name: _set_of(values, spec.zero_threshold, name, upper=_upper(lr)) for name in ("negative", "positive", "chaotic")}
+    sets = {
+        name: _set_of(values, spec.zero_threshold, name, upper=_upper(lr))
+        for name in ("negative", "positive", "chaotic")
+    }
     stacked = torch.stack(list(sets.values())).double()
     counts = stacked.sum(1).tolist()
     share = dict(zip(sets, ((stacked @ squares) / total).tolist() if total > 0 else [float("nan")] * 3, strict=True))

@@ -1,14 +1,15 @@
 """The compressed Hessian: H = Q S Q^T exactly, with Q made of small Kronecker factors and never materialised.
 
-A Linear layer acts on a batch through its inputs A [N, I] (bias as a constant input) and is seen by the loss through its
-cotangents D [N, O]. A weight direction V with V a_n = 0 and V^T delta_n = 0 for every n changes neither the loss nor, to
-first order, any gradient: it lies in the kernel of H and is orthogonal to the gradient. So, layer by layer,
+A Linear layer acts on a batch through its inputs A [N, I] (bias as a constant input) and is seen by the loss through
+its cotangents D [N, O]. A weight direction V with V a_n = 0 and V^T delta_n = 0 for every n changes neither the loss
+nor, to first order, any gradient: it lies in the kernel of H and is orthogonal to the gradient. So, layer by layer,
 
     range(H) + span(g)  is in  (R^O (x) span A) + (span D (x) (span A)^perp),
 
-without the second term for a layer whose input depends on no differentiated parameter. With orthonormal bases U_A, U_perp
-of R^I and U_D of span D, a weight matrix in the range is V = X U_A^T + U_D Y U_perp^T, with coordinates X [O, r_A] and
-Y [r_D, I - r_A]. Since V a_n = 0 for the Y part, it couples to upstream layers only, through d(delta_in) = V^T delta.
+without the second term for a layer whose input depends on no differentiated parameter. With orthonormal bases U_A,
+U_perp of R^I and U_D of span D, a weight matrix in the range is V = X U_A^T + U_D Y U_perp^T, with coordinates X [O,
+r_A] and Y [r_D, I - r_A]. Since V a_n = 0 for the Y part, it couples to upstream layers only, through d(delta_in) =
+V^T delta.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _orthonormal(A: Tensor, full: bool) -> tuple[Tensor, Tensor]:
     Singular values below eps * max(N, I) * s_1 count as zero: dropping them changes H by rounding only.
     """
     n, i = A.shape
-    U, s, Vh = torch.linalg.svd(A.T, full_matrices=full and n < i)
+    U, s, _ = torch.linalg.svd(A.T, full_matrices=full and n < i)
     tol = torch.finfo(A.dtype).eps * max(n, i) * s.max() if s.numel() else 0.0
     r = int((s > tol).sum())
     return U[:, :r], U[:, r:]
@@ -187,7 +188,8 @@ def _layer_basis(tape: Tape, t: int, offsets: tuple[int, ...], start: int) -> tu
     """The basis of layer t, and its inputs A including the constant one."""
     node = tape.program.nodes[t]
     rule, a, delta = node.rule, tape.values[node.inputs[0]], tape.deltas[t]
-    assert isinstance(rule, Linear) and delta is not None
+    assert isinstance(rule, Linear)
+    assert delta is not None
     w, b = rule.slots
     columns = ([] if w is None else [a]) + ([] if b is None else [a.new_ones(len(a), 1)])
     A = torch.cat(columns, 1)
@@ -239,7 +241,7 @@ def _fill_rows(tape: Tape, s: int, bases: dict[int, LayerBasis], inputs: dict[in
         delta_t = None if J_span is None else delta
         args = (bases[s].start, -1, basis.start, -1, t == s)
         _ops.hessian_block_(S, inputs[s], K.contiguous(), inputs[t], delta_t, J_span, *args)
-        if J is not None and t != s and min(basis.y_shape) > 0:
+        if J is not None and delta is not None and t != s and min(basis.y_shape) > 0:
             seen = delta @ basis.seen
             args = (bases[s].start, -1, basis.y_start, -1, False)
             _ops.hessian_block_(S, inputs[s], None, None, seen, _project(J, basis, basis.perp), *args)

@@ -1,4 +1,4 @@
-"""Symmetric eigensolvers that check what they return: dense (LAPACK through torch) and block Lanczos for any operator."""
+"""Symmetric eigensolvers that check what they return: dense (LAPACK, through torch) and block Lanczos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _HOST_SIZE = 1024  # below this a GPU's eigh is slower than LAPACK on the host
 
 
 def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ascending [n] and eigenvectors [n, n] of a symmetric matrix, with residuals and orthogonality checked.
+    """Eigenvalues ascending [n] and eigenvectors [n, n] of a symmetric matrix, with residuals and orthogonality
+    checked.
 
     A float32 failure is retried in float64. Of a CUDA matrix of a few hundred rows the host computes the eigenpairs.
 
@@ -31,7 +32,7 @@ def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
         attempt = matrix.to(dtype)
         try:
             values, vectors = torch.linalg.eigh(attempt)
-        except torch.linalg.LinAlgError as e:
+        except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
             if not torch.isfinite(attempt).all():
                 raise NonFiniteError("eigh: the matrix has NaN or inf") from e
             residual = torch.full((1,), float("nan"))
@@ -51,7 +52,7 @@ def _limit(n: int, dtype: torch.dtype) -> float:
 
 
 def _defects(S: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """||S V w - V (lambda w)|| / ||S|| and ||V^T V w - w|| for a fixed pseudo-random unit w: two passes, no n^3 product."""
+    """||S V w - V (lambda w)|| / ||S|| and ||V^T V w - w|| for a fixed pseudo-random unit w: no n^3 product."""
     n = len(S)
     w = torch.frac(torch.arange(1, n + 1, dtype=S.dtype, device=S.device) * 0.6180339887498949) - 0.5
     w = w / w.norm()
@@ -90,9 +91,10 @@ def lanczos(
 ) -> tuple[Tensor, Tensor]:
     """k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos with full reorthogonalisation.
 
-    Each round extends the orthonormal basis V by residuals of the Ritz pairs (in exact arithmetic the next Krylov block),
-    and restarts from the Ritz vectors nearest to what is wanted (thick restart, Wu and Simon 2000). The Rayleigh-Ritz
-    matrix is V^T H V itself, so a pair counts as converged by its explicit residual ||H y - theta y|| <= tol * max|theta|.
+    Each round extends the orthonormal basis V by residuals of the Ritz pairs (in exact arithmetic the next Krylov
+    block), and restarts from the Ritz vectors nearest to what is wanted (thick restart, Wu and Simon 2000). The
+    Rayleigh-Ritz matrix is V^T H V itself, so a pair counts as converged by its explicit residual ||H y - theta y|| <=
+    tol * max|theta|.
 
     Args:
         apply: block product H X for X [P, b].

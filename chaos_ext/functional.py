@@ -1,7 +1,7 @@
 """Hessians of any nn.Module and any scalar loss: chunked forward-over-reverse, double backward where that fails.
 
-Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` of ``grad`` only. Mode, buffers, ``.grad``
-and the global random state of the model are left alone.
+Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` of ``grad`` only. Mode, buffers,
+``.grad`` and the global random state of the model are left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 1 << 29
 
 
 class _Scalar(nn.Module):
-    """loss_fn(model(x), y) as one module, so that a loss that reads the model's parameters sees the substituted ones."""
+    """loss_fn(model(x), y) as one module, so that a loss that reads parameters sees the substituted ones."""
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -175,8 +175,8 @@ class FunctionalEngine:
         worst = _asymmetry(out)
         if worst > _asymmetry_limit(out.dtype):
             raise ChaosExtError(
-                f"hessian: torch's second derivatives of this model are not symmetric (by {worst:.2g} of H), so they are "
-                "wrong; compare with finite differences of the gradient"
+                f"hessian: torch's second derivatives of this model are not symmetric (by {worst:.2g} of H), so they "
+                "are wrong; compare with finite differences of the gradient"
             )
         _symmetrize_(out)
 

@@ -1,9 +1,7 @@
-"""HessianOperator: the exact Hessian of one scalar loss on one batch, as an operator, a matrix or a compressed matrix."""
+"""The exact Hessian of one scalar loss on one batch: as an operator, a matrix or a compressed matrix."""
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,18 +10,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from . import memory
-from .capture import Program, capture
 from .compressed import CompressedHessian
+from .engine import engine_for
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .functional import ForwardError, FunctionalEngine, describe
-from .layers import NotLayerwise
+from .functional import FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
-from .losses import LossRule, as_module, rule_for
 from .params import Origin, ParameterSpace, Snapshot
-
-log = logging.getLogger("chaos_ext")
-
-Engine = LayerwiseEngine | FunctionalEngine
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,10 @@ class LayerReport:
 class HessianOperator:
     """The Hessian H [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact, on one batch.
 
-    theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each row-major
-    (``torch.nn.utils.parameters_to_vector``). H is the second derivative of exactly the scalar that ``loss_fn`` returns,
-    with its reduction, weights and smoothing. The forward and backward pass run at construction; H is computed when asked.
+    theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each
+    row-major (``torch.nn.utils.parameters_to_vector``). H is the second derivative of exactly the scalar that
+    ``loss_fn`` returns, with its reduction, weights and smoothing. The forward and backward pass run at construction;
+    H is computed when asked.
 
     Models made of Linear layers and elementwise activations use layer rules; every other ``nn.Module`` and every other
     callable loss is differentiated by torch itself, with the same results. ``explain()`` says which, and why.
@@ -87,7 +80,7 @@ class HessianOperator:
         _check_batch(x, y)
         self.snapshot = Snapshot(self.space, [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)])
         self.origin = Origin(model, x, self.snapshot)
-        self._engine, self._why = _engine_for(model, loss_fn, self.space, x, y)
+        self._engine, self._why = engine_for(model, loss_fn, self.space, x, y)
         self._cache: dict[object, object] = {}
         if verify:
             self._verify()
@@ -247,100 +240,3 @@ def _check_batch(x: object, y: object) -> None:
                 raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
             if t.is_floating_point() and not bool(torch.isfinite(t).all()):
                 raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
-
-
-def _engine_for(
-    model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
-) -> tuple[Engine, str]:
-    """Layer rules where they provably give what torch gives, torch itself elsewhere; and why."""
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn: expected a callable loss_fn(output, y), got {type(loss_fn).__name__}")
-    rule = rule_for(loss_fn)
-    if rule is None:
-        why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
-    elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        why = "x and y are not tensors"
-    elif x.dtype != space.dtype or x.device != space.device or y.device != space.device:
-        why = f"x is {x.dtype} on {x.device}, y on {y.device}, the parameters are {space.dtype} on {space.device}"
-    else:
-        engine, why = _layerwise(model, loss_fn, rule, space, x, y)
-        if engine is not None:
-            return engine, "every layer has a rule"
-    _warn_once(model, why)
-    return FunctionalEngine(model, loss_fn, space, x, y), why
-
-
-def _layerwise(
-    model: nn.Module, loss_fn: Callable[..., Tensor], rule: LossRule, space: ParameterSpace, x: Tensor, y: Tensor
-) -> tuple[LayerwiseEngine | None, str]:
-    found = capture(model, space, lambda program: _validate(program, model, loss_fn, x, y))
-    if found.program is None:
-        return None, found.reason
-    expected = _forward(model, x)
-    try:
-        engine = LayerwiseEngine(found.program, space, x, y, rule)
-    except NotLayerwise as e:
-        return None, str(e)
-    if not _close(engine.output, expected):
-        # A flag that forward reads changed since the capture, say.
-        return None, "forward no longer computes what was captured"
-    return engine, ""
-
-
-_warned: set[tuple[str, str]] = set()
-
-
-def _warn_once(model: nn.Module, why: str) -> None:
-    key = (type(model).__name__, why)
-    if key not in _warned:
-        _warned.add(key)
-        log.warning("%s: no layer rules here (%s); differentiating with torch, exact but slower", *key)
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, x: Tensor) -> object:
-    try:
-        return model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as e:
-        raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
-
-
-def _close(ours: Tensor, torchs: object) -> bool:
-    if not isinstance(torchs, Tensor) or torchs.shape != ours.shape:
-        return False
-    # Semantics differ by far more; torch itself is off by 1e-8 in places (it rounds 1/alpha of CELU to float32).
-    limit = 1e-4 if ours.dtype == torch.float32 else 1e-7
-    return bool((ours - torchs).abs().max() <= limit * torchs.abs().max())
-
-
-def _validate(
-    program: Program, model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor
-) -> str | None:
-    """Compares a new program with torch on a float64 copy: output, gradient and one H v by double backward.
-
-    This catches what torch.fx does not record, such as ``torch.no_grad`` inside forward.
-    """
-    try:
-        double, loss = copy.deepcopy((model, as_module(loss_fn)))
-    except Exception as e:  # whatever the user's module raises
-        return f"it cannot be copied for validation ({type(e).__name__}: {e})"
-    double.double()
-    loss.double()  # type: ignore[attr-defined]
-    x, y = x.detach().double(), y.double() if y.is_floating_point() else y
-    space, rule = ParameterSpace.of(double), rule_for(loss)
-    expected = _forward(double, x)
-    assert rule is not None
-    try:
-        engine = LayerwiseEngine(program, space, x, y, rule)
-    except NotLayerwise as e:
-        return str(e)
-    reference = FunctionalEngine(double, loss, space, x, y)  # type: ignore[arg-type]
-    reference.path = "double backward"
-    v = torch.randn(space.size, 1, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
-    checks = {
-        "output": (engine.output, expected),
-        "gradient": (engine.gradient, reference.gradient),
-        "H v": (engine.hvp(v), reference.hvp(v)),
-    }
-    wrong = [name for name, (a, b) in checks.items() if not _close(a, b)]
-    return f"its {wrong[0]} differs from torch's" if wrong else None

@@ -1,14 +1,14 @@
 """Losses as functions of the logits: value, gradient and Hessian-vector product with respect to z [N, C].
 
-Cross-entropy is sum_nc t_nc (logsumexp(z_n) - z_nc) with target weights t that already hold class weights, smoothing and
-the normaliser; its Hessian is s_n (diag p_n - p_n p_n^T), s_n = sum_c t_nc, for every option of torch's loss.
+Cross-entropy is sum_nc t_nc (logsumexp(z_n) - z_nc) with target weights t that already hold class weights, smoothing
+and the normaliser; its Hessian is s_n (diag p_n - p_n p_n^T), s_n = sum_c t_nc, for every option of torch's loss.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,33 +57,22 @@ _FUNCTIONAL: dict[object, type[nn.Module]] = {
 }
 
 
-def as_module(loss_fn: object) -> object:
+def as_module(loss_fn: Any) -> Any:
     """torch.nn.functional losses (also in functools.partial with keywords) as the module they equal."""
-    keywords: dict[str, object] = {}
+    function, keywords = loss_fn, {}
     if isinstance(loss_fn, functools.partial) and not loss_fn.args:
-        loss_fn, keywords = loss_fn.func, loss_fn.keywords
-    cls = _FUNCTIONAL.get(loss_fn) if callable(loss_fn) and _hashable(loss_fn) else None
-    if cls is None:
-        return loss_fn if not keywords else functools.partial(loss_fn, **keywords)  # type: ignore[arg-type]
-    known = set(cls.__init__.__annotations__) - {"return"}
-    if not set(keywords) <= known:
-        return functools.partial(loss_fn, **keywords)  # type: ignore[arg-type]
+        function, keywords = loss_fn.func, loss_fn.keywords
+    cls = next((module for known, module in _FUNCTIONAL.items() if known is function), None)
+    if cls is None or not set(keywords) <= set(cls.__init__.__annotations__) - {"return"}:
+        return loss_fn
     return cls(**keywords)
 
 
-def _hashable(obj: object) -> bool:
-    try:
-        hash(obj)
-    except TypeError:
-        return False
-    return True
-
-
-def rule_for(loss_fn: object) -> LossRule | None:
+def rule_for(loss_fn: Any) -> LossRule | None:
     """The rule of a loss that we know, or None; a known loss that is not a scalar is refused."""
     loss_fn = as_module(loss_fn)
-    rule = {nn.CrossEntropyLoss: _cross_entropy, nn.MSELoss: _mse, nn.BCEWithLogitsLoss: _bce}.get(type(loss_fn))
-    if rule is None or not isinstance(loss_fn, nn.Module) or loss_fn._forward_hooks or loss_fn._forward_pre_hooks:
+    rule = _RULES.get(type(loss_fn))
+    if rule is None or loss_fn._forward_hooks or loss_fn._forward_pre_hooks or "forward" in vars(loss_fn):
         return None
     if loss_fn.reduction not in ("mean", "sum"):
         raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {loss_fn.reduction!r}; H needs a scalar")
@@ -98,7 +87,7 @@ def _need_shape(y: Tensor, expected: tuple[int, ...], what: str) -> None:
 def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evaluated:
     if not isinstance(y, Tensor):
         raise TypeError(f"y: expected a tensor of class indices or probabilities, got {type(y).__name__}")
-    n, classes = z.shape
+    classes = z.shape[1]
     w = z.new_ones(classes) if loss_fn.weight is None else loss_fn.weight.detach().to(z)
     if w.shape != (classes,):
         raise ValueError(f"loss_fn.weight: expected shape ({classes},), got {tuple(w.shape)}")
@@ -176,3 +165,10 @@ def _bce(loss_fn: nn.BCEWithLogitsLoss, z: Tensor, y: Tensor) -> Evaluated:
     return ElementwiseLoss(
         *_ops.bce_with_logits(z.contiguous(), target, expanded("weight"), expanded("pos_weight"), scale)
     )
+
+
+_RULES: dict[type, Callable[..., Evaluated]] = {
+    nn.CrossEntropyLoss: _cross_entropy,
+    nn.MSELoss: _mse,
+    nn.BCEWithLogitsLoss: _bce,
+}

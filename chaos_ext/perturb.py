@@ -22,10 +22,14 @@ def perturb(model: nn.Module, direction: Tensor, eps: float) -> None:
     """
     space = ParameterSpace.of(model)
     if not isinstance(direction, Tensor) or tuple(direction.shape) != (space.size,):
-        raise ValueError(f"direction: expected a tensor of shape [{space.size}], got {getattr(direction, 'shape', None)}")
+        raise ValueError(
+            f"direction: expected a tensor of shape [{space.size}], got {getattr(direction, 'shape', None)}"
+        )
     norm = float(direction.double().norm())
     if not 0 < norm < float("inf") or not abs(eps) < float("inf"):
-        raise ValueError(f"direction, eps: expected a finite nonzero direction and a finite eps, got norm {norm}, eps {eps}")
+        raise ValueError(
+            f"direction, eps: expected a finite nonzero direction and a finite eps, got norm {norm}, eps {eps}"
+        )
     step = (direction.double() * (eps / norm)).to(space.device)
     for i, p in enumerate(space.params):
         p.copy_(p.double() + step[space.slice(i)].view(p.shape))

@@ -1,7 +1,7 @@
 """The tangent sweep: a block of k tangents pushed forward through a tape and back.
 
-Every second-order quantity is one sweep; they differ in where the tangents enter (parameters, or the pre-activation units
-of one layer) and in what is read off (Hessian-vector products, or the tangents of inputs and cotangents).
+Every second-order quantity is one sweep; they differ in where the tangents enter (parameters, or the pre-activation
+units of one layer) and in what is read off (Hessian-vector products, or the tangents of inputs and cotangents).
 """
 
 from __future__ import annotations

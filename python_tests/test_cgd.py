@@ -45,7 +45,9 @@ def _feed(twin, op):
         start += p.numel()
 
 
-@pytest.mark.parametrize("bypass", [{"prune": None}, {"mix": 0.0}, {"start": 9}, {"stop": 0}, {"k": 0}, {"lr_empty": True}])
+@pytest.mark.parametrize(
+    "bypass", [{"prune": None}, {"mix": 0.0}, {"start": 9}, {"stop": 0}, {"k": 0}, {"lr_empty": True}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIONS, ids=_ids)
 def test_without_pruning_bit_identical_to_torch_sgd(options, dtype, bypass):
@@ -212,7 +214,10 @@ def test_parameter_groups_and_schedulers():
     twin = copy.deepcopy(model)
 
     def groups(m):
-        return [{"params": m[3].parameters(), "lr": 0.3}, {"params": [*m[1].parameters(), *m[5].parameters()], "momentum": 0.9}]
+        return [
+            {"params": m[3].parameters(), "lr": 0.3},
+            {"params": [*m[1].parameters(), *m[5].parameters()], "momentum": 0.9},
+        ]
 
     ours = ce.CGD(groups(model), lr=0.1, prune="negative")
     theirs = torch.optim.SGD(groups(twin), lr=0.1, foreach=False)

@@ -81,7 +81,8 @@ def test_random_selection_is_without_replacement_and_uniform():
     assert counts[4] == 0
     assert (counts[:4] / 2000 - 0.5).abs().max() < 0.05
     again = [
-        ce.select(spec, 0.1, "negative", k=2, order="random", generator=torch.Generator().manual_seed(7)) for _ in range(2)
+        ce.select(spec, 0.1, "negative", k=2, order="random", generator=torch.Generator().manual_seed(7))
+        for _ in range(2)
     ]
     assert torch.equal(*again)
 

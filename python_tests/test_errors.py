@@ -47,9 +47,17 @@ OPERATOR = {
         lambda m, x, y: (m, nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), x, torch.zeros(len(x), 3).double()),
     ),
     "class weight": (ValueError, "weight", lambda m, x, y: (m, nn.CrossEntropyLoss(weight=torch.ones(2)), x, y)),
-    "all ignored": (ce.NonFiniteError, "ignored", lambda m, x, y: (m, nn.CrossEntropyLoss(ignore_index=7), x, y * 0 + 7)),
+    "all ignored": (
+        ce.NonFiniteError,
+        "ignored",
+        lambda m, x, y: (m, nn.CrossEntropyLoss(ignore_index=7), x, y * 0 + 7),
+    ),
     "nan parameters": (ce.NonFiniteError, "parameters", lambda m, x, y: (_poison(m), CE, x, y)),
-    "overflow": (ce.NonFiniteError, "loss", lambda m, x, y: (m, nn.MSELoss(), x, torch.full((len(x), 3), 1e200, dtype=x.dtype))),
+    "overflow": (
+        ce.NonFiniteError,
+        "loss",
+        lambda m, x, y: (m, nn.MSELoss(), x, torch.full((len(x), 3), 1e200, dtype=x.dtype)),
+    ),
 }
 
 

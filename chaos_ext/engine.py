@@ -1,0 +1,116 @@
+"""The choice of engine: layer rules where they provably give what torch gives, torch itself elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Program, capture
+from .functional import ForwardError, FunctionalEngine, describe
+from .layers import NotLayerwise
+from .layerwise import LayerwiseEngine
+from .losses import LossRule, as_module, rule_for
+from .params import ParameterSpace
+
+log = logging.getLogger("chaos_ext")
+
+Engine = LayerwiseEngine | FunctionalEngine
+
+
+def engine_for(
+    model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
+) -> tuple[Engine, str]:
+    """Layer rules where they provably give what torch gives, torch itself elsewhere; and why."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: expected a callable loss_fn(output, y), got {type(loss_fn).__name__}")
+    rule = rule_for(loss_fn)
+    if rule is None:
+        why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
+    elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        why = "x and y are not tensors"
+    elif x.dtype != space.dtype or x.device != space.device or y.device != space.device:
+        why = f"x is {x.dtype} on {x.device}, y on {y.device}, the parameters are {space.dtype} on {space.device}"
+    else:
+        engine, why = _layerwise(model, loss_fn, rule, space, x, y)
+        if engine is not None:
+            return engine, "every layer has a rule"
+    _warn_once(model, why)
+    return FunctionalEngine(model, loss_fn, space, x, y), why
+
+
+def _layerwise(
+    model: nn.Module, loss_fn: Callable[..., Tensor], rule: LossRule, space: ParameterSpace, x: Tensor, y: Tensor
+) -> tuple[LayerwiseEngine | None, str]:
+    found = capture(model, space, lambda program: _validate(program, model, loss_fn, x, y))
+    if found.program is None:
+        return None, found.reason
+    expected = _forward(model, x)
+    try:
+        engine = LayerwiseEngine(found.program, space, x, y, rule)
+    except NotLayerwise as e:
+        return None, str(e)
+    if not _close(engine.output, expected):
+        # A flag that forward reads changed since the capture, say.
+        return None, "forward no longer computes what was captured"
+    return engine, ""
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(model: nn.Module, why: str) -> None:
+    key = (type(model).__name__, why)
+    if key not in _warned:
+        _warned.add(key)
+        log.warning("%s: no layer rules here (%s); differentiating with torch, exact but slower", *key)
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, x: Tensor) -> object:
+    try:
+        return model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
+
+
+def _close(ours: Tensor, torchs: object) -> bool:
+    if not isinstance(torchs, Tensor) or torchs.shape != ours.shape:
+        return False
+    # Semantics differ by far more; torch itself is off by 1e-8 in places (it rounds 1/alpha of CELU to float32).
+    limit = 1e-4 if ours.dtype == torch.float32 else 1e-7
+    return bool((ours - torchs).abs().max() <= limit * torchs.abs().max())
+
+
+def _validate(program: Program, model: nn.Module, loss_fn: Callable[..., Tensor], x: Tensor, y: Tensor) -> str | None:
+    """Compares a new program with torch on a float64 copy: output, gradient and one H v by double backward.
+
+    This catches what torch.fx does not record, such as ``torch.no_grad`` inside forward.
+    """
+    try:
+        double, loss = copy.deepcopy((model, as_module(loss_fn)))
+    except Exception as e:  # whatever the user's module raises
+        return f"it cannot be copied for validation ({type(e).__name__}: {e})"
+    double.double()
+    loss.double()
+    x, y = x.detach().double(), y.double() if y.is_floating_point() else y
+    space, rule = ParameterSpace.of(double), rule_for(loss)
+    expected = _forward(double, x)
+    assert rule is not None
+    try:
+        engine = LayerwiseEngine(program, space, x, y, rule)
+    except NotLayerwise as e:
+        return str(e)
+    reference = FunctionalEngine(double, loss, space, x, y)
+    reference.path = "double backward"
+    v = torch.randn(space.size, 1, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    checks = {
+        "output": (engine.output, expected),
+        "gradient": (engine.gradient, reference.gradient),
+        "H v": (engine.hvp(v), reference.hvp(v)),
+    }
+    wrong = [name for name, (a, b) in checks.items() if not _close(a, b)]
+    return f"its {wrong[0]} differs from torch's" if wrong else None
