@@ -14,7 +14,14 @@ def double_backward(model: nn.Module, loss_fn, x, y) -> Tensor:
     if not flat.requires_grad:
         return flat.new_zeros(len(flat), len(flat))
     eye = torch.eye(len(flat), dtype=flat.dtype)
-    rows = torch.autograd.grad(flat, params, eye, is_grads_batched=True, allow_unused=True)
+    try:
+        rows = torch.autograd.grad(flat, params, eye, retain_graph=True, is_grads_batched=True, allow_unused=True)
+    except RuntimeError:  # torch 2.13 cannot batch the double backward of GroupNorm
+        each = [torch.autograd.grad(g, params, retain_graph=True, allow_unused=True) for g in flat]
+        rows = [
+            torch.stack([torch.zeros_like(p) if r is None else r for r in column])
+            for column, p in zip(zip(*each), params)
+        ]
     full = [p.new_zeros(len(flat), *p.shape) if r is None else r for r, p in zip(rows, params)]
     return torch.cat([r.reshape(len(flat), -1) for r in full], 1)
 

@@ -96,8 +96,10 @@ def test_failures_are_one_line_and_a_status(error, expected, monkeypatch, capsys
     assert line.startswith("chaos-ext: ")
 
 
-def test_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "chaos_ext", "--version"], capture_output=True, text=True, timeout=60)
+def test_runs_as_a_module(tmp_path):
+    """From another folder: in a source tree ``-m`` would find the sources instead of what was installed."""
+    command = [sys.executable, "-m", "chaos_ext", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, f"chaos-ext {chaos_ext.__version__}")
 
 

@@ -141,6 +141,6 @@ def test_every_instruction_set(capability: str) -> None:
     selection = "cpu and not layer and not sgd or KJ and cpu or itself and both and cpu or caches and float32 or twin"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *files]
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder.parent)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout
