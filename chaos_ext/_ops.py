@@ -59,6 +59,7 @@ _activation = torch.ops.chaos_ext.activation.default
 _cross_entropy = torch.ops.chaos_ext.cross_entropy.default
 _cross_entropy_tangent = torch.ops.chaos_ext.cross_entropy_tangent.default
 _bce_with_logits = torch.ops.chaos_ext.bce_with_logits.default
+_use_huge_pages_ = torch.ops.chaos_ext.use_huge_pages_.default
 _mse = torch.ops.chaos_ext.mse.default
 _hessian_block_ = torch.ops.chaos_ext.hessian_block_.default
 _projected_sgd_ = torch.ops.chaos_ext.projected_sgd_.default
@@ -93,6 +94,11 @@ def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -
     w and pw have z's shape or are empty [0] (ones).
     """
     return _bce_with_logits(z, y, w, pw, scale)
+
+
+def use_huge_pages_(t: Tensor) -> None:
+    """Asks for huge pages behind a fresh, untouched CPU tensor; its values are not defined by this."""
+    _use_huge_pages_(t)
 
 
 def mse(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -163,6 +169,11 @@ def _(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
 @torch.library.register_fake("chaos_ext::bce_with_logits")
 def _(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
+
+
+@torch.library.register_fake("chaos_ext::use_huge_pages_")
+def _use_huge_pages_fake(t: Tensor) -> None:
+    return None
 
 
 @torch.library.register_fake("chaos_ext::mse")

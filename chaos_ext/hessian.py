@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from . import memory
+from . import _ops, memory
 from .compressed import CompressedHessian
 from .engine import engine_for
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
@@ -143,7 +143,7 @@ class HessianOperator:
         if out is None:
             need = self.space.size**2 * self.dtype.itemsize
             memory.require(need, self.device, "dense Hessian", "use op @ v, spectrum(op) or compressed()", self._budget)
-            out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            out = _fresh(self.shape, self.dtype, self.device)
         else:
             self._check_out(out)
         self._engine.dense_(out)
@@ -154,7 +154,7 @@ class HessianOperator:
         if dtype == self.dtype or not isinstance(self._engine, LayerwiseEngine):
             return self.dense().to(dtype)
         self.snapshot.require_fresh()
-        out = torch.empty(self.shape, dtype=dtype, device=self.device)
+        out = _fresh(self.shape, dtype, self.device)
         self._engine.dense_(out)
         return out
 
@@ -229,6 +229,12 @@ def hessian(
 ) -> Tensor:
     """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``."""
     return HessianOperator(model, loss_fn, x, y).dense(out)
+
+
+def _fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    out = torch.empty(shape, dtype=dtype, device=device)
+    _ops.use_huge_pages_(out)
+    return out
 
 
 def _check_batch(x: object, y: object) -> None:

@@ -8,6 +8,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(chaos_ext, m) {
+  // common/: advice on the memory of a large fresh result, before it is first touched.
+  m.def("use_huge_pages_(Tensor(a!) t) -> ()");
+
   // layers/: value, first and second derivative of an activation in one pass.
   m.def("activation(Tensor z, int kind, float alpha, float beta) -> (Tensor a, Tensor d1, Tensor d2)");
 

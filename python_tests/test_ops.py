@@ -26,6 +26,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, .
     own = (rand(4, 3), rand(2, 4, 2), rand(4, 3), None, None, 0, 6, 0, 6, True)
     options, plain = (0.1, 0.9, 0.0, 0.01, True, False), (0.1, 0.0, 0.0, 0.0, False, False)
     return {
+        "use_huge_pages_": (rand(3, 4),),
         "activation": (rand(3, 4), _ops.TANH, 0.0, 0.0),
         "activation (piecewise linear)": (rand(3, 4), _ops.RELU, 0.0, 0.0),
         "cross_entropy": (rand(3, 4), rand(3, 4)),
