@@ -166,7 +166,9 @@ def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, r
     np = import_numpy()
     if raw and window > 1:
         for steps, values in seeds:
-            ax.plot(steps, values, color=color, alpha=0.12, linewidth=0.5, rasterized=True, zorder=1)
+            # The ink of a raw curve grows with its length: tens of thousands of steps would hide the smoothed ones.
+            faint = min(0.12, max(0.012, 1000 / max(len(steps) * len(seeds), 1)))
+            ax.plot(steps, values, color=color, alpha=faint, linewidth=0.5, rasterized=True, zorder=1)
     label, style = LABELS.get(run, run), _STYLES.get(run, "-")
     length = min((len(s) for s, _ in seeds), default=0)
     if length == 0:
