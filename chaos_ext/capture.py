@@ -7,9 +7,11 @@ forwards), is not captured: ``capture`` then says why, and the functional engine
 from __future__ import annotations
 
 import operator
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -57,7 +59,26 @@ def _is_leaf(m: nn.Module) -> bool:
     return type(m) is not nn.Sequential and m.__module__.startswith("torch.nn")
 
 
+_tracing = threading.RLock()  # torch.fx patches nn.Module for the whole process while it traces
+
+
 class _Tracer(fx.Tracer):
+    """Other threads that run modules meanwhile see torch's own behaviour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owner = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._owner:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._owner:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
         return _is_leaf(m)
 
@@ -86,7 +107,8 @@ class _Builder:
         self.sizes: set[fx.Node] = set()
 
     def build(self) -> Program:
-        graph = _Tracer().trace(self.model)
+        with _tracing:
+            graph = _Tracer().trace(self.model)
         output = None
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -192,11 +214,20 @@ class Capture:
     reason: str
 
 
+def _is_plain(v: object) -> bool:
+    """A number, a string, None, or a small container of these: what a forward may branch on."""
+    if isinstance(v, dict):
+        return len(v) <= 32 and all(_is_plain(u) for u in v.values())
+    if isinstance(v, (list, tuple, set, frozenset)):
+        return len(v) <= 32 and all(_is_plain(u) for u in v)
+    return v is None or isinstance(v, (int, float, str))
+
+
 def _signature(model: nn.Module) -> tuple[object, ...]:
     """What decides the program besides the code of forward: modules, their modes and scalar settings, parameters."""
     parts: list[object] = []
     for m in model.modules():
-        settings = tuple((k, v) for k, v in vars(m).items() if isinstance(v, (int, float, str)))
+        settings = tuple((k, repr(v)) for k, v in vars(m).items() if k[0] != "_" and _is_plain(v))
         hooks = len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
         parts.append((id(m), type(m), hooks, "forward" in vars(m), settings))
         parts.extend((id(p), p.requires_grad) for p in m._parameters.values() if p is not None)

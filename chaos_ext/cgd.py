@@ -19,7 +19,7 @@ from .eigenpairs import Spectrum
 from .errors import CheckpointError, NonFiniteError, UnsupportedError
 from .functional import commit_running_stats
 from .hessian import HessianOperator
-from .params import FLOAT_DTYPES, ParameterSpace
+from .params import FLOAT_DTYPES, ParameterSpace, refuse_autocast
 from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, norm_squared
 from .sgd import Threshold, Update, chaotic_threshold, check_group
 from .spectrum import check_options, spectrum, spectrum_of_matrix
@@ -89,11 +89,13 @@ class CGD(Optimizer):
         self.fixed, self.zero_tol, self.spectrum_dtype, self.generator = spectrum, zero_tol, spectrum_dtype, generator
         self.steps = 0
         self.last_step: StepInfo | None = None
-        self._drawn: tuple[int, Spectrum, Tensor] | None = None
+        self._drawn: tuple[str, Spectrum, Tensor] | None = None
         self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize})
         size = sum(p.numel() for p in self._trained())
+        if not size:
+            raise ValueError("params: expected at least one parameter with requires_grad=True, got none")
         check_selection(prune, k, order, size)
         check_fixed(spectrum, size)
 
@@ -152,19 +154,22 @@ class CGD(Optimizer):
 
     def selection(self, spec: Spectrum) -> Tensor:
         """What the next step prunes of this spectrum, a mask [r]. Drawn once per step and spectrum: looking is free."""
-        if self._drawn is not None and self._drawn[0] == self.steps and self._drawn[1] is spec:
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        key = repr((self.steps, self.prune, self.k, self.order, self.threshold, groups))
+        if self._drawn is not None and self._drawn[0] == key and self._drawn[1] is spec:
             return self._drawn[2]
         chaotic = self.prune == "chaotic"
         t = chaotic_threshold(self.param_groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
         mask = select(
             spec, t.lr, self.prune, self.k, self.order, self.generator, upper=t.upper, sign=t.sign, shift=t.shift
         )
-        self._drawn = (self.steps, spec, mask)
+        self._drawn = (key, spec, mask)
         return mask
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.SGD's, with the number of steps under "chaos_ext". Fixed directions are not part of it."""
-        return {**super().state_dict(), "chaos_ext": {"steps": self.steps}}
+        """As torch.optim.SGD's, with steps and generator under "chaos_ext". Fixed directions are not part of it."""
+        generator = None if self.generator is None else self.generator.get_state()
+        return {**super().state_dict(), "chaos_ext": {"steps": self.steps, "generator": generator}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores ``state_dict()``, or the state of a torch.optim.SGD.
@@ -173,11 +178,27 @@ class CGD(Optimizer):
             CheckpointError: a damaged step count. ValueError: other parameter groups.
         """
         rest = dict(state_dict)
-        steps = rest.pop("chaos_ext", {"steps": 0}).get("steps")
+        own = rest.pop("chaos_ext", {"steps": 0})
+        steps = own.get("steps") if isinstance(own, dict) else own
         if not isinstance(steps, int) or steps < 0:
             raise CheckpointError(f"state_dict: expected a step count >= 0, got {steps!r}")
+        if not {"state", "param_groups"} <= set(rest):
+            raise CheckpointError(f"state_dict: expected 'state' and 'param_groups', got {sorted(rest)}")
         super().load_state_dict(rest)
+        if self.generator is not None and own.get("generator") is not None:
+            self.generator.set_state(own["generator"].cpu())
         self.steps, self._drawn, self.last_step = steps, None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: torch's Optimizer keeps only its own three fields."""
+        own = ("prune", "k", "order", "threshold", "start", "stop", "mix", "noise", "fixed", "zero_tol")
+        names = (*own, "spectrum_dtype", "generator", "steps", "last_step")
+        return {**super().__getstate__(), **{n: getattr(self, n) for n in names}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._drawn = None
+        self._places = {p: (p.device, p.dtype) for g in self.param_groups for p in g["params"]}
 
     def _trained(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
@@ -185,6 +206,7 @@ class CGD(Optimizer):
     def _space(self, source: Source | None) -> ParameterSpace:
         """The order of theta for this step, checked against the optimizer's parameters."""
         trained = self._trained()
+        refuse_autocast(trained[0].device)
         for p in trained:
             if (p.device, p.dtype) != self._places[p]:
                 raise UnsupportedError(
@@ -197,6 +219,7 @@ class CGD(Optimizer):
                 "spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source"
             )
         if known is None or known.origin is None:
+            self._check_order(source, trained)
             return ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
         if isinstance(source, (HessianOperator, Spectrum)):
             known.origin.snapshot.require_fresh()
@@ -207,6 +230,22 @@ class CGD(Optimizer):
                 "parameter, or a parameter left out: set requires_grad=False on what is not trained)"
             )
         return space
+
+    def _check_order(self, source: Source | None, trained: list[Tensor]) -> None:
+        """Without an operator, theta is taken in the optimizer's order: refused where that cannot be the model's."""
+        shapes = [tuple(p.shape) for p in trained]
+        size = sum(p.numel() for p in trained)
+        if isinstance(source, Tensor) and tuple(source.shape) != (size, size):
+            raise ValueError(f"step: expected a dense Hessian of shape [{size}, {size}], got {tuple(source.shape)}")
+        if isinstance(source, Tensor) and len(self.param_groups) > 1:
+            raise UnsupportedError(
+                "step: a dense Hessian with several parameter groups has no agreed order; pass a HessianOperator"
+            )
+        if self.fixed is not None and self.fixed.shapes is not None and self.fixed.shapes != shapes:
+            raise ValueError(
+                f"spectrum: its parameters have shapes {self.fixed.shapes}, the optimizer's, in order, {shapes}; give "
+                "CGD the parameters in model.parameters() order, or step with a HessianOperator"
+            )
 
     def _gradient(self, source: Source | None, space: ParameterSpace) -> tuple[Tensor, Tensor | None]:
         if isinstance(source, (HessianOperator, Spectrum)):

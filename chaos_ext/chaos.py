@@ -31,7 +31,7 @@ def local_lyapunov_exponents(eigenvalues: Tensor, lr: float) -> Tensor:
         lr: learning rate >= 0.
     """
     _check_lr(lr)
-    x = lr * eigenvalues.double()
+    x = lr * torch.as_tensor(eigenvalues).double()
     safe_low = torch.where(x < 1, x, torch.zeros_like(x))
     safe_high = torch.where(x < 1, torch.full_like(x, 2.0), x)
     return torch.where(x < 1, torch.log1p(-safe_low), torch.log(safe_high - 1))
@@ -70,6 +70,8 @@ def select(
     Raises:
         ValueError: an unknown string, a negative or non-integer k, k > P, lr < 0.
     """
+    if not hasattr(spec, "zero_threshold"):
+        raise TypeError(f"spec: expected a Spectrum, got {type(spec).__name__}")
     check_selection(prune, k, order, spec.size)
     _check_lr(lr)
     values = spec.eigenvalues

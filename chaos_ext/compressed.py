@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, memory
 from .layers import Linear
 from .sweep import unit_sweep
 from .tape import Tape
@@ -140,15 +140,29 @@ class CompressedHessian:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(P, P)."""
         return self.basis.rows, self.basis.rows
 
     def to_dense(self) -> Tensor:
-        """Q S Q^T as a [P, P] matrix."""
+        """Q S Q^T as a [P, P] matrix.
+
+        Raises:
+            MemoryBudgetError: P * P numbers do not fit.
+        """
+        need = 3 * self.basis.rows**2 * self.S.dtype.itemsize
+        memory.require(need, self.S.device, "to_dense", "use the compressed Hessian as an operator")
         half = self.basis.lift(self.S)
         H = self.basis.lift(half.T.contiguous())
         return (H + H.T) / 2
 
     def __matmul__(self, v: Tensor) -> Tensor:
+        """H v for v [P] or [P, k] in the dtype of S, of the same shape."""
+        if not isinstance(v, Tensor) or v.dtype != self.S.dtype or v.device != self.S.device:
+            raise TypeError(
+                f"v: expected a {self.S.dtype} tensor on {self.S.device}, got {getattr(v, 'dtype', type(v))}"
+            )
+        if v.dim() not in (1, 2) or len(v) != self.basis.rows:
+            raise ValueError(f"v: expected shape [{self.basis.rows}] or [{self.basis.rows}, k], got {tuple(v.shape)}")
         columns = v.unsqueeze(1) if v.dim() == 1 else v
         return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)
 
@@ -175,11 +189,12 @@ def _shape_of(tape: Tape, t: int) -> tuple[int, int, bool]:
 def _orthonormal(A: Tensor, full: bool) -> tuple[Tensor, Tensor]:
     """Bases of the row space of A [N, I] and, if asked for, of its complement.
 
-    Singular values below eps * max(N, I) * s_1 count as zero: dropping them changes H by rounding only.
+    Singular values below eps * min(N, I) * s_1 count as zero: dropping them changes H by rounding only, and a column
+    too many is exact anyway.
     """
     n, i = A.shape
     U, s, _ = torch.linalg.svd(A.T, full_matrices=full and n < i)
-    tol = torch.finfo(A.dtype).eps * max(n, i) * s.max() if s.numel() else 0.0
+    tol = torch.finfo(A.dtype).eps * min(n, i) * s.max() if s.numel() else 0.0
     r = int((s > tol).sum())
     return U[:, :r], U[:, r:]
 

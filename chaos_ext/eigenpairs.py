@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Protocol, cast
 
@@ -55,6 +56,7 @@ class Spectrum:
         basis: Q.
         Z: eigenvectors in the coordinates of Q, [n, r].
         origin: the model, batch and theta that it belongs to (None after ``load``).
+        shapes: of the parameters that make up theta, in order, after ``load`` (None where unknown).
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Spectrum:
         self._exact_gradient = gradient if exact_gradient is None else exact_gradient
         self._near = near
         self.origin = origin
+        self.shapes: list[tuple[int, ...]] | None = None
         self._coefficients: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -88,6 +91,7 @@ class Spectrum:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of eigenvalues and eigenvectors."""
         return self.eigenvalues.dtype
 
     def eigenvectors(self, index: slice | Tensor | list[int] | None = None) -> Tensor:
@@ -108,6 +112,8 @@ class Spectrum:
 
     def combine(self, c: Tensor) -> Tensor:
         """V c for c [r] or [r, k]: [P] or [P, k]."""
+        if c.dim() not in (1, 2) or len(c) != len(self.eigenvalues):
+            raise ValueError(f"c: expected shape [{len(self.eigenvalues)}] or [.., k], got {tuple(c.shape)}")
         columns = c.unsqueeze(1) if c.dim() == 1 else c
         out = self.basis.lift(self.Z @ columns)
         return out.squeeze(1) if c.dim() == 1 else out
@@ -119,6 +125,8 @@ class Spectrum:
             v: in the spectrum's dtype.
             mask: bool [r].
         """
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask: expected a bool tensor, got {type(mask).__name__}")
         if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.eigenvalues),):
             raise ValueError(f"mask: expected bool [{len(self.eigenvalues)}], got {mask.dtype} {tuple(mask.shape)}")
         c = self.coefficients(v)
@@ -142,6 +150,7 @@ class Spectrum:
 
     @property
     def gradient_norm_squared(self) -> Tensor:
+        """||g||^2 in float64 of the gradient that it carries."""
         if self._exact_gradient is None:
             raise ValueError("spec: it carries no gradient; make it from a HessianOperator")
         return self._exact_gradient.double().square().sum()
@@ -163,10 +172,16 @@ class Spectrum:
         names = ("eigenvalues", "Z", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: getattr(self, k) for k in names}
         state |= {"format": _FORMAT, "complete": self.nullity is not None, "layers": layers}
+        shapes = self.shapes if self.origin is None else [tuple(s) for s in self.origin.snapshot.space.shapes]
+        state |= {"shapes": shapes}
         state |= {"exact_gradient": self._exact_gradient, "near": self._near}
         temporary = f"{os.fspath(path)}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], map_location: torch.device | str | None = None) -> Spectrum:
@@ -197,7 +212,7 @@ class Spectrum:
                 exact_gradient=state["exact_gradient"],
                 near=state["near"],
             )
-            spec.zero_threshold = state["zero_threshold"]
+            spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
         except FileNotFoundError:
             raise
         except Exception as e:  # torch.load raises many kinds on a damaged file

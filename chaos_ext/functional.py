@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._pytree import tree_map
 
 from . import memory
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .params import ParameterSpace
+from .params import ParameterSpace, updates_running_stats
 
 log = logging.getLogger("chaos_ext")
 
@@ -59,7 +60,7 @@ def describe(value: object) -> str:
 @contextlib.contextmanager
 def without_running_stats(model: nn.Module) -> Iterator[None]:
     """Normalisation layers in training mode use batch statistics, and their running ones stay untouched."""
-    norms = [m for m in model.modules() if _updates_running_stats(m)]
+    norms = [m for m in model.modules() if updates_running_stats(m)]
     kept = [(m, {k: m._buffers[k] for k in _STATS}) for m in norms]
     for m, _ in kept:
         m.track_running_stats = False  # type: ignore[assignment]
@@ -75,14 +76,30 @@ def without_running_stats(model: nn.Module) -> Iterator[None]:
 _STATS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _updates_running_stats(m: nn.Module) -> bool:
-    norm = isinstance(m, nn.modules.batchnorm._NormBase)
-    return norm and m.training and bool(m.track_running_stats) and m._buffers.get("running_mean") is not None
+@contextlib.contextmanager
+def borrowed_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Lets the model run on copies of its buffers; yields whether it has written to them."""
+    kept = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
+    copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
+    versions = [b._version for _, own in copies for b in own.values() if b is not None]
+    for m, own in copies:
+        m._buffers.update(own)
+
+    def written() -> bool:
+        now = [b._version for _, own in copies for b in own.values() if b is not None]
+        return now != versions or any(m._buffers[k] is not b for m, own in copies for k, b in own.items())
+
+    try:
+        yield written
+    finally:
+        for m, own in kept:
+            m._buffers.clear()
+            m._buffers.update(own)
 
 
 def commit_running_stats(model: nn.Module, x: object) -> None:
     """Updates running statistics once, as one forward pass in training mode does."""
-    if any(_updates_running_stats(m) for m in model.modules()):
+    if any(updates_running_stats(m) for m in model.modules()):
         with torch.no_grad():
             model(x)
 
@@ -99,6 +116,8 @@ class FunctionalEngine:
     def __init__(
         self, model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
     ) -> None:
+        # Tensors made in inference mode cannot be saved for backward; their copies can.
+        x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
         self.space, self._x, self._y, self._model = space, x, y, model
         self._scalar = _Scalar(model, loss_fn)
         self._names = ["model." + n for n in space.names]
@@ -111,10 +130,19 @@ class FunctionalEngine:
     def _evaluate(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
         with without_running_stats(self._model):
             buffers = {n: b.detach().clone() for n, b in self._scalar.named_buffers()}
-            return functional_call(self._scalar, {**buffers, **params}, (self._x, self._y))
+            # A forward that edits its input in place edits a copy.
+            x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
+            return functional_call(self._scalar, {**buffers, **params}, (x, self._y))
 
     def _first_pass(self) -> tuple[Tensor, object, Tensor, bool]:
-        """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution."""
+        """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution.
+
+        Under ``torch.no_grad`` or ``inference_mode`` too: the caller's mode must not turn the gradient into zero.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._differentiated()
+
+    def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
         with _refuse_randomness(self._model, self.space.device):
             loss, output = self._evaluate(copies)
@@ -154,16 +182,30 @@ class FunctionalEngine:
 
         (torch 2.14's ``_weight_norm`` on the CPU is off by its own scale, and differs from finite differences.)
         """
-        generator = torch.Generator().manual_seed(0)
-        pair = torch.randn(2, self.space.size, generator=generator, dtype=torch.float64).to(self.gradient)
-        limit = _asymmetry_limit(pair.dtype)
         for path in dict.fromkeys((self.path, "double backward")):
             self.path = path
-            products = self._rows(pair)
-            gap = (pair[0] @ products[1] - pair[1] @ products[0]).abs()
-            if bool(gap <= limit * pair[0].norm() * products.norm()):
+            if self._symmetric_at(None):
                 return
-        raise ChaosExtError("hessian: torch's second derivatives of this model are not symmetric, so they are wrong")
+        self._require_symmetric_nearby()
+
+    def _symmetric_at(self, theta: Tensor | None) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        pair = torch.randn(2, self.space.size, generator=generator, dtype=torch.float64).to(self.gradient)
+        products = self._rows(pair, theta)
+        gap = (pair[0] @ products[1] - pair[1] @ products[0]).abs()
+        return bool(gap <= _asymmetry_limit(pair.dtype) * pair[0].norm() * products.norm())
+
+    def _require_symmetric_nearby(self) -> None:
+        """On a fitted batch only rounding is left of H, and is not symmetric; a wrong formula is so elsewhere too."""
+        theta = self._theta()
+        noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(theta)
+        if any(self._symmetric_at(t) for t in (0.3 * noise, theta + 0.1 * theta.abs() * noise)):
+            log.warning("the Hessian on this batch is at the level of torch's rounding; its symmetric part is used")
+            return
+        raise ChaosExtError(
+            "hessian: torch's second derivatives of this model are not symmetric, so they are wrong; compare with "
+            "finite differences of the gradient"
+        )
 
     def dense_(self, out: Tensor) -> None:
         """Fills out [P, P] with H, exactly symmetric."""
@@ -172,12 +214,8 @@ class FunctionalEngine:
             log.warning("forward-over-reverse gave an asymmetric Hessian; computing it by double backward instead")
             self.path = "double backward"
             self._fill(out)
-        worst = _asymmetry(out)
-        if worst > _asymmetry_limit(out.dtype):
-            raise ChaosExtError(
-                f"hessian: torch's second derivatives of this model are not symmetric (by {worst:.2g} of H), so they "
-                "are wrong; compare with finite differences of the gradient"
-            )
+        if _asymmetry(out) > _asymmetry_limit(out.dtype):
+            self._require_symmetric_nearby()
         _symmetrize_(out)
 
     def _fill(self, out: Tensor) -> None:
@@ -195,26 +233,30 @@ class FunctionalEngine:
         budget = min(_CHUNK_BYTES, memory.available_bytes(self.space.device) // 4)
         return max(1, min(_MAX_CHUNK, self.space.size, budget // (4 * size + 32 * batch + 1)))
 
-    def _rows(self, v: Tensor) -> Tensor:
-        """H v for v [k, P], one tangent a row."""
+    def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
+        """H v for v [k, P], one tangent a row, at theta (default: the parameters)."""
         if self.path == "jvp of grad":
             try:
-                gradient, theta = grad(self._loss_at), self._theta()
-                return vmap(lambda t: jvp(gradient, (theta,), (t,))[1], randomness="error")(v).detach()
+                gradient, at = grad(self._loss_at), self._theta() if theta is None else theta
+                return vmap(lambda t: jvp(gradient, (at,), (t,))[1], randomness="error")(v).detach()
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ForwardError) as e:
                 log.warning("forward-over-reverse failed (%s); using double backward", str(e).splitlines()[0])
                 self.path = "double backward"
-        return self._double_backward_rows(v)
+        # The parameters themselves, not copies: a loss may hold on to them.
+        params = [p if p.is_leaf else p.detach().requires_grad_() for p in self.space.params]
+        if theta is not None:
+            parts = theta.split([s.numel() for s in self.space.shapes])
+            params = [t.view(p.shape).clone().requires_grad_() for t, p in zip(parts, self.space.params, strict=True)]
+        with torch.inference_mode(False), torch.enable_grad():  # CGD.step, for one, runs under no_grad
+            return self._double_backward_rows(v, params)
 
-    def _double_backward_rows(self, v: Tensor) -> Tensor:
-        params = [p.detach().requires_grad_() if not p.is_leaf else p for p in self.space.params]
-        with torch.enable_grad():
-            loss, _ = self._evaluate(dict(zip(self._names, params, strict=True)))
-            if not loss.requires_grad:
-                return torch.zeros_like(v)
-            parts = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+    def _double_backward_rows(self, v: Tensor, params: list[Tensor]) -> Tensor:
+        loss, _ = self._evaluate(dict(zip(self._names, params, strict=True)))
+        if not loss.requires_grad:
+            return torch.zeros_like(v)
+        parts = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
         g = self.space.flatten([torch.zeros_like(p) if t is None else t for t, p in zip(parts, params, strict=True)])
         if not g.requires_grad:
             return torch.zeros_like(v)

@@ -15,7 +15,7 @@ from .engine import engine_for
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .functional import FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
-from .params import Origin, ParameterSpace, Snapshot
+from .params import Origin, ParameterSpace, Snapshot, refuse_autocast
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ class HessianOperator:
         memory_budget: int | None = None,
     ) -> None:
         self.space = ParameterSpace.of(model)
+        refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
         _check_batch(x, y)
-        self.snapshot = Snapshot(self.space, [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)])
+        self.snapshot = Snapshot(self.space, [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)], model)
         self.origin = Origin(model, x, self.snapshot)
         self._engine, self._why = engine_for(model, loss_fn, self.space, x, y)
         self._cache: dict[object, object] = {}
@@ -107,10 +108,12 @@ class HessianOperator:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the parameters, and of every result unless asked otherwise."""
         return self.space.dtype
 
     @property
     def device(self) -> torch.device:
+        """Of the parameters and of every result."""
         return self.space.device
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -141,8 +144,7 @@ class HessianOperator:
         """
         self.snapshot.require_fresh()
         if out is None:
-            need = self.space.size**2 * self.dtype.itemsize
-            memory.require(need, self.device, "dense Hessian", "use op @ v, spectrum(op) or compressed()", self._budget)
+            self._require_memory(self.space.size, self.dtype, "dense Hessian")
             out = _fresh(self.shape, self.dtype, self.device)
         else:
             self._check_out(out)
@@ -151,9 +153,11 @@ class HessianOperator:
 
     def dense_in(self, dtype: torch.dtype) -> Tensor:
         """``dense()`` computed in the given dtype from the parameters' values."""
-        if dtype == self.dtype or not isinstance(self._engine, LayerwiseEngine):
-            return self.dense().to(dtype)
+        if dtype == self.dtype:
+            return self.dense()
+        self._require_layer_rules(dtype)
         self.snapshot.require_fresh()
+        self._require_memory(self.space.size, dtype, "dense Hessian")
         out = _fresh(self.shape, dtype, self.device)
         self._engine.dense_(out)
         return out
@@ -180,6 +184,7 @@ class HessianOperator:
             self.snapshot.require_fresh()
             if not isinstance(self._engine, LayerwiseEngine):
                 raise UnsupportedError(f"compressed: needs layer rules, and {self._why}; use dense() or spectrum()")
+            self._require_memory(self._engine.compressible(dtype) or 0, dtype, "compressed Hessian")
             self._cache[key] = self._engine.compressed(dtype)
         return self._cache[key]  # type: ignore[return-value]
 
@@ -192,9 +197,19 @@ class HessianOperator:
         if dtype == self.dtype:
             return self.gradient
         self.snapshot.require_fresh()
-        if isinstance(self._engine, LayerwiseEngine):
-            return self._engine.flat_gradient(dtype)
-        return self.gradient.to(dtype)
+        return self._require_layer_rules(dtype).flat_gradient(dtype)
+
+    def _require_layer_rules(self, dtype: torch.dtype) -> LayerwiseEngine:
+        if not isinstance(self._engine, LayerwiseEngine):
+            raise UnsupportedError(
+                f"spectrum_dtype: {dtype} for {self.dtype} parameters needs layer rules, and {self._why}; convert the "
+                "model and the batch with .double()"
+            )
+        return self._engine
+
+    def _require_memory(self, size: int, dtype: torch.dtype, what: str) -> None:
+        need = size**2 * dtype.itemsize
+        memory.require(need, self.device, what, "use op @ v or spectrum(op, k=...)", self._budget)
 
     def explain(self) -> list[LayerReport]:
         """The path that each layer takes, its cost and the reason."""

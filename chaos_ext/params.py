@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import NonFiniteError, StaleOperatorError
+from .errors import NonFiniteError, StaleOperatorError, UnsupportedError
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
 
@@ -43,6 +43,13 @@ class ParameterSpace:
 
     @classmethod
     def of(cls, model: nn.Module) -> ParameterSpace:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        for name, p in model.named_parameters():
+            if isinstance(p, nn.parameter.UninitializedParameter):
+                raise TypeError(
+                    f"parameter {name!r}: expected an initialised parameter; run the lazy module once first"
+                )
         return cls(model.named_parameters())
 
     def _check(self) -> None:
@@ -73,37 +80,65 @@ class ParameterSpace:
         return slice(self.offsets[i], self.offsets[i] + self.shapes[i].numel())
 
 
+def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def updates_running_stats(m: nn.Module) -> bool:
+    """Whether a forward of m updates running statistics that it does not use."""
+    norm = isinstance(m, nn.modules.batchnorm._NormBase)
+    return norm and m.training and bool(m.track_running_stats) and m._buffers.get("running_mean") is not None
+
+
+def refuse_autocast(device: torch.device) -> None:
+    """Mixed precision would round inside an exact computation."""
+    if torch.is_autocast_enabled(device.type):
+        raise UnsupportedError("autocast: H is computed in the parameters' dtype; leave the torch.autocast context")
+
+
 class Snapshot:
     """What theta and the batch were when an operator was made.
 
     torch's version counters do not see in-place edits through ``.data``, so the values are compared as well.
     """
 
-    def __init__(self, space: ParameterSpace, batch: Iterable[Tensor]) -> None:
+    def __init__(self, space: ParameterSpace, batch: Iterable[Tensor], model: nn.Module | None = None) -> None:
         self.space = space
         self.theta = space.flatten([p.detach() for p in space.params])
         if not bool(torch.isfinite(self.theta).all()):
             raise NonFiniteError("model: expected finite parameters, got NaN or inf")
         self._batch = tuple(batch)
+        self._model = model
+        self._surroundings = self._read_surroundings()
         self._marks = self._read_marks()
 
+    def _read_surroundings(self) -> tuple[object, ...]:
+        """Modes of the modules; identity and version of buffers and frozen parameters."""
+        if self._model is None:
+            return ()
+        modules = list(self._model.modules())
+        others = [b for m in modules if not updates_running_stats(m) for b in m._buffers.values() if b is not None]
+        others += [p for p in self._model.parameters() if not p.requires_grad]
+        return (*(m.training for m in modules), *_marks(others))
+
     def _read_marks(self) -> list[tuple[int, int]]:
-        tensors = (*self.space.params, *self._batch)
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        return _marks((*self.space.params, *self._batch))
 
     def _same_values(self) -> bool:
         s = self.space
         return all(torch.equal(p.detach().reshape(-1), self.theta[s.slice(i)]) for i, p in enumerate(s.params))
 
     def is_fresh(self) -> bool:
-        return self._read_marks() == self._marks and self._same_values()
+        same = self._read_marks() == self._marks and self._read_surroundings() == self._surroundings
+        return same and self._same_values()
 
     def require_fresh(self) -> None:
-        """Raises StaleOperatorError if the parameters or the batch changed."""
+        """Raises StaleOperatorError if parameters, batch, buffers or modes changed; refuses autocast."""
+        refuse_autocast(self.space.device)
         if not self.is_fresh():
             raise StaleOperatorError(
-                "operator: the parameters or the batch changed after it was made; make a new HessianOperator "
-                "(results obtained before the change stay valid)"
+                "operator: the parameters, the batch, buffers or modes of the model changed after it was made; make a "
+                "new HessianOperator (results obtained before the change stay valid)"
             )
 
 

@@ -73,7 +73,7 @@ def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor]
 def check_pruning(start: int, stop: int | None, mix: float, noise: float | None, threshold: str) -> None:
     if threshold not in ("paper", "optimizer"):
         raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {threshold!r}")
-    if not isinstance(start, int) or start < 0:
+    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise ValueError(f"start: expected an int >= 0, got {start!r}")
     if stop is not None and (not isinstance(stop, int) or stop < start):
         raise ValueError(f"stop: expected an int >= start = {start} or None, got {stop!r}")

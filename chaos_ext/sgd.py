@@ -85,8 +85,8 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
 def check_group(group: Group) -> None:
     """Refuses what torch.optim.SGD refuses."""
     for name in ("lr", "momentum", "weight_decay"):
-        if not float(group[name]) >= 0:
-            raise ValueError(f"{name}: expected a value >= 0, got {group[name]!r}")
+        if not 0 <= float(group[name]) < float("inf"):
+            raise ValueError(f"{name}: expected a finite value >= 0, got {group[name]!r}")
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError("nesterov: expected momentum > 0 and dampening = 0")
 

@@ -144,6 +144,10 @@ def _partial(
     size = op.shape[0]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
         raise ValueError(f"k: expected an int in 1..P = {size}, got {k!r}")
+    if (tol is not None and not 0 < tol < 1) or (max_products is not None and max_products < 1):
+        raise ValueError(
+            f"tol, max_products: expected 0 < tol < 1 and max_products >= 1, got {tol!r}, {max_products!r}"
+        )
     if which not in WHICH:
         raise ValueError(f"which: expected one of {WHICH}, got {which!r}")
     if dtype != op.dtype:
