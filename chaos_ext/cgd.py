@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from .chaos import check_selection, select
 from .eigenpairs import Spectrum
 from .errors import CheckpointError, NonFiniteError, UnsupportedError
-from .functional import commit_running_stats
+from .guards import commit_running_stats
 from .hessian import HessianOperator
 from .params import FLOAT_DTYPES, ParameterSpace, refuse_autocast
 from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, norm_squared

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .capture import Program, capture
-from .functional import ForwardError, FunctionalEngine, borrowed_buffers, describe
+from .functional import ForwardError, FunctionalEngine, describe
+from .guards import borrowed_buffers
 from .layers import NotLayerwise
 from .layerwise import LayerwiseEngine
 from .losses import LossRule, rule_for

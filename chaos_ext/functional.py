@@ -6,7 +6,6 @@ Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
@@ -17,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 from . import memory
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .params import ParameterSpace, updates_running_stats
+from .guards import refuse_randomness, without_running_stats
+from .params import ParameterSpace
 
 log = logging.getLogger("chaos_ext")
 
@@ -55,53 +55,6 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"shape {tuple(value.shape)} {value.dtype}"
     return type(value).__name__
-
-
-@contextlib.contextmanager
-def without_running_stats(model: nn.Module) -> Iterator[None]:
-    """Normalisation layers in training mode use batch statistics, and their running ones stay untouched."""
-    norms = [m for m in model.modules() if updates_running_stats(m)]
-    kept = [(m, {k: m._buffers[k] for k in _STATS}) for m in norms]
-    for m, _ in kept:
-        m.track_running_stats = False  # type: ignore[assignment]
-        m._buffers.update(dict.fromkeys(_STATS))
-    try:
-        yield
-    finally:
-        for m, buffers in kept:
-            m.track_running_stats = True  # type: ignore[assignment]
-            m._buffers.update(buffers)
-
-
-_STATS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@contextlib.contextmanager
-def borrowed_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Lets the model run on copies of its buffers; yields whether it has written to them."""
-    kept = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
-    copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
-    versions = [b._version for _, own in copies for b in own.values() if b is not None]
-    for m, own in copies:
-        m._buffers.update(own)
-
-    def written() -> bool:
-        now = [b._version for _, own in copies for b in own.values() if b is not None]
-        return now != versions or any(m._buffers[k] is not b for m, own in copies for k, b in own.items())
-
-    try:
-        yield written
-    finally:
-        for m, own in kept:
-            m._buffers.clear()
-            m._buffers.update(own)
-
-
-def commit_running_stats(model: nn.Module, x: object) -> None:
-    """Updates running statistics once, as one forward pass in training mode does."""
-    if any(updates_running_stats(m) for m in model.modules()):
-        with torch.no_grad():
-            model(x)
 
 
 class FunctionalEngine:
@@ -144,7 +97,7 @@ class FunctionalEngine:
 
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
-        with _refuse_randomness(self._model, self.space.device):
+        with refuse_randomness(self._model, self.space.device):
             loss, output = self._evaluate(copies)
         if not loss.requires_grad:
             return loss.detach(), _detach(output), torch.zeros_like(self._theta()), False
@@ -280,28 +233,6 @@ class FunctionalEngine:
 
 def _detach(output: object) -> object:
     return output.detach() if isinstance(output, Tensor) else output
-
-
-@contextlib.contextmanager
-def _refuse_randomness(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Refuses a forward that consumes random numbers, with the generators put back."""
-
-    def states() -> list[Tensor]:
-        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-        return [torch.get_rng_state(), *cuda]
-
-    before = states()
-    yield
-    if all(torch.equal(a, b) for a, b in zip(before, states(), strict=True)):
-        return
-    torch.set_rng_state(before[0])
-    if len(before) > 1:
-        torch.cuda.set_rng_state(before[1], device)
-    names = [n for n, m in model.named_modules() if "Dropout" in type(m).__name__ and m.training]
-    raise UnsupportedError(
-        f"model: its forward draws random numbers ({', '.join(names) or 'no Dropout module; see its forward'}), "
-        "so it has no single Hessian; call .eval() on these modules"
-    )
 
 
 def _asymmetry_limit(dtype: torch.dtype) -> float:

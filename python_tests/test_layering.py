@@ -8,7 +8,7 @@ import chaos_ext
 STAGES = [
     {"errors", "_ops"},
     {"_build_info", "memory", "params"},
-    {"layers", "losses"},
+    {"guards", "layers", "losses"},
     {"layer_table"},
     {"capture"},
     {"tape"},
