@@ -1,7 +1,12 @@
 """Fixtures shared by all tests: the devices and dtypes that every operator is tested on."""
 
+from collections.abc import Iterator
+from types import ModuleType
+
 import pytest
 import torch
+from emulator import build
+from emulator.ops import EmulatedOps, thread_order
 
 from chaos_ext import _ops
 
@@ -30,3 +35,24 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def emulated_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The CUDA kernels compiled for the CPU emulator (10 s, unless pytest's cache has them)."""
+    if (reason := build.missing()) is not None:
+        pytest.skip(reason)
+    cache = getattr(request.config, "cache", None)
+    return build.module(cache.mkdir("emulator") if cache else tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture(params=["forwards", "backwards"])
+def emulated(request: pytest.FixtureRequest, emulated_kernels: ModuleType) -> Iterator[EmulatedOps]:
+    """The operators on the emulator, the threads of a block taking turns in both orders.
+
+    The second order gets other random numbers: shared memory still holds what the first one left.
+    """
+    backwards = request.param == "backwards"
+    torch.manual_seed(int(backwards))
+    with thread_order(emulated_kernels, backwards):
+        yield EmulatedOps(emulated_kernels)

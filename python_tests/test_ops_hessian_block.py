@@ -1,5 +1,6 @@
 """hessian_block_: the contraction by brute force, in every variant, symmetric to the last bit."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -65,10 +66,17 @@ def operands(d: Sizes, terms: str, dtype: torch.dtype) -> list[Tensor | None]:
     return [x if x is None else x.to(dtype) for x in chosen]
 
 
-def check(H: Tensor, args: list[Tensor | None], at: Layout, same: bool, device: torch.device) -> None:
+def check(
+    H: Tensor,
+    args: list[Tensor | None],
+    at: Layout,
+    same: bool,
+    device: torch.device,
+    hessian_block_: Callable[..., None] = _ops.hessian_block_,
+) -> None:
     """Against the twin in float64: the block to rounding, everything else untouched, exactly symmetric."""
     before = H.clone()
-    _ops.hessian_block_(H, *(x if x is None else x.to(device) for x in args), *at[:4], same)
+    hessian_block_(H, *(x if x is None else x.to(device) for x in args), *at[:4], same)
     wanted = torch.full(H.shape, torch.nan, dtype=torch.float64)
     reference.hessian_block_(wanted, *(x if x is None else x.double() for x in args), *at[:4], same)
     touched = ~wanted.isnan()

@@ -1,0 +1,177 @@
+// The kernels of csrc, run by the emulator, as Python functions on numpy arrays. One function a kernel, under its name,
+// for float32 and float64: the kernel's own arguments (arrays C-contiguous and of its dtype, None for null), sizes
+// taken from the shapes, then grid and threads. Outputs are arrays of the caller.
+
+#include <cuda_runtime.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "dynamics/projected_sgd.cuh"
+#include "faults.cuh"
+#include "hessian/block.cuh"
+#include "layers/activation.cuh"
+#include "losses/bce.cuh"
+#include "losses/cross_entropy.cuh"
+#include "losses/mse.cuh"
+
+namespace py = pybind11;
+using namespace chaos_ext;
+
+namespace {
+
+// A numpy array that is what the kernel needs; pybind11's own type would pass a converted copy, and lose the outputs.
+template <typename T, int Flags = py::array::c_style>
+class Array : public py::array_t<T, Flags> {
+ public:
+  using py::array_t<T, Flags>::array_t;
+};
+
+template <typename T>
+using Maybe = std::optional<Array<T>>;
+
+template <typename T>
+const T* in(const Array<T>& a) {
+  return a.size() == 0 ? nullptr : a.data();
+}
+
+template <typename T>
+const T* in(const Maybe<T>& a) {
+  return a ? in(*a) : nullptr;
+}
+
+template <typename T>
+T* out(Array<T>& a) {
+  return a.size() == 0 ? nullptr : a.mutable_data();
+}
+
+template <typename T>
+void bind_losses(py::module_& m) {
+  m.def("sum_partials_kernel", [](const Array<double>& partial, double scale, Array<T> total, int grid, int threads) {
+    emulator::launch(grid, threads, [&] { sum_partials_kernel<T>(in(partial), partial.size(), scale, out(total)); });
+  });
+  m.def("mse_kernel", [](const Array<T>& z, const Array<T>& y, T scale, Array<T> delta, Array<double> partial, int grid,
+                         int threads) {
+    emulator::launch(grid, threads, [&] { mse_kernel<T>(in(z), in(y), scale, z.size(), out(delta), out(partial)); });
+  });
+  m.def("bce_kernel", [](const Array<T>& z, const Array<T>& y, const Maybe<T>& w, const Maybe<T>& pw, T scale,
+                         Array<T> delta, Array<T> curvature, Array<double> partial, int grid, int threads) {
+    emulator::launch(grid, threads, [&] {
+      bce_kernel<T>(in(z), in(y), in(w), in(pw), scale, z.size(), out(delta), out(curvature), out(partial));
+    });
+  });
+  m.def("cross_entropy_kernel", [](const Array<T>& z, const Array<T>& t, Array<T> delta, Array<T> p,
+                                   Array<double> row_loss, int grid, int threads) {
+    emulator::launch(grid, threads, [&] {
+      cross_entropy_kernel<T>(in(z), in(t), z.shape(0), z.shape(1), out(delta), out(p), out(row_loss));
+    });
+  });
+  m.def("cross_entropy_tangent_kernel",
+        [](const Array<T>& p, const Array<T>& s, const Array<T>& dz, Array<T> result, int grid, int threads) {
+          emulator::launch(grid, threads, [&] {
+            cross_entropy_tangent_kernel<T>(in(p), in(s), in(dz), dz.shape(0), p.shape(0), p.shape(1), out(result));
+          });
+        });
+}
+
+template <typename T>
+void bind_activation(py::module_& m) {
+  m.def("activation_kernel",
+        [](const Array<T>& z, int kind, T alpha, T beta, Array<T> a, Array<T> d1, Maybe<T> d2, int grid, int threads) {
+          T* d2_out = d2 ? out(*d2) : nullptr;
+          dispatch_activation(static_cast<Activation>(kind), [&](auto tag) {
+            constexpr Activation value = decltype(tag)::value;
+            emulator::launch(grid, threads, [&] {
+              activation_kernel<value, T>(in(z), z.size(), alpha, beta, out(a), out(d1), d2_out);
+            });
+          });
+        });
+}
+
+template <typename T>
+void bind_projected_sgd(py::module_& m) {
+  m.def("projected_sgd_kernel", [](Array<T> param, const Array<T>& grad, const Array<T>& L, const Array<T>& R,
+                                   Maybe<T> buf, bool first, T lr, T momentum, T dampening, T weight_decay,
+                                   bool nesterov, bool maximize, int grid, int threads) {
+    const SgdOptions<T> options{lr, momentum, dampening, weight_decay, nesterov, maximize, first};
+    T* buffer = buf ? out(*buf) : nullptr;
+    emulator::launch(grid, threads, [&] {
+      projected_sgd_kernel<T>(out(param), in(grad), in(L), in(R), buffer, options, L.shape(0), L.shape(1), R.shape(1));
+    });
+  });
+}
+
+// H alone may have a row stride; the block size is the kernel's own.
+template <typename T>
+void bind_hessian_block(py::module_& m) {
+  m.def("hessian_block_kernel",
+        [](Array<T, 0> H, const Array<T>& a_s, const Maybe<T>& K, const Maybe<T>& a_t, const Maybe<T>& delta_t,
+           const Maybe<T>& J, int64_t row_w, int64_t row_b, int64_t col_w, int64_t col_b, bool same, int grid) {
+          if (H.strides(1) != sizeof(T)) throw py::value_error("expected H with contiguous rows");
+          BlockProblem<T> q{};
+          q.H = H.mutable_data();
+          q.a_s = in(a_s);
+          q.K = in(K);
+          q.a_t = in(a_t);
+          q.delta_t = in(delta_t);
+          q.J = in(J);
+          q.ld = H.strides(0) / static_cast<int64_t>(sizeof(T));
+          q.N = a_s.shape(0);
+          q.I_s = a_s.shape(1);
+          q.O_s = K ? K->shape(0) : J->shape(0);
+          q.O_t = K ? K->shape(2) : delta_t->shape(1);
+          q.I_t = a_t ? a_t->shape(1) : (J ? J->shape(2) : q.I_s);
+          q.row = {row_w, row_b};
+          q.col = {col_w, col_b};
+          q.has_K = K.has_value();
+          q.has_J = J.has_value();
+          const int64_t tiles = q.O_s * q.O_t * (q.I_s / kBlockTile + 1) * (q.I_t / kBlockTile + 1);
+          emulator::launch(grid, dim3(kBlockTile, kBlockRows), [&] { hessian_block_kernel<T>(q, same, tiles); });
+        });
+}
+
+void bind_faults(py::module_ m) {
+  const auto bind = [&m](const char* name, void (*kernel)(float*)) {
+    m.def(name, [kernel](Array<float> result) {
+      emulator::launch(1, static_cast<unsigned>(result.size()), [&] { kernel(out(result)); });
+    });
+  };
+  bind("early_return_kernel", faults::early_return_kernel);
+  bind("two_barriers_kernel", faults::two_barriers_kernel);
+  bind("half_warp_kernel", faults::half_warp_kernel);
+  bind("shared_overrun_kernel", faults::shared_overrun_kernel);
+  bind("local_overrun_kernel", faults::local_overrun_kernel);
+  m.def("global_overrun_kernel", [](Array<float> result) {
+    emulator::launch(1, 32, [&] { faults::global_overrun_kernel(out(result), result.size()); });
+  });
+  m.def("missing_barrier_kernel", [](Array<float> result, float start) {
+    emulator::launch(1, kWarpSize, [&] { faults::missing_barrier_kernel(out(result), start); });
+  });
+  m.def("overflow_kernel", [](Array<float> result, int size) {
+    emulator::launch(1, 32, [&] { faults::overflow_kernel(out(result), size); });
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(emulated_kernels, m) {
+  bind_losses<float>(m);
+  bind_losses<double>(m);
+  bind_activation<float>(m);
+  bind_activation<double>(m);
+  bind_projected_sgd<float>(m);
+  bind_projected_sgd<double>(m);
+  bind_hessian_block<float>(m);
+  bind_hessian_block<double>(m);
+  bind_faults(m.def_submodule("faults"));
+  m.def("run_backwards", [](bool on) { emulator::Block::current().reversed = on; });
+  m.def("is_sanitized", [] {
+#if defined(__SANITIZE_ADDRESS__)
+    return true;
+#else
+    return false;
+#endif
+  });
+}
