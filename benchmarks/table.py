@@ -1,0 +1,150 @@
+"""``python -m benchmarks.table``: writes the speed tables of README.md from results/*.json, between its markers.
+
+``--check`` writes nothing and exits with 1 if README.md is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+OURS, MAIN_RIVAL, FLOOR = "chaos_ext, out=", "jvp(grad), vmapped, chunk 1024", "memset of H"
+
+Row = dict[str, Any]
+
+
+def load(results: Path, name: str) -> tuple[dict[str, Any], list[Row]]:
+    path = results / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"{path}: not there; run `pytest benchmarks/` first")
+    content = json.loads(path.read_text())
+    return content["environment"], content["rows"]
+
+
+def seconds(value: float) -> str:
+    """Three significant digits, in ms below one second."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def find(rows: list[Row], **wanted: object) -> Row | None:
+    return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
+
+
+def unique(rows: list[Row], key: str) -> list[Any]:
+    return list(dict.fromkeys(r[key] for r in rows))
+
+
+def provenance(env: dict[str, Any]) -> str:
+    load = " ".join(f"{v:.1f}" for v in env["load_average"])
+    return (
+        f"{env['cpu']}, {env['cores']} cores, {env['cpu_capability']}; torch {env['torch']}; commit {env['commit']}; "
+        f"{env['date']}; load average at the start {load}."
+    )
+
+
+def dense_table(rows: list[Row]) -> str:
+    """Methods down, problems across; each cell the CPU seconds of one thread and the multiple of ours."""
+    timed = [r for r in rows if r["clock"] == "CPU"]
+    cases = unique(timed, "case")
+    head = ["dense Hessian, float32, 1 thread"] + [f"({c}) {find(timed, case=c)['problem']}" for c in cases]
+    return markdown(head, [[m, *(dense_cell(timed, c, m) for c in cases)] for m in unique(timed, "method")])
+
+
+def dense_cell(rows: list[Row], case: str, method: str) -> str:
+    row, ours = find(rows, case=case, method=method), find(rows, case=case, method=OURS)
+    if row is None or ours is None:
+        return "not measured"
+    if "skipped" in row:
+        return "does not fit" if "GB" in row["skipped"] else "not installed"
+    if method == OURS:
+        return f"**{seconds(row['seconds'])}**"
+    times = row["seconds"] / ours["seconds"]
+    return f"{seconds(row['seconds'])} ({times:.0f}x)" if times >= 10 else f"{seconds(row['seconds'])} ({times:.2g}x)"
+
+
+def threads_table(rows: list[Row]) -> str:
+    timed = [r for r in rows if r["clock"] == "wall"]
+    lines = []
+    for case in unique(timed, "case"):
+        cells = [f"({case}) {find(timed, case=case)['problem']}"]
+        for method in (OURS, MAIN_RIVAL):
+            one, two = (find(timed, case=case, method=method, threads=t) for t in (1, 2))
+            cells += [seconds(one["seconds"]), seconds(two["seconds"])] if one and two else ["-", "-"]
+        lines.append(cells)
+    head = ["wall time", "chaos_ext, 1 thread", "2 threads", f"{MAIN_RIVAL}, 1 thread", "2 threads"]
+    return markdown(head, lines)
+
+
+def step_table(rows: list[Row]) -> str:
+    lines = []
+    for method in unique(rows, "method"):
+        found = [find(rows, method=method, dtype=d) for d in ("float32", "float64")]
+        lines.append([method, *("-" if r is None else seconds(r["seconds"]) for r in found)])
+    return markdown([f"{rows[0]['problem']}, CPU seconds of 1 thread", "float32", "float64"], lines)
+
+
+def memory_table(rows: list[Row]) -> str:
+    lines = []
+    for case in unique(rows, "case"):
+        found = [find(rows, case=case, method=m) for m in unique(rows, "method")]
+        size = f"{found[0]['bytes_of_H'] / 1e6:.4g} MB"
+        lines.append([found[0]["problem"], size, *(f"{r['ratio']:.2f} H" for r in found)])
+    return markdown(["peak memory of one dense Hessian", "H", *unique(rows, "method")], lines)
+
+
+def block(results: Path) -> str:
+    """What stands between the markers."""
+    env, dense = load(results, "dense_hessian")
+    _, steps = load(results, "cgd_step")
+    _, peaks = load(results, "memory")
+    parts = [
+        "Minimum of many runs; every result was first checked against float64 double backward. From model and batch to "
+        "H; ours and the rivals that can write into a reused buffer. In brackets: the multiple of our time.",
+        dense_table(dense),
+        threads_table(dense),
+        "One CGD step (operator, all eigenpairs, projection, update) against the same step by a dense "
+        "eigendecomposition, and a row of spectral metrics:",
+        step_table(steps),
+        memory_table(peaks),
+        provenance(env),
+    ]
+    return "\n\n".join(parts)
+
+
+def updated(text: str, new: str) -> str:
+    """The README with a new block."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md: expected the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{new}\n{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args()
+    old = args.readme.read_text()
+    new = updated(old, block(args.results))
+    if args.check:
+        if new != old:
+            print(f"{args.readme}: out of date; run `python -m benchmarks.table`", file=sys.stderr)
+        return int(new != old)
+    args.readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
