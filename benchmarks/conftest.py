@@ -80,7 +80,7 @@ def measure(benchmark: Any, record: Callable[..., None]) -> Callable[..., None]:
         if rounds is None:
             start = CLOCKS[clock]()
             run(*setup()[0] if setup else ())
-            rounds = max(5, min(200, int(seconds / max(CLOCKS[clock]() - start, 1e-6))))
+            rounds = max(5, min(400, int(seconds / max(CLOCKS[clock]() - start, 1e-6))))
         benchmark.pedantic(run, setup=setup, rounds=rounds, iterations=1)
         stats = benchmark.stats.stats
         times = {"seconds": round(stats.min, 7), "median": round(stats.median, 7), "rounds": rounds}
