@@ -81,7 +81,7 @@ def _cross_entropy(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
 def _cross_entropy_tangent(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
     for n, c in SHAPES:
         p, s = torch.randn(n, c, dtype=dtype).softmax(1), torch.rand(n, dtype=dtype)
-        yield f"{n, c}", (p, s, torch.randn(6, n, c, dtype=dtype))
+        yield f"{n, c}", (p, s, torch.randn(n, c, 6, dtype=dtype))
 
 
 def _bce(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
@@ -171,9 +171,9 @@ def _large_tangent(dtype: torch.dtype, item: int) -> Iterator[Large]:
 
     def make(d: torch.device) -> Args:
         p, s = _targets(n, c, dtype, d) * n, torch.rand(n, dtype=dtype, device=d)
-        return p, s, torch.randn(k, n, c, dtype=dtype, device=d)
+        return p, s, torch.randn(n, c, k, dtype=dtype, device=d)
 
-    yield f"{k} x {n} x {c}", make, (2 * k + 1) * n * c * item, 4.0 * k * n * c
+    yield f"{n} x {c} x {k}", make, (2 * k + 1) * n * c * item, 4.0 * k * n * c
 
 
 def _large_bce(dtype: torch.dtype, item: int) -> Iterator[Large]:

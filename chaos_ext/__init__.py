@@ -20,8 +20,10 @@ from .errors import (
     UnsupportedError,
 )
 from .hessian import HessianOperator, LayerReport, hessian
+from .layer_table import register_rule, unregister_rule
 from .perturb import perturb
 from .pruning import StepInfo
+from .rule import Leaf, Rule
 from .spectrum import spectrum
 
 __all__ = [
@@ -32,9 +34,11 @@ __all__ = [
     "DatasetNotFoundError",
     "HessianOperator",
     "LayerReport",
+    "Leaf",
     "MemoryBudgetError",
     "NonFiniteError",
     "NotConvergedError",
+    "Rule",
     "SpectralSummary",
     "Spectrum",
     "StaleOperatorError",
@@ -50,7 +54,9 @@ __all__ = [
     "local_lyapunov_exponents",
     "models",
     "perturb",
+    "register_rule",
     "select",
     "spectral_summary",
     "spectrum",
+    "unregister_rule",
 ]

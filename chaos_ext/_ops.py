@@ -56,6 +56,7 @@ _load_cpu()
 CUDA_ERROR: str | None = _load_cuda()
 
 _activation = torch.ops.chaos_ext.activation.default
+_conv_lanes_ = torch.ops.chaos_ext.conv_lanes_.default
 _cross_entropy = torch.ops.chaos_ext.cross_entropy.default
 _cross_entropy_tangent = torch.ops.chaos_ext.cross_entropy_tangent.default
 _bce_with_logits = torch.ops.chaos_ext.bce_with_logits.default
@@ -78,13 +79,32 @@ def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> t
     return _activation(z, kind, alpha, beta)
 
 
+def conv_lanes_(
+    out: Tensor,
+    scalars: Tensor,
+    lanes: Tensor,
+    kind: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    accumulate: bool,
+) -> None:
+    """One product of a convolution of X [N, C, H, W] with W [O, C / groups, kh, kw] to Z [N, O, OH, OW].
+
+    ``out`` and ``lanes`` carry k columns, the last axis. kind: 0 Z from X, 1 Z from W, 2 X from Z, 3 X from W, 4 W from
+    Z, 5 W from X (out from lanes); ``scalars`` is the third operand. accumulate: add to out.
+    """
+    _conv_lanes_(out, scalars, lanes, kind, stride, padding, dilation, groups, accumulate)
+
+
 def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """loss [], delta [N, C] and p [N, C] of sum t (logsumexp z - z) for logits z and target weights t [N, C]."""
     return _cross_entropy(z, t)
 
 
 def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
-    """s (diag p - p p^T) dz [k, N, C] for p [N, C], s [N], dz [k, N, C]."""
+    """s (diag p - p p^T) dz [N, C, k] for p [N, C], s [N], dz [N, C, k]."""
     return _cross_entropy_tangent(p, s, dz)
 
 
@@ -154,6 +174,11 @@ def projected_sgd_(
 def _(z: Tensor, kind: int, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     d2 = z.new_empty(0) if kind in PIECEWISE_LINEAR else torch.empty_like(z)
     return torch.empty_like(z), torch.empty_like(z), d2
+
+
+@torch.library.register_fake("chaos_ext::conv_lanes_")
+def _(*args: object) -> None:
+    return None
 
 
 @torch.library.register_fake("chaos_ext::cross_entropy")

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _ops, memory
-from .layers import Linear
-from .sweep import unit_sweep
-from .tape import Tape
+from . import memory
 
 
 @dataclass(frozen=True)
 class LayerBasis:
     """The directions of one layer that H and the gradient can see.
+
+    A parameter that enters through something else than a Linear has all of its own: units = its size, one input, one
+    column in ``span``.
 
     Attributes:
         weight: start of the weight [O, I] in theta, -1 if it is not differentiated.
@@ -165,103 +165,3 @@ class CompressedHessian:
             raise ValueError(f"v: expected shape [{self.basis.rows}] or [{self.basis.rows}, k], got {tuple(v.shape)}")
         columns = v.unsqueeze(1) if v.dim() == 1 else v
         return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)
-
-
-def bound(tape: Tape) -> int:
-    """An upper bound of n from shapes alone."""
-    total = 0
-    for t in tape.program.linears:
-        A, units, first = _shape_of(tape, t)
-        r = min(len(tape.values[t + 1]), A)
-        total += units * r + (0 if first else min(len(tape.values[t + 1]), units) * (A - r))
-    return total
-
-
-def _shape_of(tape: Tape, t: int) -> tuple[int, int, bool]:
-    """Inputs including the bias, units, and whether the input depends on no differentiated parameter."""
-    node = tape.program.nodes[t]
-    inputs = (tape.values[node.inputs[0]].shape[1] if node.rule.slots[0] is not None else 0) + (
-        node.rule.slots[1] is not None
-    )
-    return inputs, tape.values[t + 1].shape[1], not tape.program.depends[node.inputs[0]]
-
-
-def _orthonormal(A: Tensor, full: bool) -> tuple[Tensor, Tensor]:
-    """Bases of the row space of A [N, I] and, if asked for, of its complement.
-
-    Singular values below eps * min(N, I) * s_1 count as zero: dropping them changes H by rounding only, and a column
-    too many is exact anyway.
-    """
-    n, i = A.shape
-    U, s, _ = torch.linalg.svd(A.T, full_matrices=full and n < i)
-    tol = torch.finfo(A.dtype).eps * min(n, i) * s.max() if s.numel() else 0.0
-    r = int((s > tol).sum())
-    return U[:, :r], U[:, r:]
-
-
-def _layer_basis(tape: Tape, t: int, offsets: tuple[int, ...], start: int) -> tuple[LayerBasis, Tensor]:
-    """The basis of layer t, and its inputs A including the constant one."""
-    node = tape.program.nodes[t]
-    rule, a, delta = node.rule, tape.values[node.inputs[0]], tape.deltas[t]
-    assert isinstance(rule, Linear)
-    assert delta is not None
-    w, b = rule.slots
-    columns = ([] if w is None else [a]) + ([] if b is None else [a.new_ones(len(a), 1)])
-    A = torch.cat(columns, 1)
-    first = not tape.program.depends[node.inputs[0]]
-    span, perp = _orthonormal(A, full=not first)
-    if first or not perp.shape[1]:
-        perp, seen = A.new_zeros(A.shape[1], 0), A.new_zeros(delta.shape[1], 0)
-    else:
-        seen = _orthonormal(delta, full=False)[0]
-    basis = LayerBasis(
-        weight=-1 if w is None else offsets[w],
-        bias=-1 if b is None else offsets[b],
-        units=delta.shape[1],
-        inputs=0 if w is None else a.shape[1],
-        span=span,
-        perp=perp,
-        seen=seen,
-        start=start,
-    )
-    return basis, A
-
-
-def compress(tape: Tape, offsets: tuple[int, ...], size: int) -> CompressedHessian:
-    """S from one unit sweep a layer: the dense contraction, in coordinates."""
-    bases: dict[int, LayerBasis] = {}
-    inputs: dict[int, Tensor] = {}
-    start = 0
-    for t in tape.program.linears:
-        if tape.deltas[t] is not None:
-            bases[t], A = _layer_basis(tape, t, offsets, start)
-            inputs[t] = A @ bases[t].span
-            start += bases[t].size
-    S = tape.values[0].new_zeros(start, start, dtype=tape.theta[0].dtype)
-    for s in bases:
-        _fill_rows(tape, s, bases, inputs, S)
-    return CompressedHessian(Basis(tuple(bases.values()), size), S)
-
-
-def _fill_rows(tape: Tape, s: int, bases: dict[int, LayerBasis], inputs: dict[int, Tensor], S: Tensor) -> None:
-    """The blocks of layer s with itself and every later layer."""
-    sweep = unit_sweep(tape, s)
-    for t, basis in bases.items():
-        K = sweep.ddeltas[t]
-        if t < s or K is None:
-            continue
-        node = tape.program.nodes[t]
-        J, delta = sweep.dvalues[node.inputs[0]], tape.deltas[t]
-        J_span = None if J is None or t == s else _project(J, basis, basis.span)
-        delta_t = None if J_span is None else delta
-        args = (bases[s].start, -1, basis.start, -1, t == s)
-        _ops.hessian_block_(S, inputs[s], K.contiguous(), inputs[t], delta_t, J_span, *args)
-        if J is not None and delta is not None and t != s and min(basis.y_shape) > 0:
-            seen = delta @ basis.seen
-            args = (bases[s].start, -1, basis.y_start, -1, False)
-            _ops.hessian_block_(S, inputs[s], None, None, seen, _project(J, basis, basis.perp), *args)
-
-
-def _project(J: Tensor, basis: LayerBasis, U: Tensor) -> Tensor:
-    """Tangents of the inputs [O, N, I] in the columns of U; the constant input has none, frozen weights see none."""
-    return torch.matmul(J, U[: basis.inputs]) if basis.inputs else J.new_zeros(*J.shape[:2], U.shape[1])

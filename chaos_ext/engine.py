@@ -9,13 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .capture import Program, capture
+from .capture import capture
+from .errors import ChaosExtError
 from .functional import ForwardError, FunctionalEngine, describe
-from .guards import borrowed_buffers
-from .layers import NotLayerwise
+from .guards import borrowed_buffers, without_running_stats
+from .layer_table import is_registered
 from .layerwise import LayerwiseEngine
 from .losses import LossRule, rule_for
 from .params import ParameterSpace
+from .program import Program
+from .rule import NotLayerwise
 
 log = logging.getLogger("chaos_ext")
 
@@ -33,7 +36,7 @@ def engine_for(
         why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
     elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
         why = "x and y are not tensors"
-    elif x.dtype != space.dtype or x.device != space.device or y.device != space.device:
+    elif (x.is_floating_point() and x.dtype != space.dtype) or x.device != space.device or y.device != space.device:
         why = f"x is {x.dtype} on {x.device}, y on {y.device}, the parameters are {space.dtype} on {space.device}"
     else:
         engine, why = _layerwise(model, rule, space, x, y)
@@ -47,8 +50,9 @@ def _layerwise(
     model: nn.Module, rule: LossRule, space: ParameterSpace, x: Tensor, y: Tensor
 ) -> tuple[LayerwiseEngine | None, str]:
     with borrowed_buffers(model) as written:
-        found = capture(model, space, lambda program: _validate(program, model, x))
-        expected = None if found.program is None else _forward(model, x.clone())
+        with without_running_stats(model):
+            found = capture(model, space, x, lambda program: _validate(program, model, x))
+            expected = None if found.program is None else _forward(model, x.clone())
         if written():
             return None, "forward writes to a buffer"
     if found.program is None:
@@ -100,13 +104,13 @@ def _validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     except Exception as e:  # whatever the user's module raises
         return f"it cannot be copied for validation ({type(e).__name__}: {e})"
     double.double()
-    x = x.detach().double().clone()
+    x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
     space = ParameterSpace.of(double)
     expected = _forward(double, x.clone())
     # Random targets: on the batch itself a fitted model leaves only rounding to compare. The loss rules need no check.
-    if not isinstance(expected, Tensor) or expected.dim() != 2:
-        return "its output is not [N, features]"
-    noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype).to(x.device)
+    if not isinstance(expected, Tensor):
+        return "its output is not a tensor"
+    noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(x.device)
     loss = nn.MSELoss()
     y, rule = expected + noise, rule_for(loss)
     assert rule is not None
@@ -116,11 +120,20 @@ def _validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
         return str(e)
     reference = FunctionalEngine(double, loss, space, x, y)
     reference.path = "double backward"
-    v = torch.randn(space.size, 1, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    own = sorted({type(m).__name__ for m in model.modules() if is_registered(type(m))})
+    v = torch.randn(space.size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
+    try:
+        expected_product = reference.hvp(v)
+    except ChaosExtError as e:
+        return str(e)
     checks = {
         "output": (engine.output, expected),
         "gradient": (engine.gradient, reference.gradient),
-        "H v": (engine.hvp(v), reference.hvp(v)),
+        "H v": (engine.hvp(v), expected_product),
     }
     wrong = [name for name, (a, b) in checks.items() if not _close(a, b)]
+    if wrong and own:
+        raise ChaosExtError(
+            f"model: its {wrong[0]} differs from torch's; check the rule registered for {', '.join(own)}"
+        )
     return f"its {wrong[0]} differs from torch's" if wrong else None

@@ -7,7 +7,7 @@ Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 from . import memory
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .guards import refuse_randomness, without_running_stats
+from .guards import refuse_randomness, twice_differentiable, without_running_stats
+from .matrix import asymmetry, symmetrize_
 from .params import ParameterSpace
 
 log = logging.getLogger("chaos_ext")
@@ -92,7 +93,7 @@ class FunctionalEngine:
 
         Under ``torch.no_grad`` or ``inference_mode`` too: the caller's mode must not turn the gradient into zero.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with twice_differentiable():
             return self._differentiated()
 
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
@@ -163,13 +164,13 @@ class FunctionalEngine:
     def dense_(self, out: Tensor) -> None:
         """Fills out [P, P] with H, exactly symmetric."""
         self._fill(out)
-        if _asymmetry(out) > _asymmetry_limit(out.dtype) and self.path != "double backward":
+        if asymmetry(out) > _asymmetry_limit(out.dtype) and self.path != "double backward":
             log.warning("forward-over-reverse gave an asymmetric Hessian; computing it by double backward instead")
             self.path = "double backward"
             self._fill(out)
-        if _asymmetry(out) > _asymmetry_limit(out.dtype):
+        if asymmetry(out) > _asymmetry_limit(out.dtype):
             self._require_symmetric_nearby()
-        _symmetrize_(out)
+        symmetrize_(out)
 
     def _fill(self, out: Tensor) -> None:
         chunk = self._chunk()
@@ -202,7 +203,7 @@ class FunctionalEngine:
         if theta is not None:
             parts = theta.split([s.numel() for s in self.space.shapes])
             params = [t.view(p.shape).clone().requires_grad_() for t, p in zip(parts, self.space.params, strict=True)]
-        with torch.inference_mode(False), torch.enable_grad():  # CGD.step, for one, runs under no_grad
+        with twice_differentiable():  # CGD.step, for one, runs under no_grad
             return self._double_backward_rows(v, params)
 
     def _double_backward_rows(self, v: Tensor, params: list[Tensor]) -> Tensor:
@@ -237,24 +238,3 @@ def _detach(output: object) -> object:
 
 def _asymmetry_limit(dtype: torch.dtype) -> float:
     return 1e-3 if dtype == torch.float32 else 1e-8
-
-
-def _blocks(p: int, size: int = 2048) -> Iterator[tuple[slice, slice]]:
-    for i in range(0, p, size):
-        for j in range(i, p, size):
-            yield slice(i, i + size), slice(j, j + size)
-
-
-def _asymmetry(h: Tensor) -> float:
-    """max |H - H^T| / max |H|."""
-    scale = float(h.abs().max()) if h.numel() else 0.0
-    worst = max((float((h[a, b] - h[b, a].T).abs().max()) for a, b in _blocks(len(h))), default=0.0)
-    return worst / scale if scale else 0.0
-
-
-def _symmetrize_(h: Tensor) -> None:
-    """H <- (H + H^T) / 2, bit for bit symmetric."""
-    for a, b in _blocks(len(h)):
-        mean = (h[a, b] + h[b, a].T) / 2
-        h[a, b] = mean
-        h[b, a] = mean.T

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from . import _ops, memory
+from .autorule import AutoRule
 from .compressed import CompressedHessian
 from .engine import engine_for
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
@@ -219,22 +220,30 @@ class HessianOperator:
         return list(self._explain_layers(self._engine, item))
 
     def _explain_layers(self, engine: LayerwiseEngine, item: int) -> Iterator[LayerReport]:
-        program, n = engine.program, len(engine.tape(self.dtype).values[0])
-        sizes = [sum(self.space.shapes[s].numel() for s in node.rule.slots if s is not None) for node in program.nodes]
-        path = "enter at parameters" if program.tied else "enter at units"
-        why = "a parameter is used by more than one layer" if program.tied else "samples do not interact"
-        for i in program.linears:
+        entries = engine.plan()
+        sizes = [sum(self.space.shapes[s].numel() for s in e.slots) for e in entries]
+        for i, e in enumerate(entries):
+            node = engine.program.nodes[e.node]
             block = sizes[i] * (2 * sum(sizes[i + 1 :]) + sizes[i])
-            yield LayerReport(program.nodes[i].name, path, 2 * n * block, block * item, why)
+            yield LayerReport(node.name, e.path, e.flops, block * item, e.why)
+        for node in engine.program.nodes:
+            if isinstance(node.rule, AutoRule):
+                yield LayerReport(node.name, node.rule.path, 0, 0, f"no layer rule: {node.rule.why}")
 
     def _verify(self) -> None:
         generator = torch.Generator().manual_seed(0)
+        tiny = torch.finfo(self.dtype).tiny
         v = torch.randn(self.space.size, 2, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
         reference = FunctionalEngine(self.origin.model, self._loss_fn, self.space, self.origin.x, self._y)
         reference.path = "double backward"
         ours, theirs = self @ v, reference.hvp(v)
-        error = float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(self.dtype).tiny))
+        gap = float(
+            (v[:, 0] @ ours[:, 1] - v[:, 1] @ ours[:, 0]).abs() / (v[:, 0].norm() * ours.norm()).clamp_min(tiny)
+        )
+        error = float((ours - theirs).norm() / theirs.norm().clamp_min(tiny))
         limit = 1e-3 if self.dtype == torch.float32 else 1e-7
+        if not gap <= limit:
+            raise ChaosExtError(f"verify: u^T H v and v^T H u differ by {gap:.2g} of their scale (limit {limit:g})")
         if not error <= limit:
             raise ChaosExtError(f"verify: H v differs from double backward by {error:.2g} (limit {limit:g})")
 

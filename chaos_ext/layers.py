@@ -1,102 +1,58 @@
-"""The four rules of each layer: forward, backward, and the tangents of both.
+"""The rules of Linear, elementwise activations, PReLU and Embedding.
 
-Legend: N batch, I/O features, k tangent columns; ``a`` a layer's input, ``delta`` the cotangent at its output, a
-leading ``d`` marks a tangent, whose tensors carry the column index k first. A tangent of None is zero.
+Legend: R rows (samples times positions), I/O features, k tangent columns (last axis); ``a`` a layer's input, ``delta``
+the cotangent at its output, a leading ``d`` marks a tangent.
 
 Linear, z = W a + b, with parameter tangent (V, c):
     dz = V a + W da + c,   d(delta_a) = V^T delta + W^T d(delta_z),
-    (H v)_W = sum_n d(delta_n) a_n^T + delta_n da_n^T,   (H v)_b = sum_n d(delta_n).
+    (H v)_W = sum_r d(delta_r) a_r^T + delta_r da_r^T,   (H v)_b = sum_r d(delta_r).
 Elementwise a = phi(z):
     da = phi'(z) dz,   d(delta_z) = phi''(z) dz * delta_a + phi'(z) d(delta_a).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from . import _ops
-
-Tangent = Tensor | None
-
-
-def add(a: Tangent, b: Tangent) -> Tangent:
-    """Sum of two tangents where None is zero."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
-
-
-class Rule(Protocol):
-    """The calculus of one node of the graph.
-
-    ``slots`` are the indices into theta of the parameters that the node differentiates (None: frozen or absent).
-    """
-
-    slots: tuple[int | None, ...]
-
-    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        """Output and whatever the other rules need."""
-
-    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tensor], list[Tangent]]:
-        """Cotangents of the inputs, and the gradient of each slot."""
-
-    def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        """Tangent of the output under tangents of the inputs and of the slots."""
-
-    def tangent_backward(
-        self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
-    ) -> tuple[list[Tangent], list[Tangent]]:
-        """Tangents of ``backward``'s results."""
+from .rule import Leaf, Tangent, add, column
 
 
 class Linear:
-    """z = a W^T + b on rows a [N, I]."""
+    """z = a W^T + b on the last axis of a [..., I]."""
 
-    def __init__(self, module: nn.Linear, weight_slot: int | None, bias_slot: int | None) -> None:
-        # Frozen parameters are read from the module each time; without any, the program holds no part of the model.
-        frozen = weight_slot is None or (bias_slot is None and module.bias is not None)
-        self.module = module if frozen else None
-        self.slots: tuple[int | None, ...] = (weight_slot, bias_slot)
+    path, rowwise = "layer rule", True
 
-    def weight(self, theta: Sequence[Tensor]) -> Tensor:
-        slot = self.slots[0]
-        if slot is not None:
-            return theta[slot]
-        assert self.module is not None
-        return self.module.weight.detach().to(theta[0])
-
-    def bias(self, theta: Sequence[Tensor]) -> Tangent:
-        slot = self.slots[1]
-        if slot is not None:
-            return theta[slot]
-        return None if self.module is None or self.module.bias is None else self.module.bias.detach().to(theta[0])
+    def __init__(self, weight: Leaf, bias: Leaf) -> None:
+        self.weight, self.bias = weight, bias
+        self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
         a, W = inputs[0], self.weight(theta)
-        if a.dim() != 2:
-            raise NotLayerwise(f"Linear on a {a.dim()}-dimensional input: rows of one sample interact later")
+        assert W is not None
         return F.linear(a, W, self.bias(theta)), (a, W)
 
-    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tensor], list[Tangent]]:
+    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
-        grads: list[Tangent] = [None if self.slots[0] is None else delta.T @ a]
-        grads.append(None if self.slots[1] is None else delta.sum(0))
+        rows = delta.reshape(-1, len(W))
+        grads: list[Tangent] = [None if self.slots[0] is None else rows.T @ a.reshape(-1, W.shape[1])]
+        grads.append(None if self.slots[1] is None else rows.sum(0))
         return [delta @ W], grads
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         a, W = saved
-        dz = None if dinputs[0] is None else dinputs[0] @ W.T
         V, c = dtheta
+        dz = None if dinputs[0] is None else torch.matmul(W, dinputs[0])
         if V is not None:
-            dz = add(dz, torch.matmul(a, V.transpose(1, 2)))
+            rows = torch.matmul(a.reshape(-1, W.shape[1]), V).transpose(0, 1)  # [O, R, k] -> [R, O, k]
+            dz = add(dz, rows.reshape(*a.shape[:-1], *rows.shape[1:]))
         if c is not None:
-            dz = c.unsqueeze(1).expand(-1, len(a), -1) if dz is None else dz + c.unsqueeze(1)
+            dz = c.expand(*a.shape[:-1], *c.shape) if dz is None else dz + c
         return dz
 
     def tangent_backward(
@@ -104,22 +60,27 @@ class Linear:
     ) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
         da, V = dinputs[0], dtheta[0]
-        dd_in = None if ddelta is None else ddelta @ W
+        rows = delta.reshape(-1, len(W))
+        dd_in = None if ddelta is None else torch.matmul(W.T, ddelta)
         if V is not None:
-            dd_in = add(dd_in, torch.matmul(delta, V))
+            back = torch.matmul(rows, V.transpose(0, 1)).transpose(0, 1)  # [I, R, k] -> [R, I, k]
+            dd_in = add(dd_in, back.reshape(*delta.shape[:-1], *back.shape[1:]))
+        dd = None if ddelta is None else ddelta.reshape(-1, len(W), ddelta.shape[-1]).transpose(0, 1)  # [O, R, k]
         hvp_w = hvp_b = None
         if self.slots[0] is not None:
-            hvp_w = None if ddelta is None else torch.matmul(ddelta.transpose(1, 2), a)
+            hvp_w = None if dd is None else torch.matmul(a.reshape(-1, W.shape[1]).T, dd)
             if da is not None:
-                hvp_w = add(hvp_w, torch.matmul(delta.T, da))
-        if self.slots[1] is not None and ddelta is not None:
-            hvp_b = ddelta.sum(1)
+                da = da.reshape(-1, W.shape[1], da.shape[-1]).transpose(0, 1)  # [I, R, k]
+                hvp_w = add(hvp_w, torch.matmul(rows.T, da).transpose(0, 1))
+        if self.slots[1] is not None and dd is not None:
+            hvp_b = dd.sum(1)
         return [dd_in], [hvp_w, hvp_b]
 
 
 class Elementwise:
     """a = phi(z), one of the activations of csrc/layers/activation."""
 
+    path, rowwise = "layer rule", True
     slots: tuple[int | None, ...] = ()
 
     def __init__(self, kind: int, alpha: float = 0.0, beta: float = 0.0) -> None:
@@ -129,69 +90,114 @@ class Elementwise:
         a, d1, d2 = _ops.activation(inputs[0].contiguous(), self.kind, self.alpha, self.beta)
         return a, (d1, d2 if d2.numel() else None)
 
-    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tensor], list[Tangent]]:
+    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         return [saved[0] * delta], []
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        return None if dinputs[0] is None else dinputs[0] * saved[0]
+        return None if dinputs[0] is None else dinputs[0] * column(saved[0])
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
         d1, d2 = saved
-        dd_in = None if ddelta is None else ddelta * d1
+        dd_in = None if ddelta is None else ddelta * column(d1)
         if d2 is not None and dinputs[0] is not None:
-            curved = d2 * delta
+            curved = column(d2 * delta)
             dd_in = dinputs[0] * curved if dd_in is None else torch.addcmul(dd_in, dinputs[0], curved)
         return [dd_in], []
 
 
-class Reshape:
-    """[N, ...] to [N, features]: Flatten and views that keep the sample axis."""
+class PReLU:
+    """a = max(z, 0) + w min(z, 0) with one w, or one w a channel (axis 1); at z = 0 the slope is w, as in torch."""
 
-    slots: tuple[int | None, ...] = ()
+    path, rowwise = "layer rule", True
+
+    def __init__(self, weight: Leaf) -> None:
+        self.weight = weight
+        self.slots: tuple[int | None, ...] = (weight.slot,)
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        a = inputs[0]
-        if a.dim() < 2:
-            raise NotLayerwise(f"flatten of a {a.dim()}-dimensional tensor")
-        return a.reshape(len(a), math.prod(a.shape[1:])), a.shape
+        z, w = inputs[0], self.weight(theta)
+        assert w is not None
+        shape = (1, len(w), *(1 for _ in z.shape[2:])) if z.dim() > 1 else (len(w),)
+        below = (z <= 0).to(z.dtype)
+        slope = 1 - below + below * w.view(shape)
+        return slope * z, (below * z, below, slope, shape)
 
-    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tensor], list[Tangent]]:
-        return [delta.reshape(saved)], []
+    def _reduce(self, t: Tensor, shape: tuple[int, ...], columns: bool) -> Tensor:
+        return sum_rows(t, shape, columns).reshape(-1, *t.shape[-1:] if columns else ())
+
+    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        negative, _, slope, shape = saved
+        return [slope * delta], [None if self.slots[0] is None else self._reduce(delta * negative, shape, False)]
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        d = dinputs[0]
-        return None if d is None else d.reshape(len(d), saved[0], math.prod(saved[1:]))
+        negative, _, slope, shape = saved
+        dz = None if dinputs[0] is None else dinputs[0] * column(slope)
+        dw = dtheta[0]
+        return dz if dw is None else add(dz, dw.view(*shape, -1) * column(negative))
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
-        return [None if ddelta is None else ddelta.reshape(len(ddelta), *saved)], []
+        negative, below, slope, shape = saved
+        dd_in = None if ddelta is None else ddelta * column(slope)
+        if dtheta[0] is not None:
+            dd_in = add(dd_in, dtheta[0].view(*shape, -1) * column(below * delta))
+        product = None if ddelta is None else ddelta * column(negative)
+        if dinputs[0] is not None:
+            product = add(product, dinputs[0] * column(below * delta))
+        if self.slots[0] is None or product is None:
+            return [dd_in], [None]
+        return [dd_in], [self._reduce(product, shape, True)]
 
 
-class Add:
-    """a + b of equal shapes: a residual connection."""
+def sum_rows(t: Tensor, shape: Sequence[int], columns: bool) -> Tensor:
+    """Sums to a broadcastable ``shape``, keeping a last axis k if there is one."""
+    return t.sum_to_size(*shape, t.shape[-1]) if columns else t.sum_to_size(*shape)
 
-    slots: tuple[int | None, ...] = ()
+
+class Embedding:
+    """z = W[x] for indices x; the row ``padding_idx`` is a constant, as its gradient in torch is zero."""
+
+    path, rowwise = "layer rule", True
+
+    def __init__(self, weight: Leaf, padding_idx: int | None) -> None:
+        self.weight, self.padding_idx = weight, padding_idx
+        self.slots: tuple[int | None, ...] = (weight.slot,)
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        a, b = inputs
-        if a.shape != b.shape:
-            raise NotLayerwise(f"sum of shapes {tuple(a.shape)} and {tuple(b.shape)}")
-        return a + b, None
+        x, W = inputs[0], self.weight(theta)
+        assert W is not None
+        return F.embedding(x, W), (x, W.shape)
 
-    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tensor], list[Tangent]]:
-        return [delta, delta], []
+    def _scatter(self, saved: Any, rows: Tensor) -> Tensor:
+        """Sums rows [*x.shape, D, ...] over equal indices, without atomics: one-hot times rows."""
+        x, shape = saved
+        rows = rows.reshape(x.numel(), -1)
+        used, where = torch.unique(x.reshape(-1), return_inverse=True)
+        hot = F.one_hot(where, len(used)).to(rows)
+        if self.padding_idx is not None:
+            hot[:, used == self.padding_idx] = 0
+        out = rows.new_zeros(shape[0], rows.shape[1])
+        out[used] = hot.T @ rows
+        return out
+
+    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        return [None], [None if self.slots[0] is None else self._scatter(saved, delta).view(saved[1])]
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        return add(dinputs[0], dinputs[1])
+        if dtheta[0] is None:
+            return None
+        x, V = saved[0], dtheta[0]
+        dz = V[x]
+        if self.padding_idx is not None:
+            dz[x == self.padding_idx] = 0
+        return dz
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
-        return [ddelta, ddelta], []
-
-
-class NotLayerwise(Exception):  # noqa: N818 - a signal between engines, never seen by users
-    """The graph, at these shapes, is outside the layer rules; the functional engine takes over."""
+        if ddelta is None or self.slots[0] is None:
+            return [None], [None]
+        return [None], [self._scatter(saved, ddelta).view(*saved[1], -1)]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from . import _ops
-from .capture import Program
-from .compressed import CompressedHessian, bound, compress
-from .errors import NonFiniteError, UnsupportedError
-from .layers import Linear
+from .compress import bound, compress
+from .compressed import CompressedHessian
+from .errors import NonFiniteError
 from .losses import LossRule
+from .matrix import symmetrize_
 from .params import ParameterSpace
+from .plan import PARAMETERS, UNITS, Entry, plan
+from .program import Program
+from .rule import Tangent
 from .sweep import hessian_vector_products, unit_sweep
 from .tape import Tape
 
-_SWEEP_BYTES = 1 << 26
+_SWEEP_BYTES = 1 << 25
+_VECTOR = 16  # columns: a vector register of float32
 
 
 class LayerwiseEngine:
@@ -37,7 +43,9 @@ class LayerwiseEngine:
         if dtype not in self._tapes:
             with torch.no_grad():
                 theta = [p.detach().to(dtype) for p in self.space.params]
-                self._tapes[dtype] = Tape(self.program, theta, self._x.detach().to(dtype), self._y, self._rule)
+                x = self._x.detach()
+                x = x.to(dtype) if x.is_floating_point() else x
+                self._tapes[dtype] = Tape(self.program, theta, x, self._y, self._rule)
         return self._tapes[dtype]
 
     def flat_gradient(self, dtype: torch.dtype) -> Tensor:
@@ -50,71 +58,132 @@ class LayerwiseEngine:
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k], swept in column blocks that stay small."""
         tape, out = self.tape(v.dtype), torch.empty_like(v)
-        per_column = (2 * self.space.size + 2 * sum(t.numel() for t in tape.values)) * v.element_size()
-        chunk = max(1, _SWEEP_BYTES // per_column)
+        chunk = self._chunk(tape, self.space.size)
         for i in range(0, v.shape[1], chunk):
             block = v[:, i : i + chunk]
-            products = hessian_vector_products(tape, self.space.split(block))
+            products = hessian_vector_products(tape, dict(enumerate(self.space.split(block))))
             for j, part in enumerate(products):
-                rows = self.space.slice(j)
-                out[rows, i : i + chunk] = 0.0 if part is None else part.reshape(block.shape[1], -1).T
+                out[self.space.slice(j), i : i + chunk] = 0.0 if part is None else part.reshape(-1, block.shape[1])
         return out
+
+    def _chunk(self, tape: Tape, entered: int) -> int:
+        """Columns of one sweep: the tangents of all values, and of what enters and leaves, in _SWEEP_BYTES."""
+        per_column = (entered + self.space.size + 2 * sum(t.numel() for t in tape.values)) * tape.theta[
+            0
+        ].element_size()
+        return max(16, _SWEEP_BYTES // per_column // 16 * 16)
+
+    def plan(self) -> tuple[Entry, ...]:
+        """How each layer's rows of H are computed."""
+        return plan(self.tape(self.space.dtype))
 
     @torch.no_grad()
     def dense_(self, out: Tensor) -> None:
         """Fills out [P, P] with H, bit for bit symmetric."""
-        if self.program.tied:
-            self._dense_from_products_(out)
-            return
         tape = self.tape(out.dtype)
-        nodes = [t for t in self.program.linears if tape.deltas[t] is not None]
-        if self._covered(nodes) < self.space.size:
+        entries = plan(tape)
+        if sum(tape.theta[s].numel() for e in entries for s in e.slots) < self.space.size:
             out.zero_()
-        for s in nodes:
-            self._fill_rows(tape, s, nodes, out)
+        units = [e for e in entries if e.path == UNITS]
+        for e in units:
+            self._fill_from_units(tape, e.node, [later.node for later in units if later.node >= e.node], out)
+        wanted = [s for e in entries for s in e.slots]
+        for e in entries:
+            if e.path == PARAMETERS:
+                self._fill_from_parameters(tape, e.slots, wanted, out)
+                wanted = [s for s in wanted if s not in e.slots]
 
-    def _covered(self, nodes: list[int]) -> int:
-        slots = {s for t in nodes for s in self.program.nodes[t].rule.slots if s is not None}
-        return sum(self.space.shapes[s].numel() for s in slots)
-
-    def _fill_rows(self, tape: Tape, s: int, nodes: list[int], out: Tensor) -> None:
-        """Blocks of layer s with itself and every later layer, contracted straight into H with their transposes."""
+    def _fill_from_units(self, tape: Tape, s: int, later: list[int], out: Tensor) -> None:
+        """Blocks of layer s with itself and the given later layers, contracted into H with their transposes."""
         sweep = unit_sweep(tape, s)
         row = self._offsets(s)
-        for t in nodes:
-            if t < s:
-                continue
+        for t in later:
             node, K = self.program.nodes[t], sweep.ddeltas[t]
             J = None if t == s else sweep.dvalues[node.inputs[0]]
             inputs = [tape.values[self.program.nodes[i].inputs[0]].contiguous() for i in (s, t)]
-            assert K is not None
-            delta = None if J is None else tape.deltas[t]
-            args = (inputs[0], K.contiguous(), inputs[1], delta, J if J is None else J.contiguous())
+            K = _unit_first(K) if K is not None else tape.values[t + 1].new_zeros(self._zero_shape(tape, s, t))
+            delta = None if J is None else _contiguous(tape.deltas[t])
+            args = (inputs[0], K, inputs[1], delta, None if J is None else _unit_first(J))
             _ops.hessian_block_(out, *args, *row, *self._offsets(t), t == s)
+
+    @staticmethod
+    def _zero_shape(tape: Tape, s: int, t: int) -> tuple[int, int, int]:
+        n, units = tape.values[s + 1].shape
+        return units, n, tape.values[t + 1].shape[1]
 
     def _offsets(self, t: int) -> tuple[int, int]:
         w, b = self.program.nodes[t].rule.slots
         return tuple(-1 if s is None else self.space.offsets[s] for s in (w, b))  # type: ignore[return-value]
 
-    def _dense_from_products_(self, out: Tensor) -> None:
-        """Enters at the parameters: H I, column block by column block."""
-        chunk = 512
-        for i in range(0, len(out), chunk):
-            k = min(chunk, len(out) - i)
-            eye = torch.zeros(len(out), k, dtype=out.dtype, device=out.device)
-            eye[torch.arange(i, i + k), torch.arange(k)] = 1
-            out[:, i : i + k] = self.hvp(eye)
-        out.copy_((out + out.T) / 2)
+    def _fill_from_parameters(self, tape: Tape, slots: tuple[int, ...], wanted: list[int], out: Tensor) -> None:
+        """Rows and columns of the given slots against the wanted ones: unit tangents of each of their parameters."""
+        sizes = [self.space.shapes[s].numel() for s in slots]
+        chunk = self._chunk(tape, sum(sizes))
+        for i in range(0, sum(sizes), chunk):
+            pieces = _pieces(slots, sizes, i, i + chunk)
+            # Whole vectors of columns; the surplus ones are zero.
+            k = -(-sum(p.count for p in pieces) // _VECTOR) * _VECTOR
+            dtheta = {}
+            for p in pieces:
+                tangent = torch.zeros(self.space.shapes[p.slot].numel(), k, dtype=out.dtype, device=out.device)
+                tangent[p.start : p.start + p.count, p.column : p.column + p.count].fill_diagonal_(1)
+                dtheta[p.slot] = tangent.view(*self.space.shapes[p.slot], k)
+            products = hessian_vector_products(tape, dtheta, wanted)
+            for t in wanted:
+                self._write(out, t, pieces, products[t], own=t in slots)
+        for a in slots:
+            symmetrize_(out[self.space.slice(a), self.space.slice(a)])
+            for b in slots:
+                if b > a:
+                    out[self.space.slice(b), self.space.slice(a)] = out[self.space.slice(a), self.space.slice(b)].T
+
+    def _write(self, out: Tensor, t: int, pieces: list[_Piece], product: Tangent, own: bool) -> None:
+        """The product's columns into H, with their transposes unless the rows are swept themselves (``own``)."""
+        rows = self.space.slice(t)
+        flat = None if product is None else product.reshape(rows.stop - rows.start, -1)
+        for p in pieces:
+            first = self.space.offsets[p.slot] + p.start
+            columns = slice(first, first + p.count)
+            part = None if flat is None else flat[:, p.column : p.column + p.count]
+            out[columns, rows] = 0.0 if part is None else part.T
+            if not own:
+                out[rows, columns] = 0.0 if part is None else part
 
     def compressible(self, dtype: torch.dtype) -> int | None:
-        """An upper bound of the compressed size n, or None where H has no compressed form here."""
-        if self.program.tied or not all(isinstance(self.program.nodes[t].rule, Linear) for t in self.program.linears):
-            return None
+        """An upper bound of the compressed size n."""
         return bound(self.tape(dtype))
 
     @torch.no_grad()
     def compressed(self, dtype: torch.dtype) -> CompressedHessian:
         """H = Q S Q^T in the given dtype."""
-        if self.program.tied:
-            raise UnsupportedError("compressed: a parameter is used by more than one layer; use dense()")
-        return compress(self.tape(dtype), self.space.offsets, self.space.size)
+        return compress(self.tape(dtype), self.space)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Parameters start..start + count of a slot, as the columns column..column + count of a sweep."""
+
+    slot: int
+    start: int
+    count: int
+    column: int
+
+
+def _pieces(slots: tuple[int, ...], sizes: list[int], first: int, last: int) -> list[_Piece]:
+    """The parameters first..last of several slots in a row."""
+    pieces, begin = [], 0
+    for slot, size in zip(slots, sizes, strict=True):
+        lo, hi = max(first, begin), min(last, begin + size)
+        if lo < hi:
+            pieces.append(_Piece(slot, lo - begin, hi - lo, lo - first))
+        begin += size
+    return pieces
+
+
+def _unit_first(t: Tensor) -> Tensor:
+    """[N, ..., O] as [O, N, ...]."""
+    return t.movedim(-1, 0).contiguous()
+
+
+def _contiguous(t: Tangent) -> Tangent:
+    return None if t is None else t.contiguous()

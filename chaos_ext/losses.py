@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from . import _ops
 from .errors import NonFiniteError
+from .rule import NotLayerwise
 
 
 class Evaluated(Protocol):
-    """A loss at one z: ``loss`` [], ``delta`` = dloss/dz, and d(delta) = (d2 loss/dz2) dz for dz [k, N, C]."""
+    """A loss at one z: ``loss`` [], ``delta`` = dloss/dz, and d(delta) = (d2 loss/dz2) dz for dz [*z.shape, k]."""
 
     loss: Tensor
     delta: Tensor
@@ -28,14 +29,23 @@ class Evaluated(Protocol):
 
 
 class SoftmaxLoss:
-    """Cross-entropy at z [N, C] with target weights t [N, C]."""
+    """Cross-entropy at z [N, C, ...] with target weights t [rows, C], one row for each sample and position."""
 
     def __init__(self, z: Tensor, t: Tensor) -> None:
-        self.loss, self.delta, self._p = _ops.cross_entropy(z.contiguous(), t)
+        rows = class_last(z)
+        self.loss, delta, self._p = _ops.cross_entropy(rows.reshape(t.shape).contiguous(), t)
+        self.delta = delta.view(rows.shape).movedim(-1, 1)
         self._s = t.sum(1)
 
     def tangent(self, dz: Tensor) -> Tensor:
-        return _ops.cross_entropy_tangent(self._p, self._s, dz.contiguous())
+        rows = dz.movedim(1, -2)
+        flat = rows.reshape(*self._p.shape, dz.shape[-1]).contiguous()
+        return _ops.cross_entropy_tangent(self._p, self._s, flat).view(rows.shape).movedim(-2, 1)
+
+
+def class_last(z: Tensor) -> Tensor:
+    """[N, C, ...] as [N, ..., C]."""
+    return z.movedim(1, -1)
 
 
 class ElementwiseLoss:
@@ -45,7 +55,7 @@ class ElementwiseLoss:
         self.loss, self.delta, self._curvature = loss, delta, curvature
 
     def tangent(self, dz: Tensor) -> Tensor:
-        return dz * self._curvature
+        return dz * (self._curvature if isinstance(self._curvature, float) else self._curvature.unsqueeze(-1))
 
 
 LossRule = Callable[[Tensor, Tensor], Evaluated]
@@ -87,6 +97,8 @@ def _need_shape(y: Tensor, expected: tuple[int, ...], what: str) -> None:
 def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evaluated:
     if not isinstance(y, Tensor):
         raise TypeError(f"y: expected a tensor of class indices or probabilities, got {type(y).__name__}")
+    if z.dim() < 2:
+        raise NotLayerwise("cross-entropy of one sample without a batch axis")
     classes = z.shape[1]
     w = z.new_ones(classes) if loss_fn.weight is None else loss_fn.weight.detach().to(z)
     if w.shape != (classes,):
@@ -97,18 +109,19 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evalua
 
 def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
     """t = ((1 - eps) w_y onehot + (eps / C) w) / sum_n w_{y_n}; zero rows where y is ignored."""
-    n, classes = z.shape
-    _need_shape(y, (n,), "class indices")
+    rows = class_last(z)
+    n, classes = rows.shape[:-1].numel(), z.shape[1]
+    _need_shape(y, tuple(rows.shape[:-1]), "class indices")
     if y.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"y: expected class indices of dtype int64, got {y.dtype}")
-    y = y.long()
+    y = y.long().reshape(-1)
     kept = y != loss_fn.ignore_index
     if not bool(((y >= 0) & (y < classes) | ~kept).all()):
         raise ValueError(f"y: expected class indices in [0, {classes}), got {int(y.min())} to {int(y.max())}")
     safe = torch.where(kept, y, 0)
     row_weight = w[safe] * kept
     eps = loss_fn.label_smoothing
-    t = torch.zeros_like(z).scatter_(1, safe.unsqueeze(1), ((1 - eps) * row_weight).unsqueeze(1))
+    t = z.new_zeros(n, classes).scatter_(1, safe.unsqueeze(1), ((1 - eps) * row_weight).unsqueeze(1))
     if eps:
         t += (eps / classes) * w * kept.unsqueeze(1)
     if loss_fn.reduction == "mean":
@@ -125,11 +138,11 @@ def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: 
     if loss_fn.ignore_index >= 0:
         raise ValueError("loss_fn.ignore_index: not defined for class probabilities; expected the default")
     classes, eps = z.shape[1], loss_fn.label_smoothing
-    q = y.detach().to(z.dtype)
+    q = class_last(y.detach().to(z.dtype)).reshape(-1, classes)
     if eps:
         q = (1 - eps) * q + eps / classes
     t = q * w
-    return t / len(z) if loss_fn.reduction == "mean" else t.contiguous()
+    return t / len(t) if loss_fn.reduction == "mean" else t.contiguous()
 
 
 def _check_floating_target(z: Tensor, y: Tensor) -> None:

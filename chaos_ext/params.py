@@ -72,9 +72,9 @@ class ParameterSpace:
         return torch.cat([t.reshape(-1) for t in parts])
 
     def split(self, v: Tensor) -> list[Tensor]:
-        """Cuts v [P, k] into one [k, *shape] block per parameter, tangent index first."""
+        """Cuts v [P, k] into one [*shape, k] block per parameter."""
         sizes = [s.numel() for s in self.shapes]
-        return [b.T.reshape(-1, *s) for b, s in zip(v.split(sizes), self.shapes, strict=True)]
+        return [b.reshape(*s, -1) for b, s in zip(v.split(sizes), self.shapes, strict=True)]
 
     def slice(self, i: int) -> slice:
         return slice(self.offsets[i], self.offsets[i] + self.shapes[i].numel())

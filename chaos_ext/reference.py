@@ -6,9 +6,12 @@ meant for float64, and they allocate what the operators fuse away.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn import grad
 
 from . import _ops
 
@@ -47,9 +50,36 @@ def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return loss, p * t.sum(1, keepdim=True) - t, p
 
 
+def conv_lanes(
+    X: Tensor | None,
+    W: Tensor | None,
+    Z: Tensor | None,
+    sizes: tuple[tuple[int, ...], tuple[int, ...]],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """The third operand of a convolution from the two given ones, of which one has a last axis of columns.
+
+    ``sizes`` are those of X [N, C, H, W] and W [O, C / groups, kh, kw].
+    """
+    options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+    def one(x: Any, w: Any, z: Any) -> Tensor:
+        if z is None:
+            return F.conv2d(x, w, **options)
+        if x is None:
+            return grad.conv2d_input(sizes[0], w, z, **options)
+        return grad.conv2d_weight(x, sizes[1], z, **options)
+
+    k = next(t.shape[4] for t in (X, W, Z) if t is not None and t.dim() == 5)
+    return torch.stack([one(*(t if t is None or t.dim() == 4 else t[..., i] for t in (X, W, Z))) for i in range(k)], -1)
+
+
 def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
     B = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return torch.einsum("n,ncd,knd->knc", s, B, dz)
+    return torch.einsum("n,ncd,ndk->nck", s, B, dz)
 
 
 def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

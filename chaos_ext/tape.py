@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .capture import Program
-from .layers import Tangent
 from .losses import Evaluated, LossRule
+from .program import Program
+from .rule import Tangent
 
 
 class Tape:

@@ -13,6 +13,10 @@ STABLE_TORCH_LIBRARY(chaos_ext, m) {
 
   // layers/: value, first and second derivative of an activation in one pass.
   m.def("activation(Tensor z, int kind, float alpha, float beta) -> (Tensor a, Tensor d1, Tensor d2)");
+  // One of the six products of a convolution whose result and one factor carry k tangent columns.
+  m.def(
+      "conv_lanes_(Tensor(a!) out, Tensor scalars, Tensor lanes, int kind, int[] stride, int[] padding, "
+      "int[] dilation, int groups, bool accumulate) -> ()");
 
   // losses/: value, gradient and curvature with respect to the logits.
   m.def("cross_entropy(Tensor z, Tensor t) -> (Tensor loss, Tensor delta, Tensor p)");

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def double_backward(model: nn.Module, loss_fn, x, y) -> Tensor:
     """The Hessian [P, P], one row per backward pass through the gradient's graph."""
     params = [p for p in model.parameters() if p.requires_grad]
-    gradient = torch.autograd.grad(loss_fn(model(x), y), params, create_graph=True, allow_unused=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention that torch can differentiate twice
+        loss = loss_fn(model(x), y)
+    gradient = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     flat = torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(gradient, params)])
     if not flat.requires_grad:
         return flat.new_zeros(len(flat), len(flat))

@@ -70,7 +70,7 @@ def test_cross_entropy_of_ties_and_hard_labels(ops: EmulatedOps, dtype: torch.dt
 @pytest.mark.parametrize(("k", "N", "C"), [(1, 1, 1), (3, 5, 10), (2, 2, 300), (0, 3, 4)])
 def test_cross_entropy_tangent(k: int, N: int, C: int, ops: EmulatedOps, dtype: torch.dtype) -> None:
     p = torch.randn(N, C).to(dtype).softmax(1)  # sums to 1 to rounding: the kernel relies on it, the twin does not
-    s, dz = torch.rand(N).to(dtype), torch.randn(k, N, C).to(dtype)
+    s, dz = torch.rand(N).to(dtype), torch.randn(N, C, k).to(dtype)
     _close((ops.cross_entropy_tangent(p, s, dz),), (reference.cross_entropy_tangent(*_wide(p, s, dz)),))
 
 

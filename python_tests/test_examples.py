@@ -36,3 +36,50 @@ def test_readme_examples_run_in_order(capsys):
     printed = capsys.readouterr().out
     assert "pruned" in printed
     assert "chaotic" in printed
+
+
+@pytest.fixture
+def custom_layer():
+    import chaos_ext as ce
+
+    module = _example("custom_layer")
+    yield module
+    ce.unregister_rule(module.Wave)
+
+
+def test_custom_layer(custom_layer, capsys):
+    """The rule is used, and gives what double backward gives (verify=True in the example)."""
+    assert {r.path for r in custom_layer.op.explain()} == {"enter at units", "enter at parameters"}
+    import torch
+    from oracles import double_backward, relative
+
+    m = custom_layer
+    assert relative(m.H, double_backward(m.model, torch.nn.CrossEntropyLoss(), m.x, m.y)) < 1e-10
+
+
+def test_a_wrong_registered_rule_is_an_error(custom_layer):
+    import torch
+
+    import chaos_ext as ce
+
+    class Wrong(custom_layer.WaveRule):
+        def tangent_forward(self, saved, dinputs, dtheta):
+            dz = super().tangent_forward(saved, dinputs, dtheta)
+            return None if dz is None else 1.01 * dz
+
+    ce.register_rule(custom_layer.Wave, lambda module, leaf, shape: Wrong(leaf("w")))
+    with pytest.raises(ce.ChaosExtError, match="H v differs from torch's; check the rule registered for Wave"):
+        ce.HessianOperator(custom_layer.model, torch.nn.CrossEntropyLoss(), custom_layer.x, custom_layer.y)
+
+
+def test_register_rule_refuses_what_it_cannot_use():
+    import torch
+
+    import chaos_ext as ce
+
+    with pytest.raises(TypeError, match="module_class: expected a subclass"):
+        ce.register_rule(torch.relu, lambda module, leaf, shape: None)
+    with pytest.raises(ValueError, match="Linear has a rule already"):
+        ce.register_rule(torch.nn.Linear, lambda module, leaf, shape: None)
+    with pytest.raises(TypeError, match="make: expected a callable"):
+        ce.register_rule(torch.nn.Bilinear, None)

@@ -6,14 +6,15 @@ from pathlib import Path
 import chaos_ext
 
 STAGES = [
-    {"errors", "_ops"},
+    {"errors", "_ops", "rule", "matrix"},
     {"_build_info", "memory", "params"},
-    {"guards", "layers", "losses"},
-    {"layer_table"},
-    {"capture"},
-    {"tape"},
+    {"guards", "layers", "conv", "pooling", "norm", "graph_rules", "losses", "program"},
+    {"layer_table", "autorule", "region"},
+    {"build"},
+    {"capture", "tape"},
     {"sweep"},
-    {"compressed", "functional"},
+    {"plan", "compressed", "functional"},
+    {"compress"},
     {"layerwise"},
     {"engine"},
     {"hessian", "eigen"},

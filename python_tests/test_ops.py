@@ -30,7 +30,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, .
         "activation": (rand(3, 4), _ops.TANH, 0.0, 0.0),
         "activation (piecewise linear)": (rand(3, 4), _ops.RELU, 0.0, 0.0),
         "cross_entropy": (rand(3, 4), rand(3, 4)),
-        "cross_entropy_tangent": (rand(3, 4), rand(3), rand(2, 3, 4)),
+        "cross_entropy_tangent": (rand(3, 4), rand(3), rand(3, 4, 2)),
         "bce_with_logits": (rand(3, 4), rand(3, 4), rand(3, 4), rand(0), 0.5),
         "mse": (rand(3, 4), rand(3, 4), 0.5),
         "hessian_block_": (rand(43, 43), *block),

@@ -35,13 +35,15 @@ def test_cross_entropy_matches_twin_and_autograd(N: int, C: int, device: torch.d
 
 @pytest.mark.parametrize(("k", "N", "C"), [(1, 1, 1), (3, 8, 10), (2, 5, 300), (0, 3, 4), (2, 0, 4)])
 def test_cross_entropy_tangent_is_the_hessian(k: int, N: int, C: int, device: torch.device, dtype: torch.dtype) -> None:
-    z, t, dz = (torch.randn(s).abs().to(device, dtype) for s in [(N, C), (N, C), (k, N, C)])
+    z, t, dz = (torch.randn(s).abs().to(device, dtype) for s in [(N, C), (N, C), (N, C, k)])
     p, s = torch.softmax(z, 1), t.sum(1)
     out = _ops.cross_entropy_tangent(p, s, dz)
     _close(out, reference.cross_entropy_tangent(p.double(), s.double(), dz.double()), dtype)
     x = z.double().requires_grad_()
     g = _gradient(F.cross_entropy(x, t.double(), reduction="sum"), x)
-    for column, tangent in zip(out, dz.double(), strict=True):  # the Hessian is symmetric: vjp = jvp
+    for column, tangent in zip(
+        out.unbind(2), dz.double().unbind(2), strict=True
+    ):  # the Hessian is symmetric: vjp = jvp
         _close(column, torch.autograd.grad(g, x, tangent, retain_graph=True)[0], dtype)
 
 
@@ -58,10 +60,10 @@ def test_cross_entropy_keeps_its_digits_on_fitted_batches(device: torch.device, 
     wanted[:, 2] = -0.5 * (C - 1) * small
     torch.testing.assert_close(delta, wanted, rtol=rtol, atol=0)
     # Against the exact Hessian of the same p: the diagonal entry of the target class is p_y q, not p_y (1 - p_y).
-    e = torch.zeros(1, 2, C).index_fill(2, torch.tensor([2]), 1.0).to(device, dtype)
+    e = torch.zeros(2, C, 1).index_fill(1, torch.tensor([2]), 1.0).to(device, dtype)
     out = _ops.cross_entropy_tangent(p.to(device, dtype), t.sum(1), e).cpu().double()
-    torch.testing.assert_close(out[0, :, 2], (0.5 * p[:, 2] * (C - 1) * small), rtol=rtol, atol=0)
-    torch.testing.assert_close(out[0, :, 0], (-0.5 * p[:, 2] * small), rtol=rtol, atol=0)
+    torch.testing.assert_close(out[:, 2, 0], (0.5 * p[:, 2] * (C - 1) * small), rtol=rtol, atol=0)
+    torch.testing.assert_close(out[:, 0, 0], (-0.5 * p[:, 2] * small), rtol=rtol, atol=0)
 
 
 def test_cross_entropy_skips_absent_classes_and_ignored_rows(device: torch.device) -> None:

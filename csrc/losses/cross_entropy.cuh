@@ -1,5 +1,5 @@
-// cross_entropy and cross_entropy_tangent on the GPU. Formulas: cross_entropy.h. One block per row (n, and (k, n) for
-// the tangent), threads over classes; the rows' losses are added in a second, fixed-order pass.
+// cross_entropy and cross_entropy_tangent on the GPU. Formulas: cross_entropy.h. One block per row n, threads over
+// classes; the rows' losses are added in a second, fixed-order pass.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -52,21 +52,26 @@ __global__ void cross_entropy_kernel(const T* z,  // [N, C]
   }
 }
 
+// One thread per (n, k): neighbouring threads read neighbouring columns, and the few classes are looped over.
 template <typename T>
 __global__ void cross_entropy_tangent_kernel(const T* p,   // [N, C]
                                              const T* s,   // [N]
-                                             const T* dz,  // [k, N, C]
+                                             const T* dz,  // [N, C, k]
                                              int64_t columns, int64_t rows, int64_t classes,
-                                             T* out) {  // [k, N, C]
-  for (int64_t kn = blockIdx.x; kn < columns * rows; kn += gridDim.x) {
-    const int64_t n = kn % rows;
-    const T *pn = p + n * classes, *d = dz + kn * classes;
-    const T ref = d[row_argmax(pn, classes).index];
+                                             T* out) {  // [N, C, k]
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns; i += step) {
+    const int64_t n = i / columns, at = n * classes * columns + i % columns;
+    const T* pn = p + n * classes;
+    int64_t top = 0;
+    for (int64_t c = 1; c < classes; ++c) {
+      if (pn[c] > pn[top]) top = c;
+    }
+    const T ref = dz[at + top * columns];
     T mean = T(0);
-    for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) mean += pn[c] * (d[c] - ref);
-    mean = block_reduce(mean, Sum{});
-    for (int64_t c = threadIdx.x; c < classes; c += blockDim.x) {
-      out[kn * classes + c] = s[n] * pn[c] * ((d[c] - ref) - mean);
+    for (int64_t c = 0; c < classes; ++c) mean += pn[c] * (dz[at + c * columns] - ref);
+    for (int64_t c = 0; c < classes; ++c) {
+      out[at + c * columns] = s[n] * pn[c] * ((dz[at + c * columns] - ref) - mean);
     }
   }
 }

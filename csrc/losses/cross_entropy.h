@@ -44,14 +44,14 @@ inline CrossEntropyOutputs prepare_cross_entropy(const Tensor& z,    // [N, C]
 
 inline Tensor prepare_cross_entropy_tangent(const Tensor& p,     // [N, C]
                                             const Tensor& s,     // [N]
-                                            const Tensor& dz) {  // [k, N, C]
+                                            const Tensor& dz) {  // [N, C, k]
   const char* op = "cross_entropy_tangent";
   check_floating(op, "p", p);
   check_dim(op, "p", p, 2);
   check_contiguous(op, "p", p);
   check_operand(op, "s", s, "p", p, {p.size(0)});
   check_dim(op, "dz", dz, 3);
-  check_operand(op, "dz", dz, "p", p, {dz.size(0), p.size(0), p.size(1)});
+  check_operand(op, "dz", dz, "p", p, {p.size(0), p.size(1), dz.size(2)});
   return torch::stable::empty_like(dz);
 }
 

@@ -1,5 +1,5 @@
-// cross_entropy and cross_entropy_tangent on the CPU. Formulas: cross_entropy.h. Parallel over rows (n, and (k, n)
-// for the tangent); the loss adds the rows' terms in order in float64, so it does not depend on the thread count.
+// cross_entropy and cross_entropy_tangent on the CPU. Formulas: cross_entropy.h. Parallel over rows n; the loss adds
+// the rows' terms in order in float64, so it does not depend on the thread count.
 
 #include <torch/csrc/stable/library.h>
 
@@ -70,19 +70,28 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_cpu(const Tensor& z,    // [N, 
   return out.tuple();
 }
 
-// One (k, n): out = s (diag p - p p^T) dz.
+constexpr int64_t kTile = 64;  // columns at a time: their means stay in registers or L1
+
+// One n and up to kTile columns: out = s (diag p - p p^T) dz.
 template <typename T>
-void tangent_row(const T* p, T s, int64_t ref, const T* dz, T* out, int64_t classes) {
-  T mean = T(0);
-  for (int64_t c = 0; c < classes; ++c) mean += p[c] * (dz[c] - dz[ref]);
-  for (int64_t c = 0; c < classes; ++c) out[c] = s * p[c] * ((dz[c] - dz[ref]) - mean);
+void tangent_tile(const T* p, T s, int64_t ref, const T* dz, T* out, int64_t classes, int64_t columns, int64_t tile) {
+  T mean[kTile] = {};
+  const T* base = dz + ref * columns;
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* d = dz + c * columns;
+    for (int64_t k = 0; k < tile; ++k) mean[k] += p[c] * (d[k] - base[k]);
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    const T *d = dz + c * columns, scale = s * p[c];
+    for (int64_t k = 0; k < tile; ++k) out[c * columns + k] = scale * ((d[k] - base[k]) - mean[k]);
+  }
 }
 
 Tensor cross_entropy_tangent_cpu(const Tensor& p,     // [N, C]
                                  const Tensor& s,     // [N]
-                                 const Tensor& dz) {  // [k, N, C]
+                                 const Tensor& dz) {  // [N, C, k]
   const Tensor out = prepare_cross_entropy_tangent(p, s, dz);
-  const int64_t columns = dz.size(0), rows = p.size(0), classes = p.size(1);
+  const int64_t rows = p.size(0), classes = p.size(1), columns = dz.size(2);
   if (dz.numel() == 0) return out;
   dispatch_floating(p, [&](auto zero) {
     using T = decltype(zero);
@@ -90,10 +99,11 @@ Tensor cross_entropy_tangent_cpu(const Tensor& p,     // [N, C]
     T* o = mutable_data<T>(out);
     torch::stable::parallel_for(0, rows, rows_per_block(classes * columns), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        const int64_t ref = first_argmax(pp + n * classes, classes);
-        for (int64_t k = 0; k < columns; ++k) {
-          const int64_t at = (k * rows + n) * classes;
-          tangent_row(pp + n * classes, sp[n], ref, dzp + at, o + at, classes);
+        const T* pn = pp + n * classes;
+        const int64_t ref = first_argmax(pn, classes);
+        for (int64_t k = 0; k < columns; k += kTile) {
+          const int64_t at = n * classes * columns + k;
+          tangent_tile(pn, sp[n], ref, dzp + at, o + at, classes, columns, std::min(kTile, columns - k));
         }
       }
     });

@@ -34,14 +34,14 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_cuda(const Tensor& z,    // [N,
 
 Tensor cross_entropy_tangent_cuda(const Tensor& p,     // [N, C]
                                   const Tensor& s,     // [N]
-                                  const Tensor& dz) {  // [k, N, C]
+                                  const Tensor& dz) {  // [N, C, k]
   const Tensor out = prepare_cross_entropy_tangent(p, s, dz);
   if (dz.numel() == 0) return out;
-  const int64_t columns = dz.size(0), rows = p.size(0), classes = p.size(1);
+  const int64_t rows = p.size(0), classes = p.size(1), columns = dz.size(2);
   const CudaScope scope(p);
   dispatch_floating(p, [&](auto zero) {
     using T = decltype(zero);
-    cross_entropy_tangent_kernel<T><<<grid_size(columns * rows, 1), threads_for(classes), 0, scope.stream()>>>(
+    cross_entropy_tangent_kernel<T><<<grid_size(columns * rows, kThreads), kThreads, 0, scope.stream()>>>(
         data<T>(p), data<T>(s), data<T>(dz), columns, rows, classes, mutable_data<T>(out));
     check_launch();
   });

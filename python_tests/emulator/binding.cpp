@@ -13,6 +13,7 @@
 #include "faults.cuh"
 #include "hessian/block.cuh"
 #include "layers/activation.cuh"
+#include "layers/conv_lanes.cuh"
 #include "losses/bce.cuh"
 #include "losses/cross_entropy.cuh"
 #include "losses/mse.cuh"
@@ -71,9 +72,36 @@ void bind_losses(py::module_& m) {
   m.def("cross_entropy_tangent_kernel",
         [](const Array<T>& p, const Array<T>& s, const Array<T>& dz, Array<T> result, int grid, int threads) {
           emulator::launch(grid, threads, [&] {
-            cross_entropy_tangent_kernel<T>(in(p), in(s), in(dz), dz.shape(0), p.shape(0), p.shape(1), out(result));
+            cross_entropy_tangent_kernel<T>(in(p), in(s), in(dz), dz.shape(2), p.shape(0), p.shape(1), out(result));
           });
         });
+}
+
+ConvShape conv_shape(const std::vector<int64_t>& v) {
+  return {v[0], v[1],  v[2],  v[3],  v[4],  v[5],  v[6],  v[7],  v[8],
+          v[9], v[10], v[11], v[12], v[13], v[14], v[15], v[16], v[17]};
+}
+
+template <typename T>
+void bind_conv_lanes(py::module_& m) {
+  m.def("conv_lanes_kernel", [](const Array<T>& scalars, const Array<T>& lanes, const std::vector<int64_t>& shape,
+                                int64_t kind, bool accumulate, Array<T> result, int grid, int threads) {
+    const ConvShape s = conv_shape(shape);
+    const auto run = [&](auto tag) {
+      emulator::launch(grid, threads, [&] {
+        conv_lanes_kernel<decltype(tag)::value, T>(in(scalars), in(lanes), s, result.size() / s.k, accumulate,
+                                                   out(result));
+      });
+    };
+    switch (kind) {
+      case 0: return run(std::integral_constant<int, 0>{});
+      case 1: return run(std::integral_constant<int, 1>{});
+      case 2: return run(std::integral_constant<int, 2>{});
+      case 3: return run(std::integral_constant<int, 3>{});
+      case 4: return run(std::integral_constant<int, 4>{});
+      case 5: return run(std::integral_constant<int, 5>{});
+    }
+  });
 }
 
 template <typename T>
@@ -160,6 +188,8 @@ PYBIND11_MODULE(emulated_kernels, m) {
   bind_losses<float>(m);
   bind_losses<double>(m);
   bind_activation<float>(m);
+  bind_conv_lanes<float>(m);
+  bind_conv_lanes<double>(m);
   bind_activation<double>(m);
   bind_projected_sgd<float>(m);
   bind_projected_sgd<double>(m);

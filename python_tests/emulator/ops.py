@@ -64,6 +64,14 @@ class EmulatedOps(NamedTuple):
         self._run("activation", z, kind, alpha, beta, a, d1, _or_none(d2))
         return a, d1, d2
 
+    def conv_lanes_(
+        self, out: Tensor, scalars: Tensor, lanes: Tensor, kind: int, stride, padding, dilation, groups, accumulate
+    ) -> None:
+        roles = ("ZXW", "ZWX", "XZW", "XWZ", "WZX", "WXZ")[kind]
+        shapes = {role: t.shape[:4] for role, t in zip(roles, (out, lanes, scalars), strict=True)}
+        sizes = [*shapes["X"], *shapes["W"], *shapes["Z"][2:], *stride, *padding, *dilation, groups, out.shape[4]]
+        self._run("conv_lanes", scalars, lanes, sizes, kind, accumulate, out)
+
     def cross_entropy(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         delta, p = (_unwritten(*z.shape, dtype=z.dtype) for _ in range(2))
         row_loss = _unwritten(z.shape[0], dtype=torch.float64)

@@ -1,0 +1,147 @@
+"""The rule of normalisation: BatchNorm (training and eval mode), LayerNorm, GroupNorm.
+
+With means over a set of axes, xc = x - mean(x), r = (mean(xc^2) + eps)^(-1/2), xh = r xc, z = gamma xh + beta:
+
+    dxh  = r (dx - mean dx - xh mean(xh dx))
+    dr/r = - r mean(xh dx)
+    delta_x = r (e - mean e - xh q),    e = gamma delta,  q = mean(xh e)
+    d(delta_x) = (dr/r) delta_x + r (de - mean de - dxh q - xh dq),    dq = mean(dxh e + xh de)
+
+In eval mode BatchNorm is xh = (x - m) r with constants m and r. Batch statistics are part of the function: in training
+mode samples interact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rule import Leaf, Tangent, add, column
+
+
+class Normalisation:
+    """z = gamma * xh + beta.
+
+    Args:
+        weight, bias: gamma and beta (their values may be None).
+        affine: shape of x -> shape in which gamma and beta broadcast against x.
+        group: shape of x -> (shape to view x in, axes of the mean) of the statistics.
+        eps: added to the variance.
+        rowwise: False where the mean runs over samples.
+        fixed: leaves of the mean and variance in eval mode, instead of statistics of x.
+    """
+
+    path = "layer rule"
+
+    def __init__(
+        self,
+        weight: Leaf,
+        bias: Leaf,
+        affine: Callable[[torch.Size], tuple[int, ...]],
+        group: Callable[[torch.Size], tuple[tuple[int, ...], tuple[int, ...]]],
+        eps: float,
+        rowwise: bool,
+        fixed: tuple[Leaf, Leaf] | None = None,
+    ) -> None:
+        self.weight, self.bias, self.affine, self.group, self.eps = weight, bias, affine, group, eps
+        self.rowwise, self.fixed = rowwise, fixed
+        self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
+
+    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        x = inputs[0]
+        shape = self.affine(x.shape)
+        if self.fixed is not None:
+            mean, variance = (leaf(theta) for leaf in self.fixed)
+            assert mean is not None
+            assert variance is not None
+            r = (variance + self.eps).rsqrt().view(shape)
+            xh = (x - mean.view(shape)) * r
+        else:
+            view, axes = self.group(x.shape)
+            xc = x.reshape(view) - x.reshape(view).mean(axes, keepdim=True)
+            r = (xc.square().mean(axes, keepdim=True) + self.eps).rsqrt()
+            xh = (xc * r).view(x.shape)
+        weight, bias = self.weight(theta), self.bias(theta)
+        gamma = None if weight is None else weight.view(shape)
+        z = xh if gamma is None else xh * gamma
+        own = next((p.shape for p in (weight, bias) if p is not None), shape)
+        return z if bias is None else z + bias.view(shape), (xh, r, gamma, shape, own)
+
+    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        xh, r, gamma, shape, own = saved
+        grads: list[Tangent] = [None, None]
+        if self.slots[0] is not None:
+            grads[0] = (delta * xh).sum_to_size(shape).view(own)
+        if self.slots[1] is not None:
+            grads[1] = delta.sum_to_size(shape).view(own)
+        e = delta if gamma is None else delta * gamma
+        return [self._pull(e, xh, r)], grads
+
+    def _pull(self, e: Tensor, xh: Tensor, r: Tensor) -> Tensor:
+        """The adjoint of x -> xh at e [*x]."""
+        if self.fixed is not None:
+            return e * r
+        view, axes = self.group(xh.shape)
+        e, h = e.reshape(view), xh.view(view)
+        return (r * (e - e.mean(axes, keepdim=True) - h * (h * e).mean(axes, keepdim=True))).view(xh.shape)
+
+    def _push(self, dx: Tensor, xh: Tensor, r: Tensor) -> Tensor:
+        """Tangent of xh under dx [*x, k]: the same symmetric map."""
+        if self.fixed is not None:
+            return dx * column(r)
+        view, axes = self.group(xh.shape)
+        d, h = dx.reshape(*view, -1), column(xh.view(view))
+        out = d - d.mean(axes, keepdim=True)
+        return out.sub_(h * (h * d).mean(axes, keepdim=True)).mul_(column(r)).view(dx.shape)
+
+    def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
+        xh, r, gamma, shape, _ = saved
+        dz: Tangent = None
+        if dinputs[0] is not None:
+            dz = self._push(dinputs[0], xh, r)
+            dz = dz if gamma is None else dz * column(gamma)
+        dgamma, dbeta = dtheta
+        if dgamma is not None:
+            dz = add(dz, dgamma.view(*shape, -1) * column(xh))
+        if dbeta is not None:
+            shifted = dbeta.view(*shape, -1)
+            dz = shifted.expand(*xh.shape, dbeta.shape[-1]) if dz is None else dz + shifted
+        return dz
+
+    def tangent_backward(
+        self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
+    ) -> tuple[list[Tangent], list[Tangent]]:
+        xh, r, gamma, shape, own = saved
+        dx, dgamma = dinputs[0], dtheta[0]
+        dxh = None if dx is None else self._push(dx, xh, r)
+        products: list[Tangent] = [None, None]
+        if self.slots[0] is not None:
+            product = None if ddelta is None else ddelta * column(xh)
+            product = product if dxh is None else add(product, dxh * column(delta))
+            products[0] = None if product is None else product.sum_to_size(*shape, product.shape[-1]).view(*own, -1)
+        if self.slots[1] is not None and ddelta is not None:
+            products[1] = ddelta.sum_to_size(*shape, ddelta.shape[-1]).view(*own, -1)
+        e = delta if gamma is None else delta * gamma
+        de = ddelta if ddelta is None or gamma is None else ddelta * column(gamma)
+        if dgamma is not None:
+            de = add(de, dgamma.view(*shape, -1) * column(delta))
+        dd_in = None if de is None else self._push(de, xh, r)
+        if dx is not None and self.fixed is None:
+            assert dxh is not None
+            dd_in = add(dd_in, self._curvature(e, dx, dxh, xh, r))
+        return [dd_in], products
+
+    def _curvature(self, e: Tensor, dx: Tensor, dxh: Tensor, xh: Tensor, r: Tensor) -> Tensor:
+        """What dx changes of the adjoint at fixed e: (dr/r) pull(e) - r (dxh q + xh mean(dxh e))."""
+        view, axes = self.group(xh.shape)
+        h, ev, pulled = xh.view(view), e.reshape(view), self._pull(e, xh, r).view(view)
+        d, dh = dx.reshape(*view, -1), dxh.reshape(*view, -1)
+        q = column((h * ev).mean(axes, keepdim=True))
+        drr = (column(h) * d).mean(axes, keepdim=True).mul_(column(-r))
+        dq = (dh * column(ev)).mean(axes, keepdim=True)
+        out = drr * column(pulled)
+        out.sub_((dh * q).add_(column(h) * dq).mul_(column(r)))
+        return out.view(dx.shape)

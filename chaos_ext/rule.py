@@ -1,0 +1,97 @@
+"""The protocol of a layer: forward, backward, and the tangents of both.
+
+A layer z = f(a, theta) takes part in second-order backpropagation through four rules. With the cotangent ``delta`` at
+its output, a leading d for tangents, and f_a the Jacobian of f with respect to a:
+
+    forward            z = f(a, theta)
+    backward           delta_a = f_a^T delta,                 g_theta = f_theta^T delta
+    tangent_forward    dz = f_a da + f_theta dtheta
+    tangent_backward   d(delta_a) = d(f_a^T) delta + f_a^T d(delta),   d(g_theta) likewise
+
+The last two act on k tangents at once: a tangent has the shape of its value and **one more axis of length k, the
+last**. None stands for a zero tangent.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Tangent = Tensor | None
+
+
+class NotLayerwise(Exception):  # noqa: N818 - a signal between engines, never seen by users
+    """The graph, at these shapes, is outside the layer rules; another way takes over."""
+
+
+class Rule(Protocol):
+    """The calculus of one node of the graph.
+
+    Attributes:
+        slots: indices into theta of the parameters that the node differentiates (None: frozen or absent).
+        rowwise: whether sample n of the output (axis 0) depends on sample n of the inputs only.
+        path: how ``explain()`` names it.
+    """
+
+    slots: tuple[int | None, ...]
+    rowwise: bool
+    path: str
+
+    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        """Output and whatever the other rules need."""
+
+    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        """Cotangents of the inputs, and the gradient of each slot."""
+
+    def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
+        """Tangent of the output under tangents of the inputs and of the slots."""
+
+    def tangent_backward(
+        self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
+    ) -> tuple[list[Tangent], list[Tangent]]:
+        """Tangents of ``backward``'s results."""
+
+
+class Leaf:
+    """A parameter or buffer that a rule reads: a slot of theta, or a constant looked up in its module each time.
+
+    The module is referenced weakly: a program must not keep its model alive.
+    """
+
+    def __init__(self, module: nn.Module | None, name: str, slot: int | None) -> None:
+        self._module, self.name, self.slot = None if module is None else weakref.ref(module), name, slot
+
+    def __call__(self, theta: Sequence[Tensor]) -> Tensor | None:
+        """Its value, in theta's dtype."""
+        if self.slot is not None:
+            return theta[self.slot]
+        value = None if self._module is None else getattr(self._module(), self.name)
+        if value is None:
+            return None
+        return value.detach().to(theta[0]) if value.is_floating_point() else value.detach()
+
+
+def add(a: Tangent, b: Tangent) -> Tangent:
+    """Sum of two tangents where None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def times(a: Tangent, b: Tensor) -> Tangent:
+    """a * b where None is zero."""
+    return None if a is None else a * b
+
+
+def column(t: Tensor) -> Tensor:
+    """A value with a tangent axis of length 1: broadcasts against tangents."""
+    return t.unsqueeze(-1)
+
+
+def sum_to(t: Tensor, shape: torch.Size, columns: bool = False) -> Tensor:
+    """Sums over the axes along which a value of ``shape`` was broadcast; with ``columns`` t has a last axis k."""
+    return t.sum_to_size(*shape, t.shape[-1]) if columns else t.sum_to_size(shape)
