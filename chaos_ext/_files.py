@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 
 from .errors import CheckpointError
 
+_log = logging.getLogger("chaos_ext")
 _MAGIC = b"chaos_ext sealed 1\n"
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -75,3 +77,30 @@ def read_sealed(path: Path) -> Any:
         return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     except Exception as error:  # whole, but made by another version; torch raises many kinds
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def write_keeping_previous(path: Path, content: Any) -> None:
+    """Writes a sealed file; the one that it replaces stays beside it as ``<name>.previous``."""
+    if path.exists():
+        os.replace(path, _previous(path))
+    write_sealed(path, content)
+
+
+def read_or_previous(path: Path) -> Any:
+    """Reads what ``write_keeping_previous`` wrote; the previous file where the newest is missing or damaged.
+
+    Raises:
+        FileNotFoundError: there is neither. CheckpointError: neither is whole.
+    """
+    try:
+        return read_sealed(path)
+    except (CheckpointError, FileNotFoundError) as error:
+        if not _previous(path).exists():
+            raise
+        content = read_sealed(_previous(path))
+        _log.warning("%s; using %s", error, _previous(path).name)
+        return content
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")

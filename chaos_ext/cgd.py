@@ -20,7 +20,7 @@ from .errors import CheckpointError, NonFiniteError, UnsupportedError
 from .guards import commit_running_stats
 from .hessian import HessianOperator
 from .params import FLOAT_DTYPES, ParameterSpace, refuse_autocast
-from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, norm_squared
+from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, frozen_projection, norm_squared
 from .sgd import Threshold, Update, chaotic_threshold, check_group
 from .spectrum import check_options, spectrum, spectrum_of_matrix
 
@@ -158,13 +158,46 @@ class CGD(Optimizer):
         key = repr((self.steps, self.prune, self.k, self.order, self.threshold, groups))
         if self._drawn is not None and self._drawn[0] == key and self._drawn[1] is spec:
             return self._drawn[2]
-        chaotic = self.prune == "chaotic"
-        t = chaotic_threshold(self.param_groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
-        mask = select(
-            spec, t.lr, self.prune, self.k, self.order, self.generator, upper=t.upper, sign=t.sign, shift=t.shift
-        )
+        mask = self._select(spec)
         self._drawn = (key, spec, mask)
         return mask
+
+    def _select(self, spec: Spectrum) -> Tensor:
+        chaotic = self.prune == "chaotic"
+        t = chaotic_threshold(self.param_groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
+        return select(
+            spec, t.lr, self.prune, self.k, self.order, self.generator, upper=t.upper, sign=t.sign, shift=t.shift
+        )
+
+    def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
+        """The projector I - mix V V^T of the next step, in place on a block [P, k]; None where it prunes nothing.
+
+        The protocol by which ``TangentMap`` learns the frozen tangent map I - lr (I - mix V V^T) H of this step.
+        """
+        self._space(op)
+        if not self.is_pruning() or self.mix == 0:
+            return None
+        spec = self._directions(op)
+        return frozen_projection(spec, self.selection(spec), self.mix)
+
+    def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
+        """The pruned gradient [P] at the operator's theta, and how many directions were taken out.
+
+        Raises:
+            UnsupportedError: random order or noise, for which it is not a function of theta.
+        """
+        if self.noise or (self.k is not None and self.order == "random"):
+            raise UnsupportedError("jacobian='true': noise and order='random' make no differentiable map of theta")
+        if not self.is_pruning() or self.mix == 0:
+            return op.gradient, 0
+        spec = self._directions(op)
+        mask = self._select(spec)
+        direction = op.gradient.clone().unsqueeze(1)
+        frozen_projection(spec, mask, self.mix)(direction)
+        return direction.squeeze(1), int(mask.sum())
+
+    def _directions(self, op: HessianOperator) -> Spectrum:
+        return self.fixed or spectrum(op, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.SGD's, with steps and generator under "chaos_ext". Fixed directions are not part of it."""
@@ -283,7 +316,7 @@ class CGD(Optimizer):
         if isinstance(source, Spectrum):
             return source
         if isinstance(source, HessianOperator):
-            return spectrum(source, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
+            return self._directions(source)
         assert isinstance(source, Tensor)
         if source.dtype != space.dtype or source.device != space.device:
             raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {source.dtype}")

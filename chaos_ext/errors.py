@@ -14,7 +14,15 @@ class StaleOperatorError(ChaosExtError):
 
 
 class NonFiniteError(ChaosExtError):
-    """A NaN or an infinity in the batch, the loss, the gradient or the Hessian."""
+    """A NaN or an infinity in the batch, the loss, the gradient, the Hessian or a trajectory.
+
+    Attributes:
+        result: of a run that was stopped, what it had until then; else None.
+    """
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class NotConvergedError(ChaosExtError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -162,6 +163,33 @@ class HessianOperator:
         out = _fresh(self.shape, dtype, self.device)
         self._engine.dense_(out)
         return out
+
+    @contextlib.contextmanager
+    def displaced(self, theta: Tensor) -> Iterator[HessianOperator]:
+        """The operator of the same loss and batch at another theta [P], valid inside the ``with`` block only.
+
+        The model itself holds ``theta`` meanwhile, since a loss may read its parameters; afterwards they are back bit
+        for bit, and this operator is as fresh as it was.
+
+        Raises:
+            ValueError, TypeError: theta of another shape, dtype or device.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        if not isinstance(theta, Tensor) or theta.dtype != self.dtype or theta.device != self.device:
+            raise TypeError(f"theta: expected a {self.dtype} tensor on {self.device}, got {describe(theta)}")
+        if tuple(theta.shape) != (self.space.size,):
+            raise ValueError(f"theta: expected shape [{self.space.size}], got {tuple(theta.shape)}")
+        self.snapshot.require_fresh()
+        try:
+            self._write(theta)
+            yield HessianOperator(self.origin.model, self._loss_fn, self.origin.x, self._y, memory_budget=self._budget)
+        finally:
+            self._write(self.snapshot.theta)
+
+    def _write(self, theta: Tensor) -> None:
+        for i, p in enumerate(self.space.params):
+            # Through .data: torch's version counters stay, and with them the freshness of everything made here.
+            p.data.copy_(theta[self.space.slice(i)].view(p.shape))
 
     def _check_out(self, out: Tensor) -> None:
         if not isinstance(out, Tensor) or out.dtype != self.dtype or out.device != self.device or out.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,15 @@ def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor]
         if layer.bias >= 0:
             removed[slot[layer.bias]] = (L, R[:, -1:].contiguous())
     return removed
+
+
+def frozen_projection(spec: Spectrum, mask: Tensor, mix: float) -> Callable[[Tensor], None]:
+    """I - mix V V^T of the selected directions as a function that acts in place on a block [P, k]."""
+
+    def project_(block: Tensor) -> None:
+        block.sub_(spec.project(block.to(spec.dtype), mask).to(block.dtype), alpha=mix)
+
+    return project_
 
 
 def check_pruning(start: int, stop: int | None, mix: float, noise: float | None, threshold: str) -> None:

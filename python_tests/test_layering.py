@@ -7,7 +7,10 @@ import chaos_ext
 
 STAGES = [
     {"errors", "_ops", "rule", "matrix"},
-    {"_build_info", "memory", "params"},
+    {"_build_info", "_files", "memory", "params"},
+    {"csv_stream", "exponents", "orthonormal", "systems"},
+    {"benettin"},
+    {"lyapunov"},
     {"guards", "layers", "conv", "pooling", "norm", "graph_rules", "losses", "program"},
     {"layer_table", "autorule", "region"},
     {"build"},
@@ -20,10 +23,12 @@ STAGES = [
     {"hessian", "eigen"},
     {"eigenpairs", "perturb"},
     {"spectrum", "chaos", "sgd", "pruning"},
-    {"cgd"},
+    {"cgd", "metrics", "tangent_rules"},
+    {"tangent"},
+    {"analyzer"},
 ]
 # Outside the pipeline: what the studies need, and the slow twins that only tests and benchmarks may use.
-APPLICATION = {"_files", "data", "models", "figures", "experiments", "cli", "__main__"}
+APPLICATION = {"data", "models", "figures", "experiments", "cli", "__main__"}
 
 
 def _imports(path: Path) -> set[str]:

@@ -24,7 +24,7 @@ HEADER = """# What is supported
 
 Written by `CHAOS_EXT_WRITE_DOCS=1 pytest python_tests/test_support_table.py`, from the table of networks that the tests
 compare with double backward. **rule**: every layer of the network has a layer rule. **torch**: some layer is
-differentiated by torch, alone, inside a graph of rules. **whole**: torch differentiates the whole model. **refused**: an
+differentiated by torch, alone, inside a graph of rules. **whole**: torch differentiates the model. **refused**: an
 error that says why. *dense*: where each parametrised layer of the network enters, U at its units, P at its parameters.
 The Hessian was within 1e-10 (float64) or 1e-4 (float32) of float64 double backward for every entry.
 """

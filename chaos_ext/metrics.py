@@ -1,0 +1,175 @@
+"""What researchers plot beside exponents: alignment of gradients and eigenspaces, edge of stability, sharpness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from .chaos import local_lyapunov_exponents
+from .eigenpairs import Spectrum
+from .errors import UnsupportedError
+from .hessian import HessianOperator
+from .sgd import chaotic_threshold
+
+
+def lle_spectrum(spec: Spectrum, lr: float) -> Tensor:
+    """ln|1 - lr lambda| of all P eigen-directions of one step, float64 [P], descending, in nats per step.
+
+    The ``nullity`` directions beyond the zero tolerance have exponent exactly 0.
+
+    Raises:
+        ValueError: a partial spectrum, lr < 0.
+    """
+    if spec.nullity is None:
+        raise ValueError("spec: expected a complete spectrum, got a partial one; call spectrum(op) without k")
+    local = local_lyapunov_exponents(spec.eigenvalues, lr)
+    return torch.cat([local, local.new_zeros(spec.nullity)]).sort(descending=True).values
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How much of a vector lies in an eigenspace.
+
+    Attributes:
+        share: ||V^T g||^2 / ||g||^2.
+        cosine: between g and its projection on the space, sqrt(share).
+        dimension: of the space.
+        baseline: the share expected of a random vector, dimension / P.
+        cosines: of g with each eigenvector, float64 [dimension]; their signs are as arbitrary as the eigenvectors'.
+    """
+
+    share: float
+    cosine: float
+    dimension: int
+    baseline: float
+    cosines: Tensor
+
+
+def gradient_alignment(spec: Spectrum, mask: Tensor, gradient: Tensor | None = None) -> Alignment:
+    """Alignment of a gradient with the eigenspace that a mask [r] selects (see ``select``); NaN for a zero gradient.
+
+    Args:
+        spec: the spectrum.
+        mask: bool [r].
+        gradient: [P] in the spectrum's dtype, such as that of another batch; default: the spectrum's own.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (len(spec.eigenvalues),):
+        raise ValueError(f"mask: expected bool [{len(spec.eigenvalues)}], got {getattr(mask, 'dtype', mask)}")
+    own = gradient is None
+    c = spec.gradient_coefficients() if own else spec.coefficients(gradient)  # type: ignore[arg-type]
+    total = spec.gradient_norm_squared if own else gradient.double().square().sum()  # type: ignore[union-attr]
+    cosines = c.double()[mask] / total.sqrt()
+    share, dimension = float(cosines.square().sum()), int(mask.sum())
+    return Alignment(share, share**0.5, dimension, dimension / spec.size, cosines)
+
+
+def gradient_cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two vectors [P], such as consecutive gradients, in float64; NaN if one is zero."""
+    if a.shape != b.shape or a.dim() != 1:
+        raise ValueError(f"a, b: expected two vectors of one length, got {tuple(a.shape)} and {tuple(b.shape)}")
+    u, v = a.detach().double(), b.detach().double()
+    return float(u @ v / (u.norm() * v.norm()))
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How much two subspaces overlap.
+
+    Attributes:
+        value: mean squared cosine of the principal angles, ||A^T B||_F^2 / min(a, b): 0 orthogonal, 1 nested.
+        baseline: its expectation for random subspaces of these dimensions, max(a, b) / P.
+        excess: (value - baseline) / (1 - baseline): 0 for chance, 1 for nested.
+        cosines: of the principal angles, descending, float64 [min(a, b)].
+    """
+
+    value: float
+    baseline: float
+    excess: float
+    cosines: Tensor
+
+
+def subspace_similarity(A: Tensor, B: Tensor) -> Similarity:
+    """Overlap of the column spaces of A [P, a] and B [P, b], beside what dimension alone would give.
+
+    Columns need not be orthonormal, but independent. Even unrelated subspaces overlap by max(a, b) / P on average, so
+    only the excess over that is evidence.
+
+    Raises:
+        ValueError: shapes that do not fit, dependent columns.
+    """
+    if A.dim() != 2 or B.dim() != 2 or len(A) != len(B) or not A.shape[1] or not B.shape[1]:
+        raise ValueError(f"A, B: expected [P, a] and [P, b] with a, b >= 1, got {tuple(A.shape)} and {tuple(B.shape)}")
+    cosines = torch.linalg.svdvals(_basis("A", A).T @ _basis("B", B)).clamp_max(1.0)
+    value = float(cosines.square().mean())
+    baseline = max(A.shape[1], B.shape[1]) / len(A)
+    excess = (value - baseline) / (1 - baseline) if baseline < 1 else float("nan")
+    return Similarity(value, baseline, excess, cosines)
+
+
+def _basis(name: str, A: Tensor) -> Tensor:
+    Q, R = torch.linalg.qr(A.detach().double())
+    diagonal = R.diagonal().abs()
+    if A.shape[1] > len(A) or float(diagonal.min()) <= 1e-10 * float(diagonal.max()):
+        raise ValueError(f"{name}: expected linearly independent columns")
+    return Q
+
+
+@dataclass(frozen=True)
+class StabilityMargin:
+    """Where the sharpness stands relative to the edge of stability.
+
+    Attributes:
+        sharpness: the largest curvature that the optimizer steps on: lambda_max, plus weight decay.
+        threshold: above it a direction is unstable: 2 / lr for plain SGD.
+        distance: threshold - sharpness; negative beyond the edge.
+        ratio: sharpness / threshold.
+    """
+
+    sharpness: float
+    threshold: float
+    distance: float
+    ratio: float
+
+
+def distance_to_threshold(source: Spectrum | float, opt: Optimizer) -> StabilityMargin:
+    """Distance of the sharpness to the threshold at which a quadratic would diverge under this optimizer.
+
+    The threshold is where a companion root of the recurrence leaves the unit circle: lr kappa > 2 for SGD, lr (1 - d)
+    kappa > 2 (1 + mu) for heavy ball with dampening d, lr kappa > (2 + 2 mu) / (1 + 2 mu) for Nesterov; kappa is the
+    curvature plus weight decay, and minus the curvature under ``maximize``.
+
+    Args:
+        source: a spectrum that holds the largest eigenvalue (the smallest under ``maximize``), or that eigenvalue.
+        opt: torch.optim.SGD or CGD.
+
+    Raises:
+        UnsupportedError: another optimizer; parameter groups that differ.
+    """
+    if type(opt) is not SGD and not hasattr(opt, "tangent_projection"):
+        raise UnsupportedError(f"distance_to_threshold: known for torch.optim.SGD and CGD, got {type(opt).__name__}")
+    groups: Sequence[dict[str, Any]] = opt.param_groups
+    t = chaotic_threshold(groups, "optimizer")
+    values = source.eigenvalues.double() if isinstance(source, Spectrum) else torch.tensor([float(source)]).double()
+    kappa = t.sign * values
+    if isinstance(source, Spectrum) and source.nullity:
+        kappa = torch.cat([kappa, kappa.new_zeros(1)])
+    if not len(kappa):
+        raise ValueError("source: expected a spectrum with at least one eigenvalue")
+    sharpness = float(kappa.max()) + t.shift
+    return StabilityMargin(sharpness, t.upper, t.upper - sharpness, sharpness / t.upper)
+
+
+def batch_sharpness(op: HessianOperator) -> float:
+    """g^T H g / g^T g of one batch: the curvature along its own gradient, at one Hessian-vector product.
+
+    Averaged over batches this is the quantity that stays near 2 / lr in mini-batch training (Andreyev, Beneventano,
+    "Edge of Stochastic Stability", 2024). NaN for a zero gradient.
+    """
+    g = op.gradient
+    norm = g.double().square().sum()
+    return float(g.double() @ (op @ g).double() / norm)

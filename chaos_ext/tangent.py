@@ -1,0 +1,287 @@
+"""The tangent map of a training step: how a small deviation of the optimizer's whole state is carried on.
+
+theta(t + 1) = F(theta(t)) for plain SGD, (theta, v) -> (theta, v) with momentum, (theta, m, v) for Adam. The Jacobian J
+of exactly the optimizer that trains acts on deviation columns Y [S, k] in place, at one block Hessian-vector product a
+step. See ``tangent_rules`` for the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .errors import NonFiniteError, UnsupportedError
+from .hessian import HessianOperator
+from .params import ParameterSpace
+from .tangent_rules import Rule, Slot, rule_for
+
+STATES = ("auto", "theta", "full")
+JACOBIANS = ("frozen", "true")
+Units = list[tuple[float, ...]]
+Custom = Callable[[Any, HessianOperator, Tensor], None]
+
+
+class Projected(Protocol):
+    """What an optimizer offers that runs torch.optim.SGD's recurrence on a projected gradient (CGD does)."""
+
+    def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
+        """The projector of the next step: in place on a block [P, k]; None where the step does not project."""
+
+    def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
+        """The projected gradient [P] at the operator's theta, and the number of directions taken out."""
+
+
+_CUSTOM: dict[type, tuple[Custom, int]] = {}
+
+
+def register_tangent(cls: type[Optimizer], apply_: Custom, buffers: int = 0) -> None:
+    """Teaches ``TangentMap`` an optimizer that it does not know.
+
+    Args:
+        cls: the optimizer's class; subclasses are not included, since they may step differently.
+        apply_: ``apply_(opt, op, Y)``, called before the step, replaces Y [S, k] by J Y in place. Rows are theta in
+            ``op.space`` order, then each buffer in the same order: S = (1 + buffers) P.
+        buffers: number of state blocks beside theta.
+
+    Example:
+        >>> class SignSGD(torch.optim.Optimizer): ...       # theta <- theta - lr sign(g): J = I almost everywhere
+        >>> ce.register_tangent(SignSGD, lambda opt, op, Y: None)
+    """
+    if not isinstance(cls, type) or not issubclass(cls, Optimizer):
+        raise TypeError(f"cls: expected a subclass of torch.optim.Optimizer, got {cls!r}")
+    if isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 0:
+        raise ValueError(f"buffers: expected an int >= 0, got {buffers!r}")
+    _CUSTOM[cls] = (apply_, buffers)
+
+
+class TangentMap:
+    """J of the next step of this optimizer instance: torch.optim.SGD with every option, CGD, Adam, AdamW.
+
+    Everything is read from the optimizer at each call: group options, so that schedules need nothing, step counts, and
+    whether a momentum buffer exists yet. Call ``apply_`` *before* the optimizer's step, with the operator of the batch
+    that it steps on. Rows of Y are theta in ``op.space`` order, then the buffers in the same order: (theta, v) of
+    momentum, where groups without momentum have no rows of v, or (theta, m, v) of Adam. Every parameter that requires a
+    gradient counts as stepped (torch skips those whose ``.grad`` is None: give them none, or freeze them).
+
+    Args:
+        opt: the optimizer. Other classes: see ``register_tangent``.
+        state: "auto" or "full", the optimizer's whole state; "theta", for optimizers with buffers, declares that only
+            the theta block is of interest: [S, k] from (I; 0), see ``start`` (Eq. (8) of the paper).
+        jacobian: of CGD. "frozen", I - lr P H with the projector P held fixed (the paper's); "true", P moves with
+            theta: central differences of the projected gradient, two spectra a column, float64 only.
+
+    Attributes:
+        gap: with ``jacobian="true"``, ||(J_true - J_frozen) Y|| / ||lr P H Y|| of the last call: how much of the
+            curvature term the frozen projector misses; else None.
+
+    Raises:
+        UnsupportedError: an optimizer without a known tangent, amsgrad. ValueError: an unknown ``state``.
+    """
+
+    def __init__(self, opt: Optimizer, state: str = "auto", jacobian: str = "frozen") -> None:
+        if not isinstance(opt, Optimizer):
+            raise TypeError(f"opt: expected a torch.optim.Optimizer, got {type(opt).__name__}")
+        if state not in STATES:
+            raise ValueError(f"state: expected one of {STATES}, got {state!r}")
+        if jacobian not in JACOBIANS:
+            raise ValueError(f"jacobian: expected one of {JACOBIANS}, got {jacobian!r}")
+        self.opt, self.state, self.jacobian = opt, state, jacobian
+        self.gap: float | None = None
+        self._custom = _CUSTOM.get(type(opt))
+        self._rule = _rule(opt) if self._custom is None else None
+        if jacobian == "true" and not hasattr(opt, "tangent_direction"):
+            raise ValueError(f"jacobian='true': only for optimizers that project, got {type(opt).__name__}")
+        self._rows: tuple[tuple[int, ...], list[tuple[slice, tuple[slice, ...]]]] | None = None
+        self._buffers = {id(p): self._count(g) for g in opt.param_groups for p in g["params"]}
+
+    def _count(self, group: dict[str, Any]) -> int:
+        return self._custom[1] if self._custom is not None else cast(Rule, self._rule).buffers(group)
+
+    @property
+    def parameters(self) -> int:
+        """P."""
+        return sum(p.numel() for p in self._trained())
+
+    @property
+    def size(self) -> int:
+        """S, the rows of Y."""
+        return sum(p.numel() * (1 + self._buffers.get(id(p), 0)) for p in self._trained())
+
+    @property
+    def is_cocycle(self) -> bool:
+        """Whether products of these maps are the map of several steps: not for theta alone beside buffers."""
+        return self.state != "theta" or self.size == self.parameters
+
+    def start(self, op: HessianOperator, k: int | None = None) -> Tensor:
+        """The first k unit deviations of theta, buffers undisturbed: (I; 0) [S, k], in theta's dtype."""
+        P = op.space.size
+        Y = torch.zeros(self.size, P if k is None else k, dtype=op.dtype, device=op.device)
+        Y.diagonal()[:P] = 1
+        return Y
+
+    @torch.no_grad()
+    def apply_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor:
+        """Y <- J Y in place, before the optimizer's step.
+
+        Args:
+            op: of the batch that the step uses.
+            Y: [S, k] in the dtype and on the device of the parameters.
+            units: what ``units(op)`` returned once: Y then holds buffers in these constant units; default their own.
+
+        Returns:
+            Y.
+
+        Raises:
+            ValueError, TypeError: Y of another shape, dtype or device; an operator of another model.
+            StaleOperatorError: the step was already done. NonFiniteError: H Y has NaN or infinity.
+
+        After an exception, Y is as it was.
+        """
+        slots = self._slots(op, units)
+        self._check(op, Y)
+        if self._custom is not None:
+            op.snapshot.require_fresh()
+            self._custom[0](self.opt, op, Y)
+            return Y
+        rule = cast(Rule, self._rule)
+        for slot in slots:
+            rule.check(slot.group, len(slot.buffers))
+        HY = self._projected(op, Y[: op.space.size])
+        low, high = torch.aminmax(HY) if HY.numel() else (HY.sum(), HY.sum())
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise NonFiniteError("TangentMap: the product of the Hessian and the deviations has NaN or infinity")
+        for slot in slots:
+            rule.advance_(slot, Y, HY, op.gradient)
+        return Y
+
+    def check(self, space: ParameterSpace) -> None:
+        """Raises ValueError unless theta is made of exactly this optimizer's trained parameters."""
+        trained = self._trained()
+        ours = {id(p) for p in trained}
+        missing = [n for n, p in zip(space.names, space.params, strict=True) if id(p) not in ours]
+        extra = [tuple(p.shape) for p in trained if id(p) not in space.index]
+        if missing:
+            raise ValueError(
+                f"operator: its parameters {', '.join(missing)} are not the optimizer's (another model, or parameters "
+                "left out: set requires_grad=False on what is not trained)"
+            )
+        if extra:
+            raise ValueError(
+                f"operator: the optimizer also trains parameters of shapes {extra} that its model does not have"
+            )
+
+    def units(self, op: HessianOperator) -> Units:
+        """Constants c, per parameter in theta order, that keep the map well conditioned: (theta, lr v) for momentum.
+
+        For Adam (theta, lr m / r, lr v / r^2), with r the root mean square of the gradient.
+        """
+        self.check(op.space)
+        if self._rule is None:
+            return [(1.0,) * self._buffers[id(p)] for p in op.space.params]
+        rms = float(op.gradient.double().square().mean().sqrt())
+        groups = self._groups()
+        return [self._rule.units(groups[id(p)], rms)[: self._buffers[id(p)]] for p in op.space.params]
+
+    def _trained(self) -> list[Tensor]:
+        return [p for g in self.opt.param_groups for p in g["params"] if p.requires_grad]
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        return {id(p): g for g in self.opt.param_groups for p in g["params"]}
+
+    def _check(self, op: HessianOperator, Y: Tensor) -> None:
+        if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
+            got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
+            raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
+        if Y.dim() != 2 or len(Y) != self.size:
+            raise ValueError(f"Y: expected shape [S, k] with S = {self.size}, got {tuple(Y.shape)}")
+
+    def _slots(self, op: HessianOperator, units: Units | None) -> list[Slot]:
+        """Where each parameter's rows are, checked against the operator."""
+        if not isinstance(op, HessianOperator):
+            raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
+        key = tuple(map(id, op.space.params))
+        if self._rows is None or self._rows[0] != key or len(self._buffers) != len(self._groups()):
+            self.check(op.space)
+            self._rows = key, self._layout(op.space)
+        groups, state = self._groups(), self.opt.state
+        return [
+            Slot(p, groups[id(p)], state.get(p, {}), theta, rows, (1.0,) * len(rows) if units is None else units[i])
+            for i, (p, (theta, rows)) in enumerate(zip(op.space.params, self._rows[1], strict=True))
+        ]
+
+    def _layout(self, space: ParameterSpace) -> list[tuple[slice, tuple[slice, ...]]]:
+        """Rows of each parameter: in theta, then in buffer 0 of those that have one, then in buffer 1."""
+        if any(id(p) not in self._buffers for p in space.params):
+            raise ValueError("opt: a parameter joined the optimizer after the TangentMap was made; make a new one")
+        rows: list[list[slice]] = [[] for _ in space.params]
+        start = space.size
+        for j in range(max(self._buffers.values())):
+            for own, p in zip(rows, space.params, strict=True):
+                if self._buffers[id(p)] > j:
+                    own.append(slice(start, start + p.numel()))
+                    start += p.numel()
+        return [(space.slice(i), tuple(own)) for i, own in enumerate(rows)]
+
+    def _projected(self, op: HessianOperator, Y: Tensor) -> Tensor:
+        """H Y, or the derivative of CGD's projected gradient along Y."""
+        if not hasattr(self.opt, "tangent_projection"):
+            return _product(op, Y)
+        opt = cast(Projected, self.opt)
+        HY = _product(op, Y)
+        project_ = opt.tangent_projection(op)
+        if project_ is not None:
+            project_(HY)
+        if self.jacobian == "frozen":
+            return HY
+        true = _differences(opt, op, Y) if project_ is not None else HY
+        scale = float(HY.norm())
+        self.gap = float((true - HY).norm()) / scale if scale else 0.0
+        return true
+
+
+def _product(op: HessianOperator, Y: Tensor) -> Tensor:
+    """H Y for Y [P, k]: the one place where curvature enters, in fresh memory that the caller may overwrite."""
+    return op @ Y
+
+
+def _differences(opt: Projected, op: HessianOperator, Y: Tensor) -> Tensor:
+    """d/dh of the projected gradient at theta + h y for every column y, by central differences.
+
+    Analytically P' g + P H y with dP = V (F o V^T dH V) V^T, F_ij = (f_i - f_j) / (lambda_i - lambda_j) (Daleckii and
+    Krein), f being 1 on pruned eigenvalues and 0 elsewhere. The error of the difference is of order h^2.
+    """
+    if op.dtype != torch.float64:
+        raise UnsupportedError("jacobian='true': differences need float64; convert model and batch with .double()")
+    theta, count = op.snapshot.theta, opt.tangent_direction(op)[1]
+    out = torch.empty_like(Y)
+    for j, y in enumerate(Y.T):
+        norm = float(y.norm())
+        h = 1e-5 * max(1.0, float(theta.norm()) / len(theta) ** 0.5) / norm if norm else 1.0
+        sides = []
+        for sign in (1, -1):
+            with op.displaced(theta + sign * h * y) as there:
+                direction, pruned = opt.tangent_direction(there)
+            if pruned != count:
+                raise UnsupportedError(
+                    "jacobian='true': an eigenvalue crosses the pruning threshold next to theta, where the CGD map is "
+                    "not differentiable; use jacobian='frozen' for this step"
+                )
+            sides.append(direction)
+        out[:, j] = (sides[0] - sides[1]) / (2 * h)
+    return out
+
+
+def _rule(opt: Optimizer) -> Rule:
+    rule = rule_for(opt)
+    if rule is None:
+        raise UnsupportedError(
+            f"TangentMap: no tangent for {type(opt).__name__}; known are torch.optim.SGD, Adam and AdamW, and "
+            "chaos_ext.CGD (a subclass may step differently); supply one with chaos_ext.register_tangent"
+        )
+    for group in opt.param_groups:
+        rule.check(group, rule.buffers(group))
+    return rule
