@@ -20,7 +20,9 @@ from .rule import Tangent
 from .sweep import hessian_vector_products, unit_sweep
 from .tape import Tape
 
-_SWEEP_BYTES = 1 << 25
+_SWEEP_BYTES = 1 << 25  # tangents of a sweep that stay near the cache,
+_FEW_COLUMNS = 64  # unless that is fewer columns than keep the products efficient
+_MOST_BYTES = 1 << 30
 _VECTOR = 16  # columns: a vector register of float32
 
 
@@ -71,7 +73,8 @@ class LayerwiseEngine:
         per_column = (entered + self.space.size + 2 * sum(t.numel() for t in tape.values)) * tape.theta[
             0
         ].element_size()
-        return max(16, _SWEEP_BYTES // per_column // 16 * 16)
+        few = min(_FEW_COLUMNS, _MOST_BYTES // per_column)
+        return max(_VECTOR, few // _VECTOR * _VECTOR, _SWEEP_BYTES // per_column // _VECTOR * _VECTOR)
 
     def plan(self) -> tuple[Entry, ...]:
         """How each layer's rows of H are computed."""

@@ -88,21 +88,35 @@ class Normalisation:
         e, h = e.reshape(view), xh.view(view)
         return (r * (e - e.mean(axes, keepdim=True) - h * (h * e).mean(axes, keepdim=True))).view(xh.shape)
 
-    def _push(self, dx: Tensor, xh: Tensor, r: Tensor) -> Tensor:
-        """Tangent of xh under dx [*x, k]: the same symmetric map."""
+    def _means(self, d: Tensor, weights: Tensor, view: tuple[int, ...]) -> Tensor:
+        """Means of weights * d over each group [B, w, k], for d [B, M, k] and w rows of weights [B, w, M]."""
+        total = torch.bmm(weights, d)
+        if self.rowwise:
+            return total / view[-1]
+        over_samples = total.view(*view[:2], *total.shape[1:]).sum(0, keepdim=True) / (view[0] * view[-1])
+        return over_samples.expand(*view[:2], *total.shape[1:]).reshape(total.shape)
+
+    def _push(self, dx: Tensor, xh: Tensor, r: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Tangent of xh (times ``factor`` [*x]) under dx [*x, k]: the same symmetric map.
+
+        Two passes over dx and one of scaling: sums and their subtraction are products with the rows [1, xh].
+        """
+        scale = r if self.fixed is not None else r.expand(self.group(xh.shape)[0]).reshape(xh.shape)
+        scale = scale if factor is None else scale * factor
         if self.fixed is not None:
-            return dx * column(r)
-        view, axes = self.group(xh.shape)
-        d, h = dx.reshape(*view, -1), column(xh.view(view))
-        out = d - d.mean(axes, keepdim=True)
-        return out.sub_(h * (h * d).mean(axes, keepdim=True)).mul_(column(r)).view(dx.shape)
+            return dx * column(scale)
+        view, _ = self.group(xh.shape)
+        h = xh.view(-1, view[-1])
+        basis = torch.stack([torch.ones_like(h), h], 1)
+        d = dx.reshape(*h.shape, -1)
+        out = torch.baddbmm(d, basis.transpose(1, 2), self._means(d, basis, view), alpha=-1)
+        return out.view(dx.shape).mul_(column(scale))
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         xh, r, gamma, shape, _ = saved
         dz: Tangent = None
         if dinputs[0] is not None:
-            dz = self._push(dinputs[0], xh, r)
-            dz = dz if gamma is None else dz * column(gamma)
+            dz = self._push(dinputs[0], xh, r, gamma)
         dgamma, dbeta = dtheta
         if dgamma is not None:
             dz = add(dz, dgamma.view(*shape, -1) * column(xh))
@@ -119,11 +133,10 @@ class Normalisation:
         dxh = None if dx is None else self._push(dx, xh, r)
         products: list[Tangent] = [None, None]
         if self.slots[0] is not None:
-            product = None if ddelta is None else ddelta * column(xh)
-            product = product if dxh is None else add(product, dxh * column(delta))
-            products[0] = None if product is None else product.sum_to_size(*shape, product.shape[-1]).view(*own, -1)
+            first = None if ddelta is None else _summed(ddelta, xh, shape, own)
+            products[0] = first if dxh is None else add(first, _summed(dxh, delta, shape, own))
         if self.slots[1] is not None and ddelta is not None:
-            products[1] = ddelta.sum_to_size(*shape, ddelta.shape[-1]).view(*own, -1)
+            products[1] = _summed(ddelta, torch.ones_like(xh), shape, own)
         e = delta if gamma is None else delta * gamma
         de = ddelta if ddelta is None or gamma is None else ddelta * column(gamma)
         if dgamma is not None:
@@ -137,11 +150,20 @@ class Normalisation:
     def _curvature(self, e: Tensor, dx: Tensor, dxh: Tensor, xh: Tensor, r: Tensor) -> Tensor:
         """What dx changes of the adjoint at fixed e: (dr/r) pull(e) - r (dxh q + xh mean(dxh e))."""
         view, axes = self.group(xh.shape)
-        h, ev, pulled = xh.view(view), e.reshape(view), self._pull(e, xh, r).view(view)
-        d, dh = dx.reshape(*view, -1), dxh.reshape(*view, -1)
-        q = column((h * ev).mean(axes, keepdim=True))
-        drr = (column(h) * d).mean(axes, keepdim=True).mul_(column(-r))
-        dq = (dh * column(ev)).mean(axes, keepdim=True)
-        out = drr * column(pulled)
-        out.sub_((dh * q).add_(column(h) * dq).mul_(column(r)))
-        return out.view(dx.shape)
+        h, flat_e = xh.view(-1, view[-1]), e.reshape(-1, view[-1])
+        pulled, rows = self._pull(e, xh, r).reshape(h.shape), r.expand(*view[:-1], 1).reshape(-1, 1, 1)
+        d, dh = dx.reshape(*h.shape, -1), dxh.reshape(*h.shape, -1)
+        q = (xh.view(view) * e.reshape(view)).mean(axes, keepdim=True).expand(*view[:-1], 1).reshape(-1, 1, 1)
+        drr, dq = self._means(d, h.unsqueeze(1), view), self._means(dh, flat_e.unsqueeze(1), view)
+        weights = torch.stack([pulled, h], 2) * rows
+        out = torch.baddbmm(dh * (rows * q), weights, torch.cat([drr, dq], 1))
+        return out.neg_().view(dx.shape)
+
+
+def _summed(t: Tensor, weights: Tensor, shape: tuple[int, ...], own: torch.Size) -> Tensor:
+    """weights * t summed to gamma's own shape, for t [*x, k]; per channel as products, without a temporary."""
+    k = t.shape[-1]
+    if len(own) == 1 and shape == (1, own[0], *(1 for _ in shape[2:])):
+        rows = weights.reshape(len(weights) * own[0], 1, -1)
+        return torch.bmm(rows, t.reshape(*rows.shape[::2], k)).view(len(weights), own[0], k).sum(0)
+    return (t * column(weights)).sum_to_size(*shape, k).view(*own, k)

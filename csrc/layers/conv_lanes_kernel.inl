@@ -72,7 +72,22 @@ CE_INLINE void rows(const GatheredProduct<T>& g, int64_t x) {
 inline void product(const GatheredProduct<T>& g, int64_t x0, int64_t x1) {
   int64_t x = x0;
   for (; x + kPanel <= x1; x += kPanel) rows<CE_PANEL_VECTORS>(g, x);
-  for (; x + kLanes <= x1; x += kLanes) rows<1>(g, x);
+  switch ((x1 - x) / kLanes) {
+#if CE_PANEL_VECTORS == 4
+    case 3:
+      rows<3>(g, x);
+      x += 3 * kLanes;
+      break;
+    case 2:
+      rows<2>(g, x);
+      x += 2 * kLanes;
+      break;
+#endif
+    case 1:
+      rows<1>(g, x);
+      x += kLanes;
+      break;
+  }
   for (; x < x1; ++x) tail_column(g, x);
 }
 

@@ -1,0 +1,104 @@
+"""Convolutional networks: the dense Hessian, blocks of Hessian-vector products, and a CGD step of the paper's CNN."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import rivals
+import torch
+from networks import BLOCK, COLUMNS, DENSE, Network
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+import chaos_ext as ce
+
+OURS = "chaos_ext"
+METHODS: dict[str, Callable[..., rivals.Run]] = {
+    "jvp(grad), vmapped, chunk 512": lambda *a: rivals.jvp_grad(*a, chunk=512),
+    "jvp(grad), triangular, chunk 512": rivals.triangular,
+    "curvlinops @ I": rivals.curvlinops,
+}
+
+
+def dense_ours(network: Network) -> rivals.Run:
+    model, loss_fn, x, y = network.build()
+    out = torch.empty(network.P, network.P)
+    return lambda: ce.hessian(model, loss_fn, x, y, out=out)
+
+
+def block_run(method: str, network: Network, v: Tensor) -> rivals.Run:
+    """H v for v [P, k], from model and batch."""
+    model, loss_fn, x, y = network.build()
+    if method == OURS:
+        return lambda: ce.HessianOperator(model, loss_fn, x, y) @ v
+    if method == "curvlinops @ V":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from curvlinops import HessianLinearOperator
+
+        operator = HessianLinearOperator(model, loss_fn, list(model.parameters()), [(x, y)], check_deterministic=False)
+        return lambda: operator @ v
+    loss = rivals._FlatLoss(model, loss_fn, x, y)
+    rows = v.T.contiguous()
+    products = vmap(lambda t: jvp(grad(loss), (loss.theta,), (t,))[1])
+    return lambda: products(rows).T
+
+
+def reference(network: Network, v: Tensor) -> Tensor:
+    """H v by double backward in float64, column by column."""
+    model, loss_fn, x, y = network.build(torch.float64)
+    params = list(model.parameters())
+    flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss_fn(model(x), y), params, create_graph=True)])
+    columns = [torch.autograd.grad(flat, params, c, retain_graph=True) for c in v.double().T]
+    return torch.stack([torch.cat([p.reshape(-1) for p in c]) for c in columns], 1)
+
+
+def check(ours: Tensor, expected: Tensor) -> None:
+    error = float((ours.double() - expected).norm() / expected.norm())
+    if not error <= 1e-4:
+        raise AssertionError(f"differs from float64 double backward by {error:.2g}")
+
+
+@pytest.mark.parametrize("method", [OURS, *METHODS])
+@pytest.mark.parametrize("case", DENSE)
+def test_dense(case: str, method: str, benchmark, record, measure) -> None:
+    network, benchmark.group = DENSE[case], f"({case}) {DENSE[case].title}, 1 thread, CPU seconds"
+    row = {"case": case, "problem": network.title, "P": network.P, "method": method, "dtype": "float32"}
+    if reason := rivals.missing(method):
+        record(**row, threads=1, clock="CPU", skipped=reason)
+        pytest.skip(reason)
+    run = dense_ours(network) if method == OURS else METHODS[method](*network.build())
+    v = torch.randn(network.P, 3, generator=torch.Generator().manual_seed(1))
+    check(run() @ v, reference(network, v))
+    measure(run, what="dense", **row)
+
+
+@pytest.mark.parametrize("method", [OURS, "jvp(grad), vmapped", "curvlinops @ V"])
+@pytest.mark.parametrize("case", BLOCK)
+def test_block_of_products(case: str, method: str, benchmark, record, measure) -> None:
+    network, benchmark.group = BLOCK[case], f"({case}) {BLOCK[case].title}, {COLUMNS} columns, 1 thread, CPU seconds"
+    v = torch.randn(network.P, COLUMNS, generator=torch.Generator().manual_seed(1))
+    title = f"{network.title}, {COLUMNS} columns"
+    row = {"case": case, "problem": title, "P": network.P, "method": method, "dtype": "float32"}
+    if method.startswith("curvlinops") and (reason := rivals.missing("curvlinops @ I")):
+        record(**row, threads=1, clock="CPU", skipped=reason)
+        pytest.skip(reason)
+    run = block_run(method, network, v)
+    check(run()[:, :3], reference(network, v[:, :3]))
+    measure(run, what="block", **row)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_cgd_step(dtype: torch.dtype, threads: int, measure) -> None:
+    """From model and batch to new parameters; wall seconds on a machine with nothing else to do."""
+    model, loss_fn, x, y = DENSE["c"].build(dtype)
+    opt = ce.CGD(model.parameters(), lr=1e-3, prune="negative")
+
+    def step() -> None:
+        opt.step(ce.HessianOperator(model, loss_fn, x, y))
+
+    row = {"case": "c", "problem": DENSE["c"].title, "P": DENSE["c"].P, "method": OURS}
+    measure(step, what="step", clock="wall", threads=threads, seconds=3.0, dtype=str(dtype).removeprefix("torch."), **row)
