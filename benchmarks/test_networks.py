@@ -101,4 +101,6 @@ def test_cgd_step(dtype: torch.dtype, threads: int, measure) -> None:
         opt.step(ce.HessianOperator(model, loss_fn, x, y))
 
     row = {"case": "c", "problem": DENSE["c"].title, "P": DENSE["c"].P, "method": OURS}
-    measure(step, what="step", clock="wall", threads=threads, seconds=3.0, dtype=str(dtype).removeprefix("torch."), **row)
+    measure(
+        step, what="step", clock="wall", threads=threads, seconds=3.0, dtype=str(dtype).removeprefix("torch."), **row
+    )

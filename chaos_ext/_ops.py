@@ -63,6 +63,9 @@ _bce_with_logits = torch.ops.chaos_ext.bce_with_logits.default
 _use_huge_pages_ = torch.ops.chaos_ext.use_huge_pages_.default
 _mse = torch.ops.chaos_ext.mse.default
 _hessian_block_ = torch.ops.chaos_ext.hessian_block_.default
+_tridiagonalise = torch.ops.chaos_ext.tridiagonalise.default
+_tridiagonal_ql = torch.ops.chaos_ext.tridiagonal_ql.default
+_tridiagonal_apply = torch.ops.chaos_ext.tridiagonal_apply.default
 _projected_sgd_ = torch.ops.chaos_ext.projected_sgd_.default
 
 # Values of ``kind``; the parameters that a kind does not name are ignored.
@@ -149,6 +152,31 @@ def hessian_block_(
     _hessian_block_(H, a_s, K, a_t, delta_t, J, row_w, row_b, col_w, col_b, same)
 
 
+def tridiagonalise(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """S = Q T Q^T of a symmetric S [n, n] on the CPU: reflectors, and T's diagonal d [n], e [n - 1] in float64.
+
+    Only the lower triangle of S is read. Row i of ``reflectors`` (padded to blocks of 16) is v_i, i numbers and zeros,
+    with Q = H_{n-1} .. H_1, H_i = 1 - 2 v_i v_i^T / |v_i|^2. d is NaN where S is not finite.
+    """
+    return _tridiagonalise(S)
+
+
+def tridiagonal_ql(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """T = R diag R^T of a tridiagonal T: values [n] ascending, order [n], sweeps [s, 3] and rotations [r, 2] (c, s).
+
+    Off-diagonals up to ``tol`` max|T| count as zero. Values are NaN where QL did not converge or T is not finite. A
+    sweep (l, m, first) is the rotations first, first + 1, .. of the planes (i, i + 1), i = m - 1 .. l, of R^T.
+    """
+    return _tridiagonal_ql(d, e, tol)
+
+
+def tridiagonal_apply(
+    reflectors: Tensor, order: Tensor, sweeps: Tensor, rotations: Tensor, x: Tensor, transpose: bool
+) -> Tensor:
+    """U x or (``transpose``) U^T x of the rows x [k, n] (float64), U = Q R with columns in ``order``."""
+    return _tridiagonal_apply(reflectors, order, sweeps, rotations, x, transpose)
+
+
 def projected_sgd_(
     param: Tensor,
     grad: Tensor,
@@ -209,6 +237,27 @@ def _(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("chaos_ext::hessian_block_")
 def _(*args: object) -> None:
     return None
+
+
+@torch.library.register_fake("chaos_ext::tridiagonalise")
+def _(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n = S.shape[0]
+    blocks = (n + 15) // 16
+    d, e = (S.new_empty(size, dtype=torch.float64) for size in (n, max(n - 1, 0)))
+    return S.new_empty(16 * blocks, 16 * (blocks | 1)), d, e
+
+
+@torch.library.register_fake("chaos_ext::tridiagonal_ql")
+def _(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    context = torch.library.get_ctx()
+    sweeps, rotations = context.new_dynamic_size(), context.new_dynamic_size()
+    order = d.new_empty(d.shape, dtype=torch.int64)
+    return torch.empty_like(d), order, order.new_empty(sweeps, 3), d.new_empty(rotations, 2)
+
+
+@torch.library.register_fake("chaos_ext::tridiagonal_apply")
+def _(reflectors: Tensor, order: Tensor, sweeps: Tensor, rotations: Tensor, x: Tensor, transpose: bool) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.register_fake("chaos_ext::projected_sgd_")

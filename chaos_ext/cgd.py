@@ -22,7 +22,7 @@ from .hessian import HessianOperator
 from .params import FLOAT_DTYPES, ParameterSpace, refuse_autocast
 from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, frozen_projection, norm_squared
 from .sgd import Threshold, Update, chaotic_threshold, check_group
-from .spectrum import check_options, spectrum, spectrum_of_matrix
+from .spectrum import check_options, directions, spectrum_of_matrix
 
 Source = HessianOperator | Spectrum | Tensor
 
@@ -197,7 +197,7 @@ class CGD(Optimizer):
         return direction.squeeze(1), int(mask.sum())
 
     def _directions(self, op: HessianOperator) -> Spectrum:
-        return self.fixed or spectrum(op, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
+        return self.fixed or directions(op, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.SGD's, with steps and generator under "chaos_ext". Fixed directions are not part of it."""
@@ -320,7 +320,9 @@ class CGD(Optimizer):
         assert isinstance(source, Tensor)
         if source.dtype != space.dtype or source.device != space.device:
             raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {source.dtype}")
-        return spectrum_of_matrix(source, gradient, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
+        return spectrum_of_matrix(
+            source, gradient, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype, form=False
+        )
 
     def _updates(self, space: ParameterSpace, gradient: Tensor, pruned: Pruned | None) -> list[Update]:
         removed: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(space.params)

@@ -13,6 +13,7 @@ from . import memory
 from .compressed import Basis, LayerBasis
 from .errors import CheckpointError
 from .params import Origin
+from .tridiagonal import EigenColumns
 
 _FORMAT = "chaos_ext.Spectrum/1"
 
@@ -54,7 +55,7 @@ class Spectrum:
         loss: the loss at which it was taken, or None.
         gradient: its gradient [P] in the model's dtype, or None.
         basis: Q.
-        Z: eigenvectors in the coordinates of Q, [n, r].
+        Z: eigenvectors in the coordinates of Q, [n, r] (of ``directions``: as a matrix that is never formed).
         origin: the model, batch and theta that it belongs to (None after ``load``).
         shapes: of the parameters that make up theta, in order, after ``load`` (None where unknown).
     """
@@ -62,7 +63,7 @@ class Spectrum:
     def __init__(
         self,
         eigenvalues: Tensor,
-        Z: Tensor,
+        Z: Tensor | EigenColumns,
         basis: Columns,
         size: int,
         *,
@@ -72,7 +73,7 @@ class Spectrum:
         loss: Tensor | None = None,
         gradient: Tensor | None = None,
         exact_gradient: Tensor | None = None,
-        near: Tensor | None = None,
+        near: Tensor | EigenColumns | None = None,
         origin: Origin | None = None,
     ) -> None:
         self.eigenvalues, self.Z, self.basis, self.size = eigenvalues, Z, basis, size
@@ -96,7 +97,7 @@ class Spectrum:
 
     def eigenvectors(self, index: slice | Tensor | list[int] | None = None) -> Tensor:
         """The eigenvectors selected by a slice, a list or a tensor of indices or a mask, as columns [P, m]."""
-        chosen = self.Z if index is None else self.Z[:, index]
+        chosen = self.Z[:, slice(None) if index is None else index]
         if chosen.dim() == 1:
             chosen = chosen.unsqueeze(1)
         memory.require(
@@ -169,12 +170,13 @@ class Spectrum:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the spectrum to a file, whole or not at all."""
         layers = [b.__dict__ for b in self.basis.layers] if isinstance(self.basis, Basis) else None
-        names = ("eigenvalues", "Z", "size", "zero_tol", "zero_threshold", "loss", "gradient")
+        names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: getattr(self, k) for k in names}
         state |= {"format": _FORMAT, "complete": self.nullity is not None, "layers": layers}
         shapes = self.shapes if self.origin is None else [tuple(s) for s in self.origin.snapshot.space.shapes]
         state |= {"shapes": shapes}
-        state |= {"exact_gradient": self._exact_gradient, "near": self._near}
+        near = None if self._near is None else self._near[:, :]
+        state |= {"Z": self.Z[:, :], "exact_gradient": self._exact_gradient, "near": near}
         temporary = f"{os.fspath(path)}.tmp"
         try:
             torch.save(state, temporary)

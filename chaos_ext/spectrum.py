@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 import torch
@@ -10,9 +11,13 @@ from torch import Tensor
 from . import memory
 from .eigen import WHICH, eigh, lanczos
 from .eigenpairs import Columns, Coordinates, Spectrum
-from .errors import NonFiniteError
+from .errors import NonFiniteError, NotConvergedError
 from .hessian import HessianOperator
+from .tridiagonal import EigenColumns, Tridiagonal
 
+log = logging.getLogger("chaos_ext")
+
+_FORMED_SIZE = 64  # below this forming the eigenvectors takes no longer
 ZERO_TOL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -58,38 +63,73 @@ def spectrum(
     return op._cache[key]  # type: ignore[return-value]
 
 
-def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float) -> Spectrum:
+def directions(
+    op: HessianOperator, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
+) -> Spectrum:
+    """The complete spectrum of ``spectrum(op)`` for one projection: on the CPU no eigenvector is formed.
+
+    The same eigenvalues and projections to rounding, several times faster; ``eigenvectors()`` of the result is slow. A
+    spectrum that ``op`` has already is taken.
+    """
+    dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
+    tolerance = check_options(dtype, zero_tol)
+    if ("spectrum", dtype, tolerance) in op._cache or op.device.type != "cpu":
+        return spectrum(op, zero_tol=tolerance, spectrum_dtype=dtype)
+    key = ("directions", dtype, tolerance)
+    if key not in op._cache:
+        op._cache[key] = _complete(op, dtype, tolerance, form=False)
+    return op._cache[key]  # type: ignore[return-value]
+
+
+def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool = True) -> Spectrum:
     bound = op.compressed_bound(dtype)
     size = op.shape[0]
     if bound is not None and bound < 0.95 * size:
         compressed = op.compressed(dtype)
         basis, S = cast(Columns, compressed.basis), compressed.S
     else:
-        need = 4 * size * size * dtype.itemsize
+        need = (4 * dtype.itemsize if form else 24 + dtype.itemsize) * size * size
         memory.require(need, op.device, "dense eigendecomposition", "use spectrum(op, k=...)", op._budget)
         basis, S = Coordinates(size), op.dense_in(dtype)
-    spec = _decomposed(S, basis, size, zero_tol, op.gradient_in(dtype))
+    spec = _decomposed(S, basis, size, zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
 
 
-def _decomposed(S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None) -> Spectrum:
-    values, Z = eigh(S)
+def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:
+    """Eigenvalues, and eigenvectors formed or as an operator."""
+    if not form and S.is_cpu and len(S) >= _FORMED_SIZE:
+        try:
+            implicit = Tridiagonal(S)
+            return implicit.eigenvalues, implicit
+        except NotConvergedError as e:
+            log.warning("%s; using eigh", e)
+    return eigh(S)
+
+
+def _decomposed(
+    S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None, form: bool = True
+) -> Spectrum:
+    values, vectors = _eigenpairs(S, form)
     magnitude = values.abs()
     scale = float(magnitude.max()) if len(values) else 0.0
     threshold = zero_tol * scale
     nonzero = magnitude > threshold
     near = (magnitude >= 0.9 * threshold) & (magnitude <= 1.1 * threshold) & (magnitude > 0)
+
+    def columns(mask: Tensor) -> Tensor | EigenColumns:
+        return vectors.columns(mask) if isinstance(vectors, Tridiagonal) else vectors[:, mask]
+
     return Spectrum(
         values[nonzero],
-        Z[:, nonzero],
+        columns(nonzero),
         basis,
         size,
         complete=True,
         zero_tol=zero_tol,
         scale=scale,
         exact_gradient=gradient,
-        near=Z[:, near],
+        near=columns(near),
     )
 
 
@@ -99,8 +139,9 @@ def spectrum_of_matrix(
     *,
     zero_tol: float | None = None,
     spectrum_dtype: torch.dtype | None = None,
+    form: bool = True,
 ) -> Spectrum:
-    """All nonzero eigenpairs of a dense symmetric matrix [P, P].
+    """All nonzero eigenpairs of a dense symmetric matrix [P, P]; without ``form`` as ``directions`` gives them.
 
     Raises:
         ValueError: not square, or not symmetric to rounding.
@@ -119,7 +160,7 @@ def spectrum_of_matrix(
     if len(H) and float((H - H.T).abs().max()) > limit * float(H.abs().max()):
         raise ValueError(f"H: expected a symmetric matrix, it is asymmetric by more than {limit:g} of its scale")
     exact = None if gradient is None else gradient.to(dtype)
-    return _decomposed(H.to(dtype), Coordinates(len(H)), len(H), tolerance, exact)
+    return _decomposed(H.to(dtype), Coordinates(len(H)), len(H), tolerance, exact, form)
 
 
 def check_options(dtype: torch.dtype, zero_tol: float | None) -> float:

@@ -31,6 +31,15 @@ STABLE_TORCH_LIBRARY(chaos_ext, m) {
       "hessian_block_(Tensor(a!) H, Tensor a_s, Tensor? K, Tensor? a_t, Tensor? delta_t, Tensor? J, "
       "int row_w, int row_b, int col_w, int col_b, bool same) -> ()");
 
+  // spectrum/: S = Q T Q^T, T = R diag(values) R^T, and U = Q R (columns in `order`) applied to vectors.
+  m.def("tridiagonalise(Tensor S) -> (Tensor reflectors, Tensor d, Tensor e)");
+  m.def(
+      "tridiagonal_ql(Tensor d, Tensor e, float tol) -> "
+      "(Tensor values, Tensor order, Tensor sweeps, Tensor rotations)");
+  m.def(
+      "tridiagonal_apply(Tensor reflectors, Tensor order, Tensor sweeps, Tensor rotations, Tensor x, bool transpose) "
+      "-> Tensor");
+
   // dynamics/: one optimizer step along a gradient whose projection never goes to memory.
   m.def(
       "projected_sgd_(Tensor(a!) param, Tensor grad, Tensor L, Tensor R, Tensor(b!)? buf, bool first, float lr, "

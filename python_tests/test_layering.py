@@ -20,7 +20,7 @@ STAGES = [
     {"compress"},
     {"layerwise"},
     {"engine"},
-    {"hessian", "eigen"},
+    {"hessian", "eigen", "tridiagonal"},
     {"eigenpairs", "perturb"},
     {"spectrum", "chaos", "sgd", "pruning"},
     {"cgd", "metrics", "tangent_rules"},

@@ -16,6 +16,15 @@ from chaos_ext import _ops
 OPS = torch.ops.chaos_ext
 
 
+CPU_ONLY = {"tridiagonalise", "tridiagonal_ql", "tridiagonal_apply"}
+
+
+def _rotations(device: torch.device) -> tuple[Tensor, ...]:
+    """Two sweeps of a matrix [5, 5]: order, sweeps, rotations."""
+    sweeps = torch.tensor([[0, 4, 0], [1, 3, 4]], device=device)
+    return torch.arange(5, device=device), sweeps, torch.rand(6, 2, dtype=torch.float64, device=device)
+
+
 def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     """One valid call of every operator."""
 
@@ -35,12 +44,20 @@ def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, .
         "mse": (rand(3, 4), rand(3, 4), 0.5),
         "hessian_block_": (rand(43, 43), *block),
         "hessian_block_ (same)": (rand(43, 43), *own),
+        "tridiagonalise": (rand(5, 5),),
+        "tridiagonal_ql": (rand(5).double(), rand(4).double(), 1e-16),
+        "tridiagonal_apply": (rand(16, 16), *_rotations(device), rand(2, 5).double(), True),
         "projected_sgd_": (rand(3, 4), rand(3, 4), rand(3, 2), rand(2, 4), rand(3, 4), False, *options),
         "projected_sgd_ (no buf)": (rand(3, 4), rand(3, 4), rand(3, 0), rand(0, 4), None, False, *plain),
     }
 
 
 NAMES = list(_samples(torch.device("cpu"), torch.float32))
+
+
+def _skip_missing(name: str, device: torch.device) -> None:
+    if name in CPU_ONLY and device.type != "cpu":
+        pytest.skip("a CPU operator")
 
 
 def _packet(name: str) -> Any:
@@ -50,11 +67,13 @@ def _packet(name: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str, device: torch.device) -> None:
     """Schema (mutation, aliasing), autograd registration, meta kernel, and all of it under torch.compile's tracing."""
+    _skip_missing(name, device)
     torch.library.opcheck(_packet(name), _samples(device, torch.float64)[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_python_wrapper_is_the_operator(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    _skip_missing(name, device)
     args = _samples(device, dtype)[name]
     twin = [x.clone() if isinstance(x, Tensor) else x for x in args]
     results = getattr(_ops, name.split(" ")[0])(*args), _packet(name)(*twin)
@@ -64,8 +83,9 @@ def test_python_wrapper_is_the_operator(name: str, device: torch.device, dtype: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_dtypes_are_refused(name: str, device: torch.device) -> None:
+    _skip_missing(name, device)
     args = [x.to(torch.float16) if isinstance(x, Tensor) else x for x in _samples(device, torch.float32)[name]]
-    with pytest.raises(RuntimeError, match=rf"{name.split(' ')[0]}: expected \w+ of dtype float32 .*, got Half"):
+    with pytest.raises(RuntimeError, match=rf"{name.split(' ')[0]}: expected \w+ of dtype float(32|64).*, got Half"):
         _packet(name)(*args)
 
 
@@ -100,6 +120,17 @@ BAD: list[tuple[str, int, Callable[[Any], Any], str]] = [
     ("hessian_block_", 8, lambda _: 7, r"expected disjoint row and column ranges unless same"),
     ("hessian_block_ (same)", 2, lambda _: None, r"expected K and no J, delta_t for same|expected K with a_t"),
     ("hessian_block_ (same)", 8, lambda _: 9, r"expected equal row and column offsets for same"),
+    ("tridiagonalise", 0, lambda x: x[:3], r"expected S square, got \[3, 5\]"),
+    ("tridiagonalise", 0, _transposed, r"expected S contiguous"),
+    ("tridiagonal_ql", 1, lambda x: x[:3], r"expected e of shape \[4\], got \[3\]"),
+    ("tridiagonal_ql", 2, lambda _: 1.0, r"expected 0 <= tol < 1, got 1"),
+    ("tridiagonal_apply", 0, lambda x: x[:8], r"expected reflectors of shape \[16, 16\], got \[8, 16\]"),
+    ("tridiagonal_apply", 1, lambda x: x.int(), r"expected order of dtype int64, got Int"),
+    ("tridiagonal_apply", 2, lambda x: x[:, :2], r"expected sweeps of shape \[2, 3\], got \[2, 2\]"),
+    ("tridiagonal_apply", 1, lambda x: x + 1, r"expected order within \[0, 5\), got 5"),
+    ("tridiagonal_apply", 2, lambda x: x + 1, r"expected sweeps \(l, m, first\) .* got \(1, 5, 1\)"),
+    ("tridiagonal_apply", 3, lambda x: x[:3], r"expected sweeps .* m - l of the 3 rotations .* got \(0, 4, 0\)"),
+    ("tridiagonal_apply", 4, lambda x: x[0], r"expected x with 2 dimensions, got \[5\]"),
     ("projected_sgd_", 2, lambda x: x[:2], r"expected L \[O, q\] and R .* O I = 12, got \[2, 2\] and \[2, 4\]"),
     ("projected_sgd_", 4, lambda _: None, r"expected buf with momentum or nesterov, got none with momentum 0.9"),
     ("projected_sgd_", 1, lambda x: x[0], r"expected grad of the shape of param \[3, 4\], got \[4\]"),
@@ -110,6 +141,7 @@ BAD: list[tuple[str, int, Callable[[Any], Any], str]] = [
 def test_errors_name_the_argument(
     name: str, index: int, change: Callable[[Any], Any], message: str, device: torch.device
 ) -> None:
+    _skip_missing(name, device)
     args = _samples(device, torch.float32)[name]
     with pytest.raises(RuntimeError, match=rf"{name.split(' ')[0]}: ({message})"):
         _packet(name)(*_replaced(args, index, change(args[index])))
@@ -138,7 +170,9 @@ def test_runs_under_compile_and_fake_tensors() -> None:
 def test_every_instruction_set(capability: str) -> None:
     """The other compiled variants, chosen as torch chooses its own: by ATEN_CPU_CAPABILITY, read once a process."""
     folder = Path(__file__).parent
-    files = [str(folder / f"test_ops_{name}.py") for name in ("activation", "hessian_block", "projected_sgd")]
+    files = [
+        str(folder / f"test_ops_{name}.py") for name in ("activation", "hessian_block", "projected_sgd", "tridiagonal")
+    ]
     selection = "cpu and not layer and not sgd or KJ and cpu or itself and both and cpu or caches and float32 or twin"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *files]
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}

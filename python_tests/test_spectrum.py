@@ -7,8 +7,9 @@ from oracles import double_backward, relative
 from torch import nn
 
 import chaos_ext as ce
+from chaos_ext import _ops
 from chaos_ext.eigen import eigh, lanczos
-from chaos_ext.spectrum import spectrum_of_matrix
+from chaos_ext.spectrum import directions, spectrum_of_matrix
 
 CE = nn.CrossEntropyLoss()
 
@@ -217,3 +218,64 @@ def test_spectrum_is_decomposed_once_per_operator(monkeypatch):
     spec = ce.spectrum(op)
     monkeypatch.setattr(torch.linalg, "eigh", lambda S: pytest.fail("decomposed again"))
     assert ce.spectrum(op) is spec
+
+
+@pytest.mark.parametrize(("n", "depth"), [(8, 3), (64, 2)], ids=["compressed", "dense"])
+@pytest.mark.parametrize("spectrum_dtype", [None, torch.float64])
+def test_directions_are_those_of_the_spectrum(n, depth, spectrum_dtype, dtype):
+    """Without an eigenvector: eigenvalues, projections, coefficients up to signs, and all the rest."""
+    op, *_ = _op(n=n, depth=depth, dtype=dtype)
+    lazy = directions(op, spectrum_dtype=spectrum_dtype)
+    spec = ce.spectrum(op, spectrum_dtype=spectrum_dtype)
+    tol = 1e-10 if spec.dtype == torch.float64 else 2e-3
+    assert (lazy.dtype, lazy.zero_tol) == (spec.dtype, spec.zero_tol)
+    assert not isinstance(lazy.Z, torch.Tensor)
+    gap = spec.eigenvalues.abs() > 1e-3 * spec.eigenvalues.abs().max()
+    wide = lazy.eigenvalues.abs() > 1e-3 * spec.eigenvalues.abs().max()
+    assert relative(lazy.eigenvalues[wide], spec.eigenvalues[gap]) < tol
+    v = torch.randn(op.shape[0], 3, dtype=spec.dtype)
+    assert relative(lazy.project(v, wide), spec.project(v, gap)) < tol
+    assert relative(lazy.project(v[:, 0], wide), spec.project(v[:, 0], gap)) < tol
+    shares = [s.gradient_coefficients()[m].square().sum() for s, m in ((lazy, wide), (spec, gap))]
+    assert relative(*shares) < tol
+    V = lazy.eigenvectors()
+    assert V.shape == (op.shape[0], len(lazy.eigenvalues))
+    assert relative(V @ (V.T @ v), lazy.combine(lazy.coefficients(v))) < tol
+    assert relative(lazy.eigenvectors([0, 2]), V[:, [0, 2]]) < tol
+
+
+def test_directions_form_no_eigenvector_and_are_made_once(monkeypatch):
+    op, *_ = _op()
+    monkeypatch.setattr(torch.linalg, "eigh", lambda S: pytest.fail("eigenvectors formed"))
+    lazy = directions(op)
+    assert directions(op) is lazy
+    assert lazy.loss is op.loss
+    assert lazy.origin is op.origin
+
+
+def test_small_matrices_are_decomposed_by_eigh():
+    op, *_ = _op(n=64, depth=1)
+    assert isinstance(directions(op).Z, torch.Tensor)
+
+
+def test_directions_take_a_spectrum_that_is_there():
+    op, *_ = _op()
+    spec = ce.spectrum(op)
+    assert directions(op) is spec
+
+
+def test_directions_fall_back_to_eigh(monkeypatch, caplog):
+    right = _ops.tridiagonal_ql
+    monkeypatch.setattr(_ops, "tridiagonal_ql", lambda *args: (right(*args)[0] * float("nan"), *right(*args)[1:]))
+    op, *_ = _op()
+    assert isinstance(directions(op).Z, torch.Tensor)
+    assert "QL did not converge; using eigh" in caplog.text
+
+
+def test_directions_can_be_saved(tmp_path):
+    op, *_ = _op()
+    lazy = directions(op)
+    lazy.save(tmp_path / "s.pt")
+    back = ce.Spectrum.load(tmp_path / "s.pt")
+    assert relative(back.eigenvectors(), lazy.eigenvectors()) < 1e-14
+    assert ce.spectral_summary(back, 0.1).n_chaotic == ce.spectral_summary(lazy, 0.1).n_chaotic

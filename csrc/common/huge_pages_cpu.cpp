@@ -3,18 +3,17 @@
 // A fresh 114 MB tensor costs some 28,000 page faults with 4 KiB pages and 55 with 2 MiB pages. Only advice: values do
 // not change, and where the system has no huge pages (or is not Linux) nothing happens. Cost: one system call.
 
+#include "huge_pages_cpu.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
-
-#include "checks.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
 namespace chaos_ext {
-namespace {
 
 constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
 
@@ -31,7 +30,6 @@ void use_huge_pages(const Tensor& t) {  // any shape
 #endif
 }
 
-}  // namespace
 }  // namespace chaos_ext
 
 // One kernel for every device: on others than the CPU the advice is void.
