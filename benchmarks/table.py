@@ -93,6 +93,29 @@ def step_table(rows: list[Row]) -> str:
     return markdown([f"{rows[0]['problem']}, CPU seconds of 1 thread", "float32", "float64"], lines)
 
 
+def networks_table(rows: list[Row]) -> str:
+    """Dense Hessians and blocks of products: CPU seconds and the multiple of ours."""
+    timed = [r for r in rows if r["clock"] == "CPU"]
+    lines = []
+    for case in unique(timed, "case"):
+        own = [r for r in timed if r["case"] == case]
+        for r in own:
+            if "skipped" in r:
+                cell = r["skipped"]
+            elif r["method"] == "chaos_ext":
+                cell = f"**{seconds(r['seconds'])}**"
+            else:
+                cell = f"{seconds(r['seconds'])} ({r['seconds'] / own[0]['seconds']:.2g}x)"
+            lines.append([f"({case}) {r['problem']}" if r is own[0] else "", r["method"], cell])
+    return markdown(["networks, float32, CPU seconds of 1 thread", "method", "time"], lines)
+
+
+def network_step_table(rows: list[Row]) -> str:
+    steps = [r for r in rows if r["clock"] == "wall"]
+    cells = [f"{seconds(r['seconds'])} ({r['dtype']}, {r['threads']} thread{'s' * (r['threads'] > 1)})" for r in steps]
+    return f"One exact CGD step of {steps[0]['problem']}, wall time: {', '.join(cells)}."
+
+
 def memory_table(rows: list[Row]) -> str:
     lines = []
     for case in unique(rows, "case"):
@@ -107,6 +130,7 @@ def block(results: Path) -> str:
     env, dense = load(results, "dense_hessian")
     _, steps = load(results, "cgd_step")
     _, peaks = load(results, "memory")
+    net_env, nets = load(results, "networks")
     parts = [
         "Minimum of many runs; every result was first checked against float64 double backward. From model and batch to "
         "H; ours and the rivals that can write into a reused buffer. In brackets: the multiple of our time.",
@@ -117,6 +141,10 @@ def block(results: Path) -> str:
         step_table(steps),
         memory_table(peaks),
         provenance(env),
+        "Convolutional networks, from model and batch: the dense Hessian (c, d), 64 Hessian-vector products (e).",
+        networks_table(nets),
+        network_step_table(nets),
+        provenance(net_env),
     ]
     return "\n\n".join(parts)
 

@@ -38,7 +38,7 @@ from .metrics import (
 from .perturb import perturb
 from .pruning import StepInfo
 from .rule import Leaf, Rule
-from .spectrum import spectrum
+from .spectrum import directions, spectrum
 from .systems import System
 from .tangent import TangentMap, register_tangent
 
@@ -75,6 +75,7 @@ __all__ = [
     "chaos",
     "count_signs",
     "data",
+    "directions",
     "distance_to_threshold",
     "errors",
     "figures",

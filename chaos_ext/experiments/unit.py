@@ -129,7 +129,7 @@ class Trainer:
         index = index.to(self.settings.device)
         x, y = self.batch_data.x_train[index], self.batch_data.y_train[index]
         op = ce.HessianOperator(self.model, self.loss_fn, x, y)
-        spec = ce.spectrum(op)
+        spec = ce.directions(op)
         s = ce.spectral_summary(spec, self.settings.lr)
         assert isinstance(op.output, Tensor)
         loss, accuracy = op.loss.item(), (op.output.argmax(1) == y).double().mean().item()
