@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from . import layer_table as table
 from .autorule import AutoRule
 from .graph_rules import Add, Affine, Cat, LinearMap, Multiply, Parameter, Reshape
+from .guards import refuse_randomness
 from .layers import Linear
 from .params import ParameterSpace
 from .program import Node, Program
@@ -28,21 +29,20 @@ class Builder:
         self.nodes: list[Node] = []
         self.value: dict[fx.Node, int] = {}
         self.shape: dict[fx.Node, torch.Size] = {}
+        self._discrete: set[fx.Node] = set()  # tensors of integers or booleans
         self._execute(x)
 
     def _execute(self, x: Tensor) -> None:
         """Shapes of all tensors; other values (sizes, tuples) have none."""
         env: dict[fx.Node, Any] = {}
         modules = dict(self.model.named_modules())
-        state = torch.get_rng_state()
-        with torch.no_grad():
+        with torch.no_grad(), refuse_randomness(self.model, x.device):
             for node in self.graph.nodes:
                 env[node] = self._run(node, env, modules, x)
                 if isinstance(env[node], Tensor):
                     self.shape[node] = env[node].shape
-        if not torch.equal(state, torch.get_rng_state()):
-            torch.set_rng_state(state)
-            raise NotLayerwise("its forward draws random numbers")
+                    if not env[node].is_floating_point():
+                        self._discrete.add(node)
 
     def _run(self, node: fx.Node, env: dict[fx.Node, Any], modules: dict[str, nn.Module], x: Tensor) -> Any:
         target: Any = node.target
@@ -87,6 +87,8 @@ class Builder:
 
     def _tensor(self, node: fx.Node) -> None:
         try:
+            if node in self._discrete:
+                raise NotLayerwise("its result is not a floating-point tensor")
             rules, parents = self._module(node) if node.op == "call_module" else self._function(node)
             self._append(node, rules, tuple(self._input(p) for p in parents))
         except NotLayerwise as e:

@@ -114,26 +114,25 @@ def _validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     loss = nn.MSELoss()
     y, rule = expected + noise, rule_for(loss)
     assert rule is not None
-    try:
-        engine = LayerwiseEngine(program, space, x, y, rule)
-    except NotLayerwise as e:
-        return str(e)
     reference = FunctionalEngine(double, loss, space, x, y)
     reference.path = "double backward"
-    own = sorted({type(m).__name__ for m in model.modules() if is_registered(type(m))})
     v = torch.randn(space.size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
     try:
         expected_product = reference.hvp(v)
     except ChaosExtError as e:
         return str(e)
-    checks = {
-        "output": (engine.output, expected),
-        "gradient": (engine.gradient, reference.gradient),
-        "H v": (engine.hvp(v), expected_product),
-    }
-    wrong = [name for name, (a, b) in checks.items() if not _close(a, b)]
-    if wrong and own:
-        raise ChaosExtError(
-            f"model: its {wrong[0]} differs from torch's; check the rule registered for {', '.join(own)}"
-        )
-    return f"its {wrong[0]} differs from torch's" if wrong else None
+    try:
+        engine = LayerwiseEngine(program, space, x, y, rule)
+        ours = {"output": engine.output, "gradient": engine.gradient, "H v": engine.hvp(v)}
+    except torch.OutOfMemoryError:
+        raise
+    except (NotLayerwise, ChaosExtError, RuntimeError, TypeError, ValueError, IndexError, AssertionError) as e:
+        problem = f"a rule failed on it ({type(e).__name__}: {e})"
+    else:
+        theirs = {"output": expected, "gradient": reference.gradient, "H v": expected_product}
+        wrong = [name for name in ours if not _close(ours[name], theirs[name])]
+        problem = f"its {wrong[0]} differs from torch's" if wrong else ""
+    own = sorted({type(m).__name__ for m in model.modules() if is_registered(type(m))})
+    if problem and own:
+        raise ChaosExtError(f"model: {problem}; check the rule registered for {', '.join(own)}")
+    return problem or None

@@ -47,8 +47,9 @@ class HessianOperator:
     ``loss_fn`` returns, with its reduction, weights and smoothing. The forward and backward pass run at construction;
     H is computed when asked.
 
-    Models made of Linear layers and elementwise activations use layer rules; every other ``nn.Module`` and every other
-    callable loss is differentiated by torch itself, with the same results. ``explain()`` says which, and why.
+    Layers with a rule of their own (docs/support.md) are swept natively; a layer without one is differentiated by torch
+    alone, a model that torch.fx cannot follow, or another loss, by torch as a whole. The results are the same.
+    ``explain()`` says which, and why.
 
     The model's mode, buffers and ``.grad`` are never changed.
 
@@ -204,7 +205,7 @@ class HessianOperator:
             dtype: compute it in this dtype from the parameters' values; default: the model's.
 
         Raises:
-            UnsupportedError: the model has layers for which H has no such form.
+            UnsupportedError: a model or loss that torch differentiates as a whole.
             StaleOperatorError: the parameters or the batch changed since construction.
         """
         dtype = dtype or self.dtype

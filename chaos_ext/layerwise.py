@@ -70,9 +70,8 @@ class LayerwiseEngine:
 
     def _chunk(self, tape: Tape, entered: int) -> int:
         """Columns of one sweep: the tangents of all values, and of what enters and leaves, in _SWEEP_BYTES."""
-        per_column = (entered + self.space.size + 2 * sum(t.numel() for t in tape.values)) * tape.theta[
-            0
-        ].element_size()
+        numbers = entered + self.space.size + 2 * sum(t.numel() for t in tape.values)
+        per_column = numbers * tape.theta[0].element_size()
         few = min(_FEW_COLUMNS, _MOST_BYTES // per_column)
         return max(_VECTOR, few // _VECTOR * _VECTOR, _SWEEP_BYTES // per_column // _VECTOR * _VECTOR)
 

@@ -88,10 +88,11 @@ class Normalisation:
         e, h = e.reshape(view), xh.view(view)
         return (r * (e - e.mean(axes, keepdim=True) - h * (h * e).mean(axes, keepdim=True))).view(xh.shape)
 
-    def _means(self, d: Tensor, weights: Tensor, view: tuple[int, ...]) -> Tensor:
+    @staticmethod
+    def _means(d: Tensor, weights: Tensor, view: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
         """Means of weights * d over each group [B, w, k], for d [B, M, k] and w rows of weights [B, w, M]."""
         total = torch.bmm(weights, d)
-        if self.rowwise:
+        if len(axes) == 1:
             return total / view[-1]
         over_samples = total.view(*view[:2], *total.shape[1:]).sum(0, keepdim=True) / (view[0] * view[-1])
         return over_samples.expand(*view[:2], *total.shape[1:]).reshape(total.shape)
@@ -105,11 +106,11 @@ class Normalisation:
         scale = scale if factor is None else scale * factor
         if self.fixed is not None:
             return dx * column(scale)
-        view, _ = self.group(xh.shape)
+        view, axes = self.group(xh.shape)
         h = xh.view(-1, view[-1])
         basis = torch.stack([torch.ones_like(h), h], 1)
         d = dx.reshape(*h.shape, -1)
-        out = torch.baddbmm(d, basis.transpose(1, 2), self._means(d, basis, view), alpha=-1)
+        out = torch.baddbmm(d, basis.transpose(1, 2), self._means(d, basis, view, axes), alpha=-1)
         return out.view(dx.shape).mul_(column(scale))
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
@@ -154,7 +155,7 @@ class Normalisation:
         pulled, rows = self._pull(e, xh, r).reshape(h.shape), r.expand(*view[:-1], 1).reshape(-1, 1, 1)
         d, dh = dx.reshape(*h.shape, -1), dxh.reshape(*h.shape, -1)
         q = (xh.view(view) * e.reshape(view)).mean(axes, keepdim=True).expand(*view[:-1], 1).reshape(-1, 1, 1)
-        drr, dq = self._means(d, h.unsqueeze(1), view), self._means(dh, flat_e.unsqueeze(1), view)
+        drr, dq = self._means(d, h.unsqueeze(1), view, axes), self._means(dh, flat_e.unsqueeze(1), view, axes)
         weights = torch.stack([pulled, h], 2) * rows
         out = torch.baddbmm(dh * (rows * q), weights, torch.cat([drr, dq], 1))
         return out.neg_().view(dx.shape)

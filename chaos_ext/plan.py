@@ -14,9 +14,7 @@ from .program import Program
 from .sweep import keeps_samples_apart
 from .tape import Tape
 
-_SWEEP_COST = (
-    4  # an operation of a contraction takes a fraction of the time of one in a sweep, which goes through memory
-)
+_SWEEP_COST = 4  # weight of an operation in a sweep, which goes through memory, against one of a contraction
 UNITS, PARAMETERS = "enter at units", "enter at parameters"
 
 
