@@ -10,6 +10,7 @@ None of the operators is differentiable: the derivatives are what they compute.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ _hessian_block_ = torch.ops.chaos_ext.hessian_block_.default
 _tridiagonalise = torch.ops.chaos_ext.tridiagonalise.default
 _tridiagonal_ql = torch.ops.chaos_ext.tridiagonal_ql.default
 _tridiagonal_apply = torch.ops.chaos_ext.tridiagonal_apply.default
+_tangent_product = torch.ops.chaos_ext.tangent_product.default
+_tangent_update_ = torch.ops.chaos_ext.tangent_update_.default
 _projected_sgd_ = torch.ops.chaos_ext.projected_sgd_.default
 
 # Values of ``kind``; the parameters that a kind does not name are ignored.
@@ -177,6 +180,46 @@ def tridiagonal_apply(
     return _tridiagonal_apply(reflectors, order, sweeps, rotations, x, transpose)
 
 
+# Node kinds of a tangent sweep, and what becomes of H y in an update: csrc/dynamics/tangent_program.h.
+LINEAR, SCALE, SUM, SOFTMAX, DIAGONAL = range(5)
+PLAIN, MOMENTUM, ADAM = 1, 2, 3
+MAX_NODES = MAX_SLOTS = 64
+
+
+def tangent_product(
+    Y: Tensor, operands: Sequence[Tensor], values: Sequence[int], nodes: Sequence[int], factors: Sequence[float]
+) -> Tensor:
+    """H Y [P, k] by one sweep of the nodes of a tape, in blocks of columns; Y with contiguous rows.
+
+    ``values``: rows of each value's tangent. ``nodes``: kind, in, in2, out, row_w, row_b of each node, the loss last
+    (-1: constant); ``factors``: alpha, beta of each. ``operands`` in their order: LINEAR a [R, I], W [O, I], delta
+    [R, O]; SCALE phi' and phi'' delta (or empty); SUM none (alpha in + beta in2); SOFTMAX p [R, C], s [R]; DIAGONAL
+    the curvature (or empty: alpha).
+    """
+    return _tangent_product(Y, operands, values, nodes, factors)
+
+
+def tangent_update_(
+    Y: Tensor,
+    HY: Tensor | None,
+    operands: Sequence[Tensor],
+    values: Sequence[int],
+    nodes: Sequence[int],
+    factors: Sequence[float],
+    vectors: Sequence[Tensor],
+    slots: Sequence[int],
+    coefficients: Sequence[float],
+) -> Tensor:
+    """Y [S, k] <- J Y in place; returns partial sums of squares [c, k] of the new columns.
+
+    HY [P, k], or None and the nodes as in ``tangent_product``. ``slots``: kind, first, rows, buffer, buffer of each
+    parameter. ``coefficients``: decay, mu, c1, e1, e2, b2, keep. With K = H y + decay d: PLAIN d - e1 K; MOMENTUM
+    v' = mu v + c1 K, d - e1 K - e2 v'; ADAM also u' = b2 u + q K, keep d - A v' + B u', with q, A, B [rows] in
+    ``vectors``.
+    """
+    return _tangent_update_(Y, HY, operands, values, nodes, factors, vectors, slots, coefficients)
+
+
 def projected_sgd_(
     param: Tensor,
     grad: Tensor,
@@ -258,6 +301,16 @@ def _(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]
 @torch.library.register_fake("chaos_ext::tridiagonal_apply")
 def _(reflectors: Tensor, order: Tensor, sweeps: Tensor, rotations: Tensor, x: Tensor, transpose: bool) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("chaos_ext::tangent_product")
+def _(Y: Tensor, *args: object) -> Tensor:
+    return Y.new_empty(Y.shape)
+
+
+@torch.library.register_fake("chaos_ext::tangent_update_")
+def _(Y: Tensor, *args: object) -> Tensor:
+    return Y.new_empty(1, Y.shape[1])
 
 
 @torch.library.register_fake("chaos_ext::projected_sgd_")

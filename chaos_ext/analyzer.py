@@ -130,7 +130,7 @@ class LyapunovAnalyzer:
                 "model's and the optimizer's checkpoints of the same step"
             )
         units = self.tangent.units(op) if self._units is None else self._units
-        measured = self._run.advance(lambda Y: self.tangent.apply_(op, Y, units))
+        measured = self._run.advance(lambda Y: (Y, self.tangent.advance_(op, Y, units)))
         self._units, self._expected = units, None
         if measured and self._stream is not None:
             self._stream.append(self.steps, self.exponents())

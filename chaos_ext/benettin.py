@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 from .exponents import block_errors
+from .matrix import fresh
 from .orthonormal import orthonormalise
 
 # ln of the column stretch (largest over smallest, and of each) that a block may reach: its square times the rounding
@@ -23,6 +24,10 @@ from .orthonormal import orthonormalise
 STRETCH = {torch.float32: 5.0, torch.float64: 12.0}
 # Blocks kept in memory; a longer history is thinned by merging neighbours.
 KEEP = 2048
+
+
+# J Y, and the sums of squares of its columns [k] where they are known.
+Advanced = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,11 @@ class Benettin:
         eye = torch.eye(k, dtype=torch.float64, device=Y.device)
         self.gali = (eye, torch.zeros(k, dtype=torch.float64, device=Y.device)) if gali else None
 
-    def advance(self, apply_: Callable[[Tensor], Tensor]) -> bool:
-        """One step; ``apply_`` returns J Y, in the same memory or in fresh one. Returns whether a block was measured.
+    def advance(self, apply_: Callable[[Tensor], Advanced]) -> bool:
+        """One step; ``apply_`` returns J Y, in the same memory or in fresh one, and the sums of squares of its columns.
+
+        Returns:
+            Whether a block was measured.
 
         Raises:
             NonFiniteError: the deviations overflowed; what was measured until the last block stays.
@@ -83,12 +91,10 @@ class Benettin:
                 f"the run stopped at step {self.stopped}; make a new analyzer, or resume an older state"
             )
         try:
-            self.Y = apply_(self.Y)
+            self.Y, squares = apply_(self.Y)
         except NonFiniteError as error:  # raised before Y was touched
             raise NonFiniteError(f"step {self.steps}: {error}; results until then are kept") from error
-        # With the smallest and largest norm one synchronisation serves both the check and the stretch.
-        low, high = torch.aminmax(torch.linalg.vector_norm(self.Y, dim=0))
-        low, high = torch.stack([low, high]).tolist()
+        low, high = _extremes(self.Y, squares)
         if not (math.isfinite(low) and math.isfinite(high)):
             self.stopped = self.steps
             raise NonFiniteError(f"step {self.steps}: the deviations have NaN or infinity; results until then are kept")
@@ -195,6 +201,17 @@ class Benettin:
         self.gali = None if gali is None else (gali[0].to(device), gali[1].to(device))
 
 
+def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:
+    """The smallest and the largest norm of a column; both NaN or infinite where Y is not finite."""
+    low = high = 0.0
+    if squares is not None:
+        low, high = torch.stack(torch.aminmax(squares)).sqrt().tolist()  # one synchronisation
+    # Where squares overflow or vanish, norms need not.
+    if squares is None or not (low > 0 and math.isfinite(high)):
+        low, high = torch.stack(torch.aminmax(torch.linalg.vector_norm(Y, dim=0))).tolist()
+    return low, high
+
+
 def _turn(gali: tuple[Tensor, Tensor], R: Tensor) -> tuple[Tensor, Tensor]:
     """The triangular product T <- R T as unit columns and the logarithms of their lengths."""
     T = R @ gali[0]
@@ -213,7 +230,7 @@ def _log_gali(gali: tuple[Tensor, Tensor] | None, growth: Tensor) -> Tensor | No
 def start_block(size: int, k: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
     """Orthonormal columns [size, k]: the identity if k = size, else random ones from the seed."""
     if k == size:
-        return torch.eye(size, dtype=dtype, device=device)
+        return fresh((size, size), dtype, device).zero_().fill_diagonal_(1)
     generator = torch.Generator().manual_seed(seed)
     G = torch.randn(size, k, generator=generator, dtype=torch.float64)
     return orthonormalise(G)[0].to(device, dtype).contiguous()

@@ -131,6 +131,10 @@ class FunctionalEngine:
             out[:, i : i + chunk] = self._rows(v[:, i : i + chunk].T.contiguous()).T
         return out
 
+    def block_columns(self, dtype: torch.dtype) -> int:
+        """Columns that are differentiated at a time."""
+        return self._chunk()
+
     def _probe(self) -> None:
         """u^T H v = v^T H u, once: some of torch's second derivatives are wrong, and this shows it.
 

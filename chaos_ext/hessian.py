@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from . import _ops, memory
+from . import memory
 from .autorule import AutoRule
 from .compressed import CompressedHessian
 from .engine import engine_for
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .functional import FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
+from .matrix import fresh
+from .native import Native
 from .params import Origin, ParameterSpace, Snapshot, refuse_autocast
 
 
@@ -134,6 +136,19 @@ class HessianOperator:
         columns = v.detach().unsqueeze(1) if v.dim() == 1 else v.detach()
         return self._engine.hvp(columns).view(v.shape) if columns.shape[1] else torch.empty_like(v)
 
+    def native_sweep(self) -> Native | None:
+        """The arguments of a native sweep at this theta, or None where the model is swept layer by layer.
+
+        Raises:
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        self.snapshot.require_fresh()
+        return self._engine.native(self.dtype) if isinstance(self._engine, LayerwiseEngine) else None
+
+    def block_columns(self) -> int:
+        """How many columns ``op @ v`` takes at a time."""
+        return self._engine.block_columns(self.dtype)
+
     def dense(self, out: Tensor | None = None) -> Tensor:
         """H as a [P, P] matrix, bit for bit symmetric.
 
@@ -148,7 +163,7 @@ class HessianOperator:
         self.snapshot.require_fresh()
         if out is None:
             self._require_memory(self.space.size, self.dtype, "dense Hessian")
-            out = _fresh(self.shape, self.dtype, self.device)
+            out = fresh(self.shape, self.dtype, self.device)
         else:
             self._check_out(out)
         self._engine.dense_(out)
@@ -161,7 +176,7 @@ class HessianOperator:
         self._require_layer_rules(dtype)
         self.snapshot.require_fresh()
         self._require_memory(self.space.size, dtype, "dense Hessian")
-        out = _fresh(self.shape, dtype, self.device)
+        out = fresh(self.shape, dtype, self.device)
         self._engine.dense_(out)
         return out
 
@@ -282,12 +297,6 @@ def hessian(
 ) -> Tensor:
     """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``."""
     return HessianOperator(model, loss_fn, x, y).dense(out)
-
-
-def _fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    out = torch.empty(shape, dtype=dtype, device=device)
-    _ops.use_huge_pages_(out)
-    return out
 
 
 def _check_batch(x: object, y: object) -> None:

@@ -12,7 +12,8 @@ from .compress import bound, compress
 from .compressed import CompressedHessian
 from .errors import NonFiniteError
 from .losses import LossRule
-from .matrix import symmetrize_
+from .matrix import rows_contiguous, symmetrize_
+from .native import Native, native
 from .params import ParameterSpace
 from .plan import PARAMETERS, UNITS, Entry, plan
 from .program import Program
@@ -34,6 +35,7 @@ class LayerwiseEngine:
     def __init__(self, program: Program, space: ParameterSpace, x: Tensor, y: Tensor, rule: LossRule) -> None:
         self.program, self.space, self._x, self._y, self._rule = program, space, x, y, rule
         self._tapes: dict[torch.dtype, Tape] = {}
+        self._natives: dict[torch.dtype, Native | None] = {}
         tape = self.tape(space.dtype)
         self.loss, self.output = tape.loss.loss, tape.output
         self.gradient = self.flat_gradient(space.dtype)
@@ -57,16 +59,30 @@ class LayerwiseEngine:
         return self.space.flatten(parts)
 
     @torch.no_grad()
+    def native(self, dtype: torch.dtype) -> Native | None:
+        """The tape for the native sweep, or None where that does not know a layer."""
+        if dtype not in self._natives:
+            self._natives[dtype] = native(self.tape(dtype), self.space.offsets)
+        return self._natives[dtype]
+
+    @torch.no_grad()
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k], swept in column blocks that stay small."""
+        whole = self.native(v.dtype)
+        if whole is not None:
+            return _ops.tangent_product(rows_contiguous(v), *whole.args)
         tape, out = self.tape(v.dtype), torch.empty_like(v)
-        chunk = self._chunk(tape, self.space.size)
+        chunk = self.block_columns(v.dtype)
         for i in range(0, v.shape[1], chunk):
             block = v[:, i : i + chunk]
             products = hessian_vector_products(tape, dict(enumerate(self.space.split(block))))
             for j, part in enumerate(products):
                 out[self.space.slice(j), i : i + chunk] = 0.0 if part is None else part.reshape(-1, block.shape[1])
         return out
+
+    def block_columns(self, dtype: torch.dtype) -> int:
+        """Columns that are swept at a time."""
+        return self._chunk(self.tape(dtype), self.space.size)
 
     def _chunk(self, tape: Tape, entered: int) -> int:
         """Columns of one sweep: the tangents of all values, and of what enters and leaves, in _SWEEP_BYTES."""

@@ -33,14 +33,14 @@ class SoftmaxLoss:
 
     def __init__(self, z: Tensor, t: Tensor) -> None:
         rows = class_last(z)
-        self.loss, delta, self._p = _ops.cross_entropy(rows.reshape(t.shape).contiguous(), t)
+        self.loss, delta, self.p = _ops.cross_entropy(rows.reshape(t.shape).contiguous(), t)
         self.delta = delta.view(rows.shape).movedim(-1, 1)
-        self._s = t.sum(1)
+        self.s = t.sum(1)
 
     def tangent(self, dz: Tensor) -> Tensor:
         rows = dz.movedim(1, -2)
-        flat = rows.reshape(*self._p.shape, dz.shape[-1]).contiguous()
-        return _ops.cross_entropy_tangent(self._p, self._s, flat).view(rows.shape).movedim(-2, 1)
+        flat = rows.reshape(*self.p.shape, dz.shape[-1]).contiguous()
+        return _ops.cross_entropy_tangent(self.p, self.s, flat).view(rows.shape).movedim(-2, 1)
 
 
 def class_last(z: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class ElementwiseLoss:
     """A sum over outputs of one function of each: the Hessian with respect to z is diagonal."""
 
     def __init__(self, loss: Tensor, delta: Tensor, curvature: Tensor | float) -> None:
-        self.loss, self.delta, self._curvature = loss, delta, curvature
+        self.loss, self.delta, self.curvature = loss, delta, curvature
 
     def tangent(self, dz: Tensor) -> Tensor:
-        return dz * (self._curvature if isinstance(self._curvature, float) else self._curvature.unsqueeze(-1))
+        return dz * (self.curvature if isinstance(self.curvature, float) else self.curvature.unsqueeze(-1))
 
 
 LossRule = Callable[[Tensor, Tensor], Evaluated]

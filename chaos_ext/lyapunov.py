@@ -126,7 +126,7 @@ def lyapunov_spectrum(
     x = x0.detach()
     for t in range(transient + steps):
         try:
-            run.advance(lambda V, x=x: tangent(x, V))  # type: ignore[misc]
+            run.advance(lambda V, x=x: (tangent(x, V), None))  # type: ignore[misc]
             following = step(x)
             if not bool(torch.isfinite(following).all()):
                 raise NonFiniteError(f"step {t}: the state has NaN or infinity; results until then are kept")

@@ -1,16 +1,33 @@
-"""Symmetry of dense matrices, block by block."""
+"""Layout of column blocks, and symmetry of dense matrices block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
+
+from . import _ops
 
 
 def _blocks(p: int, size: int = 2048) -> Iterator[tuple[slice, slice]]:
     for i in range(0, p, size):
         for j in range(i, p, size):
             yield slice(i, i + size), slice(j, j + size)
+
+
+def fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised matrix, a large one on huge pages: touching it for the first time is much of its cost."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    _ops.use_huge_pages_(out)
+    return out
+
+
+def rows_contiguous(Y: Tensor) -> Tensor:
+    """Y [S, k] itself if the columns of a row are neighbours, else a copy."""
+    if Y.shape[1] <= 1 or Y.shape[0] <= 1 or (Y.stride(1) == 1 and Y.stride(0) >= Y.shape[1]):
+        return Y
+    return Y.contiguous()
 
 
 def asymmetry(h: Tensor) -> float:

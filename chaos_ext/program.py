@@ -17,7 +17,7 @@ class Node:
     inputs: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """The model as rules in topological order.
 

@@ -3,6 +3,9 @@
 theta(t + 1) = F(theta(t)) for plain SGD, (theta, v) -> (theta, v) with momentum, (theta, m, v) for Adam. The Jacobian J
 of exactly the optimizer that trains acts on deviation columns Y [S, k] in place, at one block Hessian-vector product a
 step. See ``tangent_rules`` for the formulas.
+
+Where the native sweep knows the whole model (``native``), sweep and update are one: Y is never multiplied by a matrix,
+and H Y never goes to memory. Other models are swept in blocks of columns, each followed by its update.
 """
 
 from __future__ import annotations
@@ -14,14 +17,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import _ops
 from .errors import NonFiniteError, UnsupportedError
 from .hessian import HessianOperator
+from .matrix import fresh, rows_contiguous
 from .params import ParameterSpace
-from .tangent_rules import Rule, Slot, rule_for
+from .tangent_rules import Rule, Slot, Update, rule_for
 
 STATES = ("auto", "theta", "full")
 JACOBIANS = ("frozen", "true")
 Units = list[tuple[float, ...]]
+Lists = tuple[list[Tensor], list[int], list[float], list[int]]
+_BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
 Custom = Callable[[Any, HessianOperator, Tensor], None]
 
 
@@ -119,7 +126,7 @@ class TangentMap:
     def start(self, op: HessianOperator, k: int | None = None) -> Tensor:
         """The first k unit deviations of theta, buffers undisturbed: (I; 0) [S, k], in theta's dtype."""
         P = op.space.size
-        Y = torch.zeros(self.size, P if k is None else k, dtype=op.dtype, device=op.device)
+        Y = fresh((self.size, P if k is None else k), op.dtype, op.device).zero_()
         Y.diagonal()[:P] = 1
         return Y
 
@@ -139,24 +146,65 @@ class TangentMap:
             ValueError, TypeError: Y of another shape, dtype or device; an operator of another model.
             StaleOperatorError: the step was already done. NonFiniteError: H Y has NaN or infinity.
 
-        After an exception, Y is as it was.
+        After a NonFiniteError Y is lost; after any other exception it is as it was.
         """
+        squares = self.advance_(op, Y, units)
+        if squares is not None and not bool(torch.isfinite(squares).all() or torch.isfinite(Y).all()):
+            raise NonFiniteError("TangentMap: the deviations have NaN or infinity")
+        return Y
+
+    @torch.no_grad()
+    def advance_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor | None:
+        """``apply_`` without its last check: returns the sums of squares of Y's new columns [k], or None if unknown."""
         slots = self._slots(op, units)
         self._check(op, Y)
         if self._custom is not None:
             op.snapshot.require_fresh()
             self._custom[0](self.opt, op, Y)
-            return Y
+            return None
         rule = cast(Rule, self._rule)
         for slot in slots:
             rule.check(slot.group, len(slot.buffers))
-        HY = self._projected(op, Y[: op.space.size])
-        low, high = torch.aminmax(HY) if HY.numel() else (HY.sum(), HY.sum())
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise NonFiniteError("TangentMap: the product of the Hessian and the deviations has NaN or infinity")
-        for slot in slots:
-            rule.advance_(slot, Y, HY, op.gradient)
-        return Y
+        lists = _lists(slots, [rule.update(slot, op.gradient) for slot in slots])
+        rows = rows_contiguous(Y)
+        squares = self._advance_rows_(op, rows, lists)
+        if rows is not Y:
+            Y.copy_(rows)
+        # A buffer that this step leaves alone is not in the sums.
+        return squares if sum(lists[3]) == len(Y) else None
+
+    def _advance_rows_(self, op: HessianOperator, Y: Tensor, lists: Lists) -> Tensor:
+        vectors, places, coefficients, _ = lists
+        project_ = self._projection(op)
+        sweep = op.native_sweep() if project_ is None else None
+        if sweep is not None:
+            return _ops.tangent_update_(Y, None, *sweep.args, vectors, places, coefficients)[0]
+        moves = project_ is not None and self.jacobian == "true"
+        width = max(Y.shape[1], 1) if moves else op.block_columns()
+        squares = [Y.new_zeros(0)]
+        for i in range(0, Y.shape[1], width):
+            block = Y[:, i : i + width]
+            HY = op @ block[: op.space.size]
+            if project_ is not None:
+                project_(HY)
+            HY = self._moving(op, block[: op.space.size], HY) if moves else HY
+            squares.append(_ops.tangent_update_(block, HY, [], [], [], [], vectors, places, coefficients).sum(0))
+        return torch.cat(squares)
+
+    def _projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
+        if not hasattr(self.opt, "tangent_projection"):
+            return None
+        project_ = cast(Projected, self.opt).tangent_projection(op)
+        if self.jacobian == "true" and project_ is None:
+            self.gap = 0.0
+        return project_
+
+    def _moving(self, op: HessianOperator, Y: Tensor, frozen: Tensor) -> Tensor:
+        """The derivative of the projected gradient along Y with the projector's own, for that without."""
+        true = _differences(cast(Projected, self.opt), op, Y)
+        scale = float(frozen.norm())
+        self.gap = float((true - frozen).norm()) / scale if scale else 0.0
+        return true
 
     def check(self, space: ParameterSpace) -> None:
         """Raises ValueError unless theta is made of exactly this optimizer's trained parameters."""
@@ -226,26 +274,21 @@ class TangentMap:
                     start += p.numel()
         return [(space.slice(i), tuple(own)) for i, own in enumerate(rows)]
 
-    def _projected(self, op: HessianOperator, Y: Tensor) -> Tensor:
-        """H Y, or the derivative of CGD's projected gradient along Y."""
-        if not hasattr(self.opt, "tangent_projection"):
-            return _product(op, Y)
-        opt = cast(Projected, self.opt)
-        HY = _product(op, Y)
-        project_ = opt.tangent_projection(op)
-        if project_ is not None:
-            project_(HY)
-        if self.jacobian == "frozen":
-            return HY
-        true = _differences(opt, op, Y) if project_ is not None else HY
-        scale = float(HY.norm())
-        self.gap = float((true - HY).norm()) / scale if scale else 0.0
-        return true
 
-
-def _product(op: HessianOperator, Y: Tensor) -> Tensor:
-    """H Y for Y [P, k]: the one place where curvature enters, in fresh memory that the caller may overwrite."""
-    return op @ Y
+def _lists(slots: list[Slot], updates: list[Update]) -> Lists:
+    """The last arguments of ``_ops.tangent_update_``, and how many rows each parameter has in Y that are updated."""
+    vectors: list[Tensor] = []
+    places: list[int] = []
+    coefficients: list[float] = []
+    rows: list[int] = []
+    for slot, update in zip(slots, updates, strict=True):
+        size = slot.theta.stop - slot.theta.start
+        first, second = (*(b.start for b in slot.buffers), 0, 0)[:2]
+        places += (update.kind, slot.theta.start, size, first, second)
+        coefficients += update.coefficients
+        vectors += update.vectors
+        rows.append(size * (1 + _BUFFERS[update.kind]))
+    return vectors, places, coefficients, rows
 
 
 def _differences(opt: Projected, op: HessianOperator, Y: Tensor) -> Tensor:

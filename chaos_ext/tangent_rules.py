@@ -1,8 +1,13 @@
-"""How one step of torch's SGD, Adam and AdamW maps small deviations: one rule a parameter, in place.
+"""How one step of torch's SGD, Adam and AdamW maps small deviations: coefficients of a native update of each parameter.
 
-With s = -1 under ``maximize`` (torch negates the gradient before it adds weight decay w) and K = s H + w I, a rule gets
-the deviation d of the parameter, those of its buffers, and the rows of H d. All formulas are derivatives of the very
-recurrences in torch/optim/sgd.py and torch/optim/adam.py.
+With s = -1 under ``maximize`` (torch negates the gradient before it adds weight decay w), K = s H + w I, d the
+deviation of a parameter and v, u those of its buffers:
+
+    PLAIN      d' = d - lr K d
+    MOMENTUM   v' = mu v + c K d,                            d' = d - lr (K d + mu v') or d - lr v'
+    ADAM       v' = b1 v + (1 - b1) K d,  u' = b2 u + 2 (1 - b2) e K d,  d' = (1 - lr w) d - A v' + B u'
+
+All formulas are derivatives of the very recurrences in torch/optim/sgd.py and torch/optim/adam.py.
 
 Buffers are carried in units of one's choice: a deviation y of a buffer stands for y / c in the buffer's own units. The
 c of a run are constants, so they change neither exponents nor determinants; good ones keep the map well conditioned (a
@@ -19,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from . import _ops
 from .errors import UnsupportedError
 
 Group = dict[str, Any]
@@ -46,41 +52,72 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Update:
+    """What becomes of one parameter's rows, as ``_ops.tangent_update_`` wants it: K = h + decay d there.
+
+    Attributes:
+        kind: PLAIN, MOMENTUM or ADAM.
+        decay, mu, c1, e1, e2, b2, keep: its coefficients; the sign s is in decay, c1 and e1, and in q.
+        vectors: q, A, B [rows] of ADAM.
+    """
+
+    kind: int
+    decay: float = 0.0
+    mu: float = 0.0
+    c1: float = 0.0
+    e1: float = 0.0
+    e2: float = 0.0
+    b2: float = 0.0
+    keep: float = 1.0
+    vectors: tuple[Tensor, ...] = ()
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return self.decay, self.mu, self.c1, self.e1, self.e2, self.b2, self.keep
+
+
+@dataclass(frozen=True)
 class Rule:
     """The tangent of one optimizer's step.
 
     Attributes:
         buffers: how many buffers of its own size a parameter of this group has.
         check: (group, its buffers in Y) -> None; refuses options that the rule does not cover.
-        advance_: (slot, Y [S, k], H Y [P, k], g [P]) -> None; writes the slot's rows of Y, may overwrite those of H Y.
+        update: (slot, g [P]) -> the update of its rows.
         units: (group, root mean square of the gradient) -> c of each buffer.
     """
 
     buffers: Callable[[Group], int]
     check: Callable[[Group, int], None]
-    advance_: Callable[[Slot, Tensor, Tensor, Tensor], None]
+    update: Callable[[Slot, Tensor], Update]
     units: Callable[[Group, float], tuple[float, ...]]
 
 
-def sgd_(slot: Slot, Y: Tensor, HY: Tensor, gradient: Tensor) -> None:
+def sgd(slot: Slot, gradient: Tensor) -> Update:
     """Plain: d' = d - lr K d. With momentum: v' = mu v + (1 - dampening) K d, d' = d - lr v'.
 
     Nesterov: d' = d - lr (K d + mu v'). The step that creates a buffer has no dampening. Dampening without momentum is
     ignored, as torch does.
     """
-    group, d = slot.group, Y[slot.theta]
+    group = slot.group
     lr, mu = float(group["lr"]), float(group["momentum"])
-    K = _curvature_(slot, d, HY)
+    sign, decay = _curvature(group)
     if mu == 0:
-        d.sub_(K, alpha=lr)
-        return
-    v, c = Y[slot.buffers[0]], slot.units[0]
+        # A parameter whose group has momentum in other phases of the run keeps its buffer as it is.
+        return Update(_ops.PLAIN, decay, e1=sign * lr)
+    c = slot.units[0]
     first = slot.state.get("momentum_buffer") is None
-    v.mul_(mu).add_(K, alpha=c * (1.0 if first else 1 - float(group["dampening"])))
+    c1 = sign * c * (1.0 if first else 1 - float(group["dampening"]))
     if group["nesterov"]:
-        d.sub_(K, alpha=lr).sub_(v, alpha=lr * mu / c)
-    else:
-        d.sub_(v, alpha=lr / c)
+        return Update(_ops.MOMENTUM, decay, mu, c1, sign * lr, lr * mu / c)
+    return Update(_ops.MOMENTUM, decay, mu, c1, 0.0, lr / c)
+
+
+def _curvature(group: Group) -> tuple[float, float]:
+    """s and the decay with which K d = s (h + decay d)."""
+    sign = -1.0 if group["maximize"] else 1.0
+    decoupled = group.get("decoupled_weight_decay", False)
+    return sign, 0.0 if decoupled else sign * float(group["weight_decay"])
 
 
 def check_sgd(group: Group, buffers: int) -> None:
@@ -92,39 +129,31 @@ def check_sgd(group: Group, buffers: int) -> None:
         )
 
 
-def _curvature_(slot: Slot, d: Tensor, HY: Tensor) -> Tensor:
-    """K d = s H d + w d, in the memory of H d."""
-    K = HY[slot.theta]
-    if slot.group["maximize"]:
-        K.neg_()
-    decay = float(slot.group["weight_decay"])
-    if decay and not slot.group.get("decoupled_weight_decay", False):
-        K.add_(d, alpha=decay)
-    return K
-
-
-def adam_(slot: Slot, Y: Tensor, HY: Tensor, gradient: Tensor) -> None:
+def adam(slot: Slot, gradient: Tensor) -> Update:
     """m' = b1 m + (1 - b1) K d, v' = b2 v + 2 (1 - b2) e K d, d' = (1 - lr w) d - A m' + B v' (w: decoupled decay).
 
     e is the gradient that enters the recurrence, A and B the derivatives of the update by the moments (``_slopes``).
     """
-    group, d = slot.group, Y[slot.theta]
+    group = slot.group
     b1, b2 = (float(b) for b in group["betas"])
-    decay = float(group["weight_decay"])
-    decoupled = bool(group.get("decoupled_weight_decay", False))
+    weight_decay, decoupled = float(group["weight_decay"]), bool(group.get("decoupled_weight_decay", False))
     e = gradient[slot.theta].double()
     e = -e if group["maximize"] else e
-    if decay and not decoupled:
-        e = e + decay * slot.param.detach().reshape(-1).double()
+    if weight_decay and not decoupled:
+        e = e + weight_decay * slot.param.detach().reshape(-1).double()
     A, B = _slopes(slot, e, b1, b2)
-    K = _curvature_(slot, d, HY)
-    m, v = Y[slot.buffers[0]], Y[slot.buffers[1]]
+    sign, decay = _curvature(group)
     c_m, c_v = slot.units
-    m.mul_(b1).add_(K, alpha=c_m * (1 - b1))
-    v.mul_(b2).add_(K.mul_(_column(2 * (1 - b2) * c_v * e, K)))
-    if decoupled:
-        d.mul_(1 - float(group["lr"]) * decay)
-    d.sub_(torch.mul(m, _column(A / c_m, m), out=K)).add_(torch.mul(v, _column(B / c_v, v), out=K))
+    vectors = (2 * (1 - b2) * c_v * sign * e, A / c_m, B / c_v)
+    return Update(
+        _ops.ADAM,
+        decay,
+        b1,
+        sign * c_m * (1 - b1),
+        b2=b2,
+        keep=1 - float(group["lr"]) * weight_decay if decoupled else 1.0,
+        vectors=tuple(t.to(gradient.dtype) for t in vectors),
+    )
 
 
 def _slopes(slot: Slot, e: Tensor, b1: float, b2: float) -> tuple[Tensor, Tensor]:
@@ -148,10 +177,6 @@ def _inverse(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1 / x, torch.zeros_like(x))
 
 
-def _column(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.dtype).unsqueeze(1)
-
-
 def check_adam(group: Group, buffers: int) -> None:
     """Refuses amsgrad: its running maximum is a fourth block of state, and the map is singular wherever it moves."""
     if group["amsgrad"]:
@@ -170,8 +195,8 @@ def _adam_units(group: Group, rms: float) -> tuple[float, ...]:
     return lr / scale, lr / scale**2
 
 
-SGD_RULE = Rule(lambda group: int(float(group["momentum"]) != 0), check_sgd, sgd_, _sgd_units)
-ADAM_RULE = Rule(lambda group: 2, check_adam, adam_, _adam_units)
+SGD_RULE = Rule(lambda group: int(float(group["momentum"]) != 0), check_sgd, sgd, _sgd_units)
+ADAM_RULE = Rule(lambda group: 2, check_adam, adam, _adam_units)
 
 
 def rule_for(opt: Optimizer) -> Rule | None:

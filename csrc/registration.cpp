@@ -40,6 +40,12 @@ STABLE_TORCH_LIBRARY(chaos_ext, m) {
       "tridiagonal_apply(Tensor reflectors, Tensor order, Tensor sweeps, Tensor rotations, Tensor x, bool transpose) "
       "-> Tensor");
 
+  // dynamics/: H Y by a sweep of the tape's nodes, and the tangent map of an optimizer's step on Y in place.
+  m.def("tangent_product(Tensor Y, Tensor[] operands, int[] values, int[] nodes, float[] factors) -> Tensor");
+  m.def(
+      "tangent_update_(Tensor(a!) Y, Tensor? HY, Tensor[] operands, int[] values, int[] nodes, float[] factors, "
+      "Tensor[] vectors, int[] slots, float[] coefficients) -> Tensor");
+
   // dynamics/: one optimizer step along a gradient whose projection never goes to memory.
   m.def(
       "projected_sgd_(Tensor(a!) param, Tensor grad, Tensor L, Tensor R, Tensor(b!)? buf, bool first, float lr, "

@@ -6,7 +6,8 @@ from pathlib import Path
 import chaos_ext
 
 STAGES = [
-    {"errors", "_ops", "rule", "matrix"},
+    {"errors", "_ops", "rule"},
+    {"matrix"},
     {"_build_info", "_files", "memory", "params"},
     {"csv_stream", "exponents", "orthonormal", "systems"},
     {"benettin"},
@@ -15,7 +16,7 @@ STAGES = [
     {"layer_table", "autorule", "region"},
     {"build"},
     {"capture", "tape"},
-    {"sweep"},
+    {"sweep", "native"},
     {"plan", "compressed", "functional"},
     {"compress"},
     {"layerwise"},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sweeps import parameters, program, slots
 from torch import Tensor
 
 from chaos_ext import _ops
@@ -33,6 +34,10 @@ def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, .
 
     block = (rand(4, 3), rand(2, 4, 5), rand(4, 6), rand(4, 5), rand(2, 4, 6), 0, 6, 8, 38, False)
     own = (rand(4, 3), rand(2, 4, 2), rand(4, 3), None, None, 0, 6, 0, 6, True)
+    P, (operands, *rest) = program("residual", dtype)
+    lists = ([t.to(device) for t in operands], *rest)
+    S, (vectors, *numbers) = slots("mixed", P, parameters(rest[1], operands), dtype)
+    last = ([v.to(device) for v in vectors], *numbers)
     options, plain = (0.1, 0.9, 0.0, 0.01, True, False), (0.1, 0.0, 0.0, 0.0, False, False)
     return {
         "use_huge_pages_": (rand(3, 4),),
@@ -47,6 +52,9 @@ def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, .
         "tridiagonalise": (rand(5, 5),),
         "tridiagonal_ql": (rand(5).double(), rand(4).double(), 1e-16),
         "tridiagonal_apply": (rand(16, 16), *_rotations(device), rand(2, 5).double(), True),
+        "tangent_product": (rand(P, 3), *lists),
+        "tangent_update_": (rand(S, 3), None, *lists, *last),
+        "tangent_update_ (given)": (rand(S, 3), rand(P, 3), [], [], [], [], *last),
         "projected_sgd_": (rand(3, 4), rand(3, 4), rand(3, 2), rand(2, 4), rand(3, 4), False, *options),
         "projected_sgd_ (no buf)": (rand(3, 4), rand(3, 4), rand(3, 0), rand(0, 4), None, False, *plain),
     }
@@ -131,6 +139,10 @@ BAD: list[tuple[str, int, Callable[[Any], Any], str]] = [
     ("tridiagonal_apply", 2, lambda x: x + 1, r"expected sweeps \(l, m, first\) .* got \(1, 5, 1\)"),
     ("tridiagonal_apply", 3, lambda x: x[:3], r"expected sweeps .* m - l of the 3 rotations .* got \(0, 4, 0\)"),
     ("tridiagonal_apply", 4, lambda x: x[0], r"expected x with 2 dimensions, got \[5\]"),
+    ("tangent_product", 0, _transposed, r"expected Y with contiguous rows .* got strides \[1, 34\]"),
+    ("tangent_product", 0, lambda x: x[0], r"expected Y with 2 dimensions, got \[3\]"),
+    ("tangent_update_", 0, lambda x: x[:20], r"expected slots within Y's 20 rows"),
+    ("tangent_update_ (given)", 1, lambda x: x[:, :2], r"expected HY with 3 columns like Y"),
     ("projected_sgd_", 2, lambda x: x[:2], r"expected L \[O, q\] and R .* O I = 12, got \[2, 2\] and \[2, 4\]"),
     ("projected_sgd_", 4, lambda _: None, r"expected buf with momentum or nesterov, got none with momentum 0.9"),
     ("projected_sgd_", 1, lambda x: x[0], r"expected grad of the shape of param \[3, 4\], got \[4\]"),
@@ -171,9 +183,11 @@ def test_every_instruction_set(capability: str) -> None:
     """The other compiled variants, chosen as torch chooses its own: by ATEN_CPU_CAPABILITY, read once a process."""
     folder = Path(__file__).parent
     files = [
-        str(folder / f"test_ops_{name}.py") for name in ("activation", "hessian_block", "projected_sgd", "tridiagonal")
+        str(folder / f"test_ops_{name}.py")
+        for name in ("activation", "hessian_block", "projected_sgd", "tridiagonal", "tangent_sweep")
     ]
     selection = "cpu and not layer and not sgd or KJ and cpu or itself and both and cpu or caches and float32 or twin"
+    selection += " or neighbours"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *files]
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "dynamics/projected_sgd.cuh"
+#include "dynamics/tangent_sweep.cuh"
 #include "faults.cuh"
 #include "hessian/block.cuh"
 #include "layers/activation.cuh"
@@ -17,6 +18,7 @@
 #include "losses/bce.cuh"
 #include "losses/cross_entropy.cuh"
 #include "losses/mse.cuh"
+#include "tangent_lists.h"
 
 namespace py = pybind11;
 using namespace chaos_ext;
@@ -131,6 +133,42 @@ void bind_projected_sgd(py::module_& m) {
   });
 }
 
+// Y may have a row stride. in_shared: where the tangents lie; keeps_theta: whether its columns lie there too.
+template <typename T>
+void bind_tangent_sweep(py::module_& m) {
+  using emulator::Arrays;
+  m.def("tangent_sweep_kernel",
+        [](Array<T, 0> Y, const Arrays<T>& operands, const std::vector<int64_t>& values,
+           const std::vector<int64_t>& nodes, const std::vector<double>& factors, const Arrays<T>& vectors,
+           const std::vector<int64_t>& slots, const std::vector<double>& coefficients, int64_t P, int w, bool in_shared,
+           bool keeps_theta, Maybe<T> result, Maybe<T> squares, int threads) {
+          const auto program = emulator::tangent_program<T>(operands, values, nodes, factors);
+          const auto list = emulator::update_list<T>(program, vectors, slots, coefficients);
+          const int64_t k = Y.shape(1), rows = std::max<int64_t>(program.scratch_rows, threads / w);
+          const auto blocks = static_cast<unsigned>((k + w - 1) / w);
+          const int64_t numbers = (in_shared ? rows * w : 0) + (keeps_theta ? P * w : 0);
+          emulator::shared_words().assign((numbers * sizeof(T) + 7) / 8, NAN);
+          std::vector<T> global(in_shared ? 0 : blocks * rows * w, T(NAN));
+          const int64_t ld = Y.strides(0) / static_cast<int64_t>(sizeof(T));
+          emulator::launch(blocks, threads, [&] {
+            tangent_sweep_kernel<T>(program, list, Y.mutable_data(), ld, P, k, w, result ? out(*result) : nullptr,
+                                    in_shared ? nullptr : global.data(), rows, keeps_theta,
+                                    squares ? out(*squares) : nullptr);
+          });
+        });
+  m.def("tangent_update_kernel",
+        [](Array<T, 0> Y, const Array<T>& HY, const Arrays<T>& vectors, const std::vector<int64_t>& slots,
+           const std::vector<double>& coefficients, int w, Array<T> squares, int threads) {
+          const auto list = emulator::update_list<T>({}, vectors, slots, coefficients);
+          const int64_t k = Y.shape(1), ld = Y.strides(0) / static_cast<int64_t>(sizeof(T));
+          emulator::shared_words().assign((threads * sizeof(T) + 7) / 8, NAN);
+          const dim3 grid(static_cast<unsigned>((k + w - 1) / w), static_cast<unsigned>(squares.shape(0)));
+          emulator::launch(grid, threads, [&] {
+            tangent_update_kernel<T>(list, Y.mutable_data(), ld, in(HY), HY.shape(1), k, w, out(squares));
+          });
+        });
+}
+
 // H alone may have a row stride; the block size is the kernel's own.
 template <typename T>
 void bind_hessian_block(py::module_& m) {
@@ -195,6 +233,8 @@ PYBIND11_MODULE(emulated_kernels, m) {
   bind_projected_sgd<double>(m);
   bind_hessian_block<float>(m);
   bind_hessian_block<double>(m);
+  bind_tangent_sweep<float>(m);
+  bind_tangent_sweep<double>(m);
   bind_faults(m.def_submodule("faults"));
   m.def("run_backwards", [](bool on) { emulator::Block::current().reversed = on; });
   m.def("is_sanitized", [] {

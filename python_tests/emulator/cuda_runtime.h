@@ -14,6 +14,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "block.h"
 
@@ -21,9 +22,18 @@
 #define __device__
 #define __host__
 #define __shared__ static
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace emulator {
+
+// Shared memory of a size that the launch decides, in double words; like other shared memory it is not cleared.
+inline std::vector<double>& shared_words() {
+  static std::vector<double> words;
+  return words;
+}
+
+inline void* dynamic_shared() { return shared_words().data(); }
 
 inline void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
   const unsigned threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;

@@ -24,6 +24,10 @@ def _array(x: Tensor | None) -> np.ndarray | None:
     return None if x is None else x.numpy()
 
 
+def _arrays(lists: tuple) -> list[list]:
+    return [[_array(x) if isinstance(x, Tensor) else x for x in items] for items in lists]
+
+
 def _unwritten(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, math.nan, dtype=dtype)
 
@@ -96,6 +100,26 @@ class EmulatedOps(NamedTuple):
 
     def projected_sgd_(self, param: Tensor, grad: Tensor, L: Tensor, R: Tensor, buf: Tensor | None, *options) -> None:
         self._run("projected_sgd", param, grad, L, R, buf, *options)
+
+    def tangent_product(self, Y: Tensor, *lists, w=4, in_shared=True, keeps_theta=True) -> Tensor:
+        out = _unwritten(*Y.shape, dtype=Y.dtype)
+        empty: tuple[list, list, list] = ([], [], [])
+        arguments = (*_arrays(lists), *empty, len(Y), w, in_shared, keeps_theta)
+        self.kernels.tangent_sweep_kernel(Y.numpy(), *arguments, out.numpy(), None, self.threads)
+        return out
+
+    def tangent_update_(
+        self, Y: Tensor, HY: Tensor | None, *lists, P: int = 0, w=4, in_shared=True, keeps_theta=True
+    ) -> Tensor:
+        if HY is None:
+            squares = _unwritten(1, Y.shape[1], dtype=Y.dtype)
+            arguments = (*_arrays(lists), P, w, in_shared, keeps_theta)
+            self.kernels.tangent_sweep_kernel(Y.numpy(), *arguments, None, squares.numpy(), self.threads)
+            return squares
+        squares = _unwritten(self.grid, Y.shape[1], dtype=Y.dtype)
+        last = _arrays(lists[4:])
+        self.kernels.tangent_update_kernel(Y.numpy(), HY.numpy(), *last, w, squares.numpy(), self.threads)
+        return squares
 
     def hessian_block_(self, H: Tensor, *args: Tensor | int | bool | None) -> None:
         arrays = [_array(x) if isinstance(x, Tensor) else x for x in args]

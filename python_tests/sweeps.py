@@ -1,0 +1,99 @@
+"""Small programs for the native sweep, and slots for the update, with random operands."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chaos_ext import _ops
+
+Lists = tuple[list[Tensor], list[int], list[int], list[float]]
+
+
+def _normal(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _linear(R: int, I: int, O: int) -> list[Tensor]:
+    return [_normal(R, I), _normal(O, I), _normal(R, O)]
+
+
+def _softmax(R: int, C: int) -> list[Tensor]:
+    return [_normal(R, C).softmax(1), _normal(R).abs() / R]
+
+
+def program(name: str, dtype: torch.dtype = torch.float64) -> tuple[int, Lists]:
+    """P and the lists of a program."""
+    P, operands, values, nodes, factors = _PROGRAMS[name]()
+    assert len(factors) == len(nodes) // 3
+    return P, ([t.to(dtype) for t in operands], values, nodes, factors)
+
+
+def _one_layer() -> tuple:
+    nodes = [_ops.LINEAR, -1, -1, 0, 0, 33, _ops.SOFTMAX, 0, -1, -1, -1, -1]
+    return 36, [*_linear(2, 11, 3), *_softmax(2, 3)], [6], nodes, [1.0] * 4
+
+
+def _mlp(R: int = 8, bent: bool = True) -> tuple:
+    """9-7-5, bias only in the second layer, the activation piecewise linear or not."""
+    curved = _normal(7 * R) if bent else torch.empty(0)
+    operands = [*_linear(R, 9, 7), _normal(7 * R), curved, *_linear(R, 7, 5), *_softmax(R, 5)]
+    nodes = [_ops.LINEAR, -1, -1, 0, 0, -1, _ops.SCALE, 0, -1, 1, -1, -1]
+    nodes += [_ops.LINEAR, 1, -1, 2, 63, 98, _ops.SOFTMAX, 2, -1, -1, -1, -1]
+    return 103, operands, [7 * R, 7 * R, 5 * R], nodes, [1.0] * 8
+
+
+def _residual() -> tuple:
+    """z = A x + a, then 0.5 z - 2 B z + constant, then C: B has no bias, C's weight is frozen, a loss by elements."""
+    R = 5
+    operands = [*_linear(R, 3, 4), *_linear(R, 4, 4), *_linear(R, 4, 2), _normal(R * 2)]
+    nodes = [_ops.LINEAR, -1, -1, 0, 4, 0, _ops.LINEAR, 0, -1, 1, 16, -1]
+    nodes += [_ops.SUM, 0, 1, 2, -1, -1, _ops.SUM, 2, -1, 3, -1, -1, _ops.LINEAR, 3, -1, 4, -1, 32]
+    nodes += [_ops.DIAGONAL, 4, -1, -1, -1, -1]
+    return 34, operands, [4 * R] * 4 + [2 * R], nodes, [1.0, 1.0, 1.0, 1.0, 0.5, -2.0, 3.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def _only_bias() -> tuple:
+    nodes = [_ops.LINEAR, -1, -1, 0, -1, 0, _ops.DIAGONAL, 0, -1, -1, -1, -1]
+    return 4, [*_linear(3, 2, 4), torch.empty(0)], [12], nodes, [1.0, 1.0, 0.7, 1.0]
+
+
+_PROGRAMS = {
+    "one layer": _one_layer,
+    "MLP": _mlp,
+    "piecewise linear": lambda: _mlp(13, bent=False),
+    "one sample": lambda: _mlp(1),
+    "residual": _residual,
+    "only a bias": _only_bias,
+}
+PROGRAMS = list(_PROGRAMS)
+
+
+def parameters(nodes: list[int], operands: list[Tensor]) -> list[tuple[int, int]]:
+    """(first row, rows) of the parameters that the nodes own."""
+    places, start = [], 0
+    counts = {_ops.LINEAR: 3, _ops.SCALE: 2, _ops.SUM: 0, _ops.SOFTMAX: 2, _ops.DIAGONAL: 1}
+    for n in range(len(nodes) // 6):
+        kind, *_, row_w, row_b = nodes[6 * n : 6 * n + 6]
+        if kind == _ops.LINEAR:
+            O, I = operands[start + 1].shape
+            places += [(row, size) for row, size in ((row_w, O * I), (row_b, O)) if row >= 0]
+        start += counts[kind]
+    return places
+
+
+KINDS = {"plain": _ops.PLAIN, "momentum": _ops.MOMENTUM, "adam": _ops.ADAM, "mixed": -1}
+
+
+def slots(name: str, P: int, places: list[tuple[int, int]], dtype: torch.dtype) -> tuple[int, tuple]:
+    """S and the last lists of an update: buffers lie behind theta, in the order of the slots."""
+    vectors, numbers, coefficients, S = [], [], [], P
+    for n, (first, size) in enumerate(places):
+        kind = KINDS[name] if KINDS[name] > 0 else (_ops.MOMENTUM, _ops.PLAIN, _ops.ADAM)[n % 3]
+        buffers = [S + i * size for i in range({_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}[kind])]
+        S += size * len(buffers)
+        numbers += [kind, first, size, *(*buffers, 0, 0)[:2]]
+        coefficients += torch.randn(7, dtype=torch.float64).tolist()
+        if kind == _ops.ADAM:
+            vectors += [torch.randn(size).to(dtype) for _ in range(3)]
+    return S, (vectors, numbers, coefficients)
