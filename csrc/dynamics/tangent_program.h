@@ -82,9 +82,9 @@ struct UpdateList {
   }
 };
 
-// Replaces d, v and u. V: T, or a vector register of T. i counts within the slot.
-template <int kKind, typename T, typename V>
-CHAOS_EXT_HD void update(const UpdateSlot<T>& s, int64_t i, const V& h, V& d, V& v, V& u) {
+// Replaces d, v and u. V: T, or a vector register of T; q, A, B: the slot's at these rows, of Adam.
+template <int kKind, typename T, typename C, typename V>
+CHAOS_EXT_HD void update(const UpdateSlot<T>& s, const C& q, const C& A, const C& B, const V& h, V& d, V& v, V& u) {
   const V K = h + s.decay * d;
   if constexpr (kKind == kPlainUpdate) {
     d = d - s.e1 * K;
@@ -93,8 +93,8 @@ CHAOS_EXT_HD void update(const UpdateSlot<T>& s, int64_t i, const V& h, V& d, V&
     if constexpr (kKind == kMomentumUpdate) {
       d = d - s.e1 * K - s.e2 * v;
     } else {
-      u = s.b2 * u + s.q[i] * K;
-      d = s.keep * d - s.A[i] * v + s.B[i] * u;
+      u = s.b2 * u + q * K;
+      d = s.keep * d - A * v + B * u;
     }
   }
 }

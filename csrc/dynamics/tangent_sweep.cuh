@@ -87,8 +87,12 @@ __device__ inline T finish(const SweepColumns<T>& q, const UpdateSlot<T>& s, int
     T *y = q.Y + (s.first + i) * q.ld + x, *b0 = q.Y + (s.buffer[0] + i) * q.ld + x;
     T *b1 = q.Y + (s.buffer[1] + i) * q.ld + x, d = *y, v = T(0), u = T(0);
     if constexpr (kKind != kPlainUpdate) v = *b0;
-    if constexpr (kKind == kAdamUpdate) u = *b1;
-    update<kKind>(s, i, h, d, v, u);
+    if constexpr (kKind == kAdamUpdate) {
+      u = *b1;
+      update<kKind>(s, s.q[i], s.A[i], s.B[i], h, d, v, u);
+    } else {
+      update<kKind>(s, T(0), T(0), T(0), h, d, v, u);
+    }
     *y = d;
     if constexpr (kKind != kPlainUpdate) *b0 = v;
     if constexpr (kKind == kAdamUpdate) *b1 = u;

@@ -1,5 +1,6 @@
 // tangent_product and tangent_update_ on the CPU. Formulas and cost: tangent_sweep.h. A thread takes blocks of columns
-// whose tangents stay in its L2 cache. Columns that do not fill a vector go through a padded copy.
+// whose tangents stay in its L2 cache. Columns that do not fill a vector go through a padded copy, a few of them one by
+// one through a kernel whose vectors run along the inputs instead.
 //
 // A layer's rows of Y are read twice, going forward and when they are updated, and written once. Keeping them in cache
 // in between is possible only for blocks so narrow that memory answers more slowly than it does to a second, longer
@@ -12,6 +13,7 @@
 #include <type_traits>
 
 #include "../common/cpu_target.h"
+#include "../common/huge_pages_cpu.h"
 #include "tangent_sweep.h"
 
 namespace chaos_ext {
@@ -54,6 +56,16 @@ struct SweepKernels {
 
 const SweepKernels<float>& kernels_for(float) { return CE_CHOOSE(float, kernels); }
 const SweepKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kernels); }
+
+namespace column {
+
+#define CE_FILE "../dynamics/tangent_column_kernel.inl"
+#include "../common/foreach_target.inl"
+
+const SweepKernels<float>& kernels_for(float) { return CE_CHOOSE(float, kernels); }
+const SweepKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kernels); }
+
+}  // namespace column
 
 constexpr int64_t kRowBytes = 2048;         // of a block: rows of Y are pages apart, and want to be read in long runs,
 constexpr int64_t kTangentBytes = 7 << 18;  // while the block's tangents stay in the L2 cache
@@ -123,8 +135,15 @@ struct Sweep {
   int64_t S, P, k;
 
   void run(int64_t x, int64_t width) const {
-    const SweepKernels<T>& kernels = kernels_for(T{});
-    const int64_t columns = std::min(width, k - x), w = round_up(columns, kernels.lanes);
+    const int64_t columns = std::min(width, k - x), lanes = kernels_for(T{}).lanes;
+    const int64_t rest = columns % lanes, end = x + columns;  // of the last block: what rest is depends on k alone
+    if (rest < columns) run_block(x, columns - rest, columns - rest, kernels_for(T{}));
+    if (rest > lanes / 2) return run_block(end - rest, rest, lanes, kernels_for(T{}));
+    for (int64_t j = end - rest; j < end; ++j) run_block(j, 1, 1, column::kernels_for(T{}));
+  }
+
+  // Columns x .. x + columns, as w columns side by side.
+  void run_block(int64_t x, int64_t columns, int64_t w, const SweepKernels<T>& kernels) const {
     SweepBlock<T> q = block;
     q.w = w;
     q.scratch = thread_memory<T>(0, (q.program->scratch_rows + 1) * w);
@@ -133,20 +152,21 @@ struct Sweep {
     q.Y += x;
     if (q.HY != nullptr) q.HY += x;
     if (q.out != nullptr) q.out += x;
-    if (w == columns) {
-      compute(q);
+    if (w == columns && (w > 1 || q.ld == 1)) {
+      compute(q, kernels);
     } else {
-      compute_padded(q, columns);
+      compute_copied(q, columns, kernels);
     }
     if (block.squares != nullptr) std::copy(q.squares, q.squares + columns, block.squares + x);
   }
 
-  void compute(const SweepBlock<T>& q) const {
-    if (q.HY == nullptr) return kernels_for(T{}).sweep(q);
-    for (const UpdateSlot<T>& slot : *given) kernels_for(T{}).update_given(q, slot);
+  void compute(const SweepBlock<T>& q, const SweepKernels<T>& kernels) const {
+    if (q.HY == nullptr) return kernels.sweep(q);
+    for (const UpdateSlot<T>& slot : *given) kernels.update_given(q, slot);
   }
 
-  void compute_padded(SweepBlock<T> q, int64_t columns) const {
+  // On rows of w numbers without gaps.
+  void compute_copied(SweepBlock<T> q, int64_t columns, const SweepKernels<T>& kernels) const {
     const SweepBlock<T> outer = q;
     const int64_t w = q.w;
     q.Y = thread_memory<T>(1, S * w);
@@ -158,7 +178,7 @@ struct Sweep {
       q.HY = other, q.ld_given = w;
     }
     if (outer.out != nullptr) q.out = other, q.ld_out = w;
-    compute(q);
+    compute(q, kernels);
     if (outer.out != nullptr) {
       unpad(q.out, w, outer.out, outer.ld_out, P, columns);
     } else {
@@ -183,6 +203,7 @@ Tensor tangent_product_cpu(const Tensor& Y,                     // [P, k]
   check_columns(op, "Y", Y);
   const int64_t P = Y.size(0), k = Y.size(1);
   const Tensor out = new_empty(Y, {P, k});
+  use_huge_pages(out);
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
     const ProgramBuilder<T> builder(op, Y, {operands, values, nodes, factors});

@@ -114,8 +114,12 @@ CE_INLINE void finish(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t i,
       } else {
         Vec own = load(d + at), first{}, second{};
         if constexpr (kBuffers > 0) first = load(v + at);
-        if constexpr (kBuffers > 1) second = load(u + at);
-        update<kKind>(s, i + r, h[r][c], own, first, second);
+        if constexpr (kBuffers > 1) {
+          second = load(u + at);
+          update<kKind>(s, s.q[i + r], s.A[i + r], s.B[i + r], h[r][c], own, first, second);
+        } else {
+          update<kKind>(s, T(0), T(0), T(0), h[r][c], own, first, second);
+        }
         store(d + at, own);
         squares[c] += own * own;
         if constexpr (kBuffers > 0) {
