@@ -17,7 +17,8 @@ from .engine import engine_for
 from .errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .functional import FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
-from .params import Origin, ParameterSpace, Snapshot, refuse_autocast
+from .matrix import all_finite
+from .params import ModuleTree, Origin, ParameterSpace, Snapshot, refuse_autocast
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ class HessianOperator:
         *,
         memory_budget: int | None = None,
     ) -> None:
-        self.space = ParameterSpace.of(model)
+        tree = ModuleTree(model)
+        self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
-        _check_batch(x, y)
-        self.snapshot = Snapshot(self.space, [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)], model)
+        self.snapshot = Snapshot(self.space, (*_checked("x", x), *_checked("y", y)), tree)
         self.origin = Origin(model, x, self.snapshot)
-        self._engine, self._why = engine_for(model, loss_fn, self.space, x, y)
+        self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
         self._cache: dict[object, object] = {}
         if verify:
             self._verify()
@@ -290,12 +291,12 @@ def _fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     return out
 
 
-def _check_batch(x: object, y: object) -> None:
-    for name, value in (("x", x), ("y", y)):
-        for t in tree_leaves(value):
-            if not isinstance(t, Tensor):
-                continue
-            if t.dim() > 0 and len(t) == 0:
-                raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
-            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-                raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
+def _checked(name: str, value: object) -> list[Tensor]:
+    """The tensors of x or y: not empty, and finite."""
+    tensors = [value] if isinstance(value, Tensor) else [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    for t in tensors:
+        if t.dim() > 0 and len(t) == 0:
+            raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
+        if t.is_floating_point() and not all_finite(t):
+            raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
+    return tensors

@@ -39,8 +39,8 @@ class Linear:
 
     def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
-        rows = delta.reshape(-1, len(W))
-        grads: list[Tangent] = [None if self.slots[0] is None else rows.T @ a.reshape(-1, W.shape[1])]
+        rows = _rows(delta)
+        grads: list[Tangent] = [None if self.slots[0] is None else rows.T @ _rows(a)]
         grads.append(None if self.slots[1] is None else rows.sum(0))
         return [delta @ W], grads
 
@@ -75,6 +75,11 @@ class Linear:
         if self.slots[1] is not None and dd is not None:
             hvp_b = dd.sum(1)
         return [dd_in], [hvp_w, hvp_b]
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[..., I] as [R, I]."""
+    return t if t.dim() == 2 else t.reshape(-1, t.shape[-1])
 
 
 class Elementwise:

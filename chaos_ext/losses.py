@@ -34,8 +34,12 @@ class SoftmaxLoss:
     def __init__(self, z: Tensor, t: Tensor) -> None:
         rows = class_last(z)
         self.loss, delta, self._p = _ops.cross_entropy(rows.reshape(t.shape).contiguous(), t)
-        self.delta = delta.view(rows.shape).movedim(-1, 1)
-        self._s = t.sum(1)
+        self.delta = delta if z.dim() == 2 else delta.view(rows.shape).movedim(-1, 1)
+        self._t = t
+
+    @functools.cached_property
+    def _s(self) -> Tensor:
+        return self._t.sum(1)
 
     def tangent(self, dz: Tensor) -> Tensor:
         rows = dz.movedim(1, -2)
@@ -45,7 +49,7 @@ class SoftmaxLoss:
 
 def class_last(z: Tensor) -> Tensor:
     """[N, C, ...] as [N, ..., C]."""
-    return z.movedim(1, -1)
+    return z if z.dim() == 2 else z.movedim(1, -1)
 
 
 class ElementwiseLoss:
@@ -100,21 +104,37 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evalua
     if z.dim() < 2:
         raise NotLayerwise("cross-entropy of one sample without a batch axis")
     classes = z.shape[1]
-    w = z.new_ones(classes) if loss_fn.weight is None else loss_fn.weight.detach().to(z)
-    if w.shape != (classes,):
+    w = None if loss_fn.weight is None else loss_fn.weight.detach().to(z)
+    if w is not None and w.shape != (classes,):
         raise ValueError(f"loss_fn.weight: expected shape ({classes},), got {tuple(w.shape)}")
     make = _probability_targets if y.is_floating_point() else _index_targets
     return SoftmaxLoss(z, make(loss_fn, z, y, w))
 
 
-def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """t = ((1 - eps) w_y onehot + (eps / C) w) / sum_n w_{y_n}; zero rows where y is ignored."""
-    rows = class_last(z)
-    n, classes = rows.shape[:-1].numel(), z.shape[1]
-    _need_shape(y, tuple(rows.shape[:-1]), "class indices")
+    shape, classes = class_last(z).shape[:-1], z.shape[1]
+    _need_shape(y, tuple(shape), "class indices")
     if y.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"y: expected class indices of dtype int64, got {y.dtype}")
-    y = y.long().reshape(-1)
+    y = y.long() if y.dim() == 1 else y.long().reshape(-1)
+    low, high = (int(v) for v in torch.aminmax(y)) if len(y) else (0, -1)
+    if w is None and 0 <= low <= high < classes and not low <= loss_fn.ignore_index <= high:
+        return _plain_targets(loss_fn, z, y)
+    return _masked_targets(loss_fn, z, y, z.new_ones(classes) if w is None else w)
+
+
+def _plain_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Tensor:
+    """Without class weights and ignored rows: t = ((1 - eps) onehot + eps / C) / N, two numbers."""
+    classes, eps = z.shape[1], loss_fn.label_smoothing
+    scale = 1 / len(y) if loss_fn.reduction == "mean" else 1.0
+    others = eps / classes
+    return z.new_full((len(y), classes), others * scale).scatter_(1, y.unsqueeze(1), (1 - eps + others) * scale)
+
+
+def _masked_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """With class weights w [C], rows that may be ignored, and indices that may be wrong."""
+    n, classes = len(y), z.shape[1]
     kept = y != loss_fn.ignore_index
     if not bool(((y >= 0) & (y < classes) | ~kept).all()):
         raise ValueError(f"y: expected class indices in [0, {classes}), got {int(y.min())} to {int(y.max())}")
@@ -132,7 +152,7 @@ def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor
     return t
 
 
-def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """t = w q / N, q = (1 - eps) y + eps / C."""
     _need_shape(y, tuple(z.shape), "class probabilities")
     if loss_fn.ignore_index >= 0:
@@ -141,7 +161,7 @@ def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: 
     q = class_last(y.detach().to(z.dtype)).reshape(-1, classes)
     if eps:
         q = (1 - eps) * q + eps / classes
-    t = q * w
+    t = q if w is None else q * w
     return t / len(t) if loss_fn.reduction == "mean" else t.contiguous()
 
 
