@@ -60,10 +60,14 @@ class _Tracer(fx.Tracer):
         return _is_leaf(m) or qualified_name in self._opaque
 
 
+def _has_hooks(m: nn.Module) -> bool:
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
 def _refuse_invisible(model: nn.Module) -> None:
     for name, m in model.named_modules():
         where = name or "the model"
-        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+        if _has_hooks(m):
             raise NotLayerwise(f"{where} has hooks")
         if "forward" in vars(m):
             raise NotLayerwise(f"{where} has a patched forward")
@@ -97,8 +101,7 @@ def _signature(modules: Sequence[nn.Module]) -> tuple[object, ...]:
     parts: list[object] = []
     for m in modules:
         own = vars(m)
-        hooks = len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
-        parts += (id(m), type(m), MODULES.get(type(m)), hooks, "forward" in own)
+        parts += (id(m), type(m), MODULES.get(type(m)), _has_hooks(m), "forward" in own)
         for k, v in own.items():
             if k[0] != "_":
                 if type(v) in _SCALARS:

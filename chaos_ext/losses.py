@@ -84,7 +84,8 @@ def as_module(loss_fn: Any) -> Any:
 
 def rule_for(loss_fn: Any) -> LossRule | None:
     """The rule of a loss that we know, or None; a known loss that is not a scalar is refused."""
-    loss_fn = as_module(loss_fn)
+    if type(loss_fn) not in _RULES:
+        loss_fn = as_module(loss_fn)
     rule = _RULES.get(type(loss_fn))
     if rule is None or loss_fn._forward_hooks or loss_fn._forward_pre_hooks or "forward" in vars(loss_fn):
         return None
@@ -93,9 +94,9 @@ def rule_for(loss_fn: Any) -> LossRule | None:
     return functools.partial(rule, loss_fn)
 
 
-def _need_shape(y: Tensor, expected: tuple[int, ...], what: str) -> None:
-    if tuple(y.shape) != expected:
-        raise ValueError(f"y: expected {what} of shape {expected}, got {tuple(y.shape)}")
+def _need_shape(y: Tensor, expected: torch.Size, what: str) -> None:
+    if y.shape != expected:
+        raise ValueError(f"y: expected {what} of shape {tuple(expected)}, got {tuple(y.shape)}")
 
 
 def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evaluated:
@@ -114,7 +115,7 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evalua
 def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """t = ((1 - eps) w_y onehot + (eps / C) w) / sum_n w_{y_n}; zero rows where y is ignored."""
     shape, classes = class_last(z).shape[:-1], z.shape[1]
-    _need_shape(y, tuple(shape), "class indices")
+    _need_shape(y, shape, "class indices")
     if y.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"y: expected class indices of dtype int64, got {y.dtype}")
     y = y.long() if y.dim() == 1 else y.long().reshape(-1)
@@ -154,7 +155,7 @@ def _masked_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tenso
 
 def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """t = w q / N, q = (1 - eps) y + eps / C."""
-    _need_shape(y, tuple(z.shape), "class probabilities")
+    _need_shape(y, z.shape, "class probabilities")
     if loss_fn.ignore_index >= 0:
         raise ValueError("loss_fn.ignore_index: not defined for class probabilities; expected the default")
     classes, eps = z.shape[1], loss_fn.label_smoothing
@@ -168,7 +169,7 @@ def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: 
 def _check_floating_target(z: Tensor, y: Tensor) -> None:
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise TypeError(f"y: expected a floating point tensor, got {getattr(y, 'dtype', type(y).__name__)}")
-    _need_shape(y, tuple(z.shape), "targets")
+    _need_shape(y, z.shape, "targets")
 
 
 def _mse(loss_fn: nn.MSELoss, z: Tensor, y: Tensor) -> Evaluated:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -41,13 +42,12 @@ class ModuleTree:
 
 
 def _own_parameters(named_modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
-    named, seen = [], set()
+    named: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, m in named_modules:
         for name, p in m._parameters.items():
-            if p is not None and p not in seen:
-                seen.add(p)
-                named.append((f"{prefix}.{name}" if prefix else name, p))
-    return named
+            if p is not None and id(p) not in named:
+                named[id(p)] = f"{prefix}.{name}" if prefix else name, p
+    return list(named.values())
 
 
 class ParameterSpace:
@@ -64,15 +64,20 @@ class ParameterSpace:
         pairs = [(n, p) for n, p in named if p.requires_grad]
         if not pairs:
             raise ValueError("model: expected at least one parameter with requires_grad=True, got none; unfreeze one")
-        self.names: tuple[str, ...] = tuple(n for n, _ in pairs)
-        self.params: tuple[Tensor, ...] = tuple(p for _, p in pairs)
+        self.names: tuple[str, ...]
+        self.params: tuple[Tensor, ...]
+        self.names, self.params = zip(*pairs, strict=True)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         self._check()
-        self.sizes: tuple[int, ...] = tuple(p.numel() for p in self.params)
-        self.offsets: tuple[int, ...] = (0, *accumulate(self.sizes))[:-1]
-        self.size = sum(self.sizes)
-        self.shapes: tuple[torch.Size, ...] = tuple(p.shape for p in self.params)
-        self.index = {id(p): i for i, p in enumerate(self.params)}
+        self.shapes: tuple[torch.Size, ...] = tuple([p.shape for p in self.params])
+        self.sizes: tuple[int, ...] = tuple([p.numel() for p in self.params])
+        *offsets, self.size = accumulate(self.sizes, initial=0)
+        self.offsets: tuple[int, ...] = tuple(offsets)
+
+    @cached_property
+    def index(self) -> dict[int, int]:
+        """The place of each parameter, by its id."""
+        return {id(p): i for i, p in enumerate(self.params)}
 
     @classmethod
     def of(cls, model: nn.Module | ModuleTree) -> ParameterSpace:
@@ -85,6 +90,7 @@ class ParameterSpace:
         return cls(tree.named_parameters)
 
     def _check(self) -> None:
+        dtype, device = self.dtype, self.device
         for name, p in zip(self.names, self.params, strict=True):
             if p.dtype not in FLOAT_DTYPES:
                 raise TypeError(
@@ -93,15 +99,15 @@ class ParameterSpace:
                 )
             if p.layout != torch.strided:
                 raise TypeError(f"parameter {name!r}: expected a dense (strided) tensor, got layout {p.layout}")
-            if p.dtype != self.dtype or p.device != self.device:
+            if p.dtype != dtype or p.device != device:
                 raise TypeError(
-                    f"parameter {name!r}: expected {self.dtype} on {self.device} like the first parameter, "
+                    f"parameter {name!r}: expected {dtype} on {device} like the first parameter, "
                     f"got {p.dtype} on {p.device}; move the model to one dtype and device"
                 )
 
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenates one tensor per parameter into [P]."""
-        return torch.cat([t.reshape(-1) for t in parts])
+        return torch.cat([t.flatten() for t in parts])
 
     def split(self, v: Tensor) -> list[Tensor]:
         """Cuts v [P, k] into one [*shape, k] block per parameter."""
@@ -110,7 +116,7 @@ class ParameterSpace:
     def views(self, theta: Tensor) -> list[Tensor]:
         """Views of theta [P] with the shape of each parameter."""
         parts = theta.split_with_sizes(self.sizes)
-        return [t if len(s) == 1 else t.view(s) for t, s in zip(parts, self.shapes, strict=True)]
+        return [t.view_as(p) for t, p in zip(parts, self.params, strict=True)]
 
     def slice(self, i: int) -> slice:
         return slice(self.offsets[i], self.offsets[i] + self.sizes[i])

@@ -39,7 +39,7 @@ inline CrossEntropyOutputs prepare_cross_entropy(const Tensor& z,    // [N, C]
   STD_TORCH_CHECK(z.size(1) > 0 || z.size(0) == 0, op, ": expected z with at least one class, got ",
                   shape_string(z.sizes()));
   check_operand(op, "t", t, "z", z, {z.size(0), z.size(1)});
-  return {new_empty(z, {}), torch::stable::empty_like(z), torch::stable::empty_like(z)};
+  return {new_empty(z, {}), new_empty_like(z), new_empty_like(z)};
 }
 
 inline Tensor prepare_cross_entropy_tangent(const Tensor& p,     // [N, C]
@@ -52,7 +52,7 @@ inline Tensor prepare_cross_entropy_tangent(const Tensor& p,     // [N, C]
   check_operand(op, "s", s, "p", p, {p.size(0)});
   check_dim(op, "dz", dz, 3);
   check_operand(op, "dz", dz, "p", p, {p.size(0), p.size(1), dz.size(2)});
-  return torch::stable::empty_like(dz);
+  return new_empty_like(dz);
 }
 
 }  // namespace chaos_ext
