@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,18 +29,35 @@ class Evaluated(Protocol):
     def tangent(self, dz: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Target weights t [rows, C] of class indices y [rows]: ``own`` at the row's class and ``others`` elsewhere."""
+
+    y: Tensor
+    own: float
+    others: float
+
+
 class SoftmaxLoss:
     """Cross-entropy at z [N, C, ...] with target weights t [rows, C], one row for each sample and position."""
 
-    def __init__(self, z: Tensor, t: Tensor) -> None:
+    def __init__(self, z: Tensor, t: Tensor | Labels) -> None:
         rows = class_last(z)
-        self.loss, delta, self._p = _ops.cross_entropy(rows.reshape(t.shape).contiguous(), t)
+        flat = rows.reshape(-1, z.shape[1]).contiguous()
+        if isinstance(t, Labels):
+            self.loss, delta, self._p = _ops.cross_entropy_labels(flat, t.y, t.own, t.others)
+        else:
+            self.loss, delta, self._p = _ops.cross_entropy(flat, t)
         self.delta = delta if z.dim() == 2 else delta.view(rows.shape).movedim(-1, 1)
         self._t = t
 
     @functools.cached_property
     def _s(self) -> Tensor:
-        return self._t.sum(1)
+        """Sums of the target weights of each row."""
+        if isinstance(self._t, Tensor):
+            return self._t.sum(1)
+        n, classes = self._p.shape
+        return self._p.new_full((n,), self._t.own + (classes - 1) * self._t.others)
 
     def tangent(self, dz: Tensor) -> Tensor:
         rows = dz.movedim(1, -2)
@@ -112,25 +130,28 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evalua
     return SoftmaxLoss(z, make(loss_fn, z, y, w))
 
 
-def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
+def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor | Labels:
     """t = ((1 - eps) w_y onehot + (eps / C) w) / sum_n w_{y_n}; zero rows where y is ignored."""
     shape, classes = class_last(z).shape[:-1], z.shape[1]
     _need_shape(y, shape, "class indices")
     if y.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"y: expected class indices of dtype int64, got {y.dtype}")
     y = y.long() if y.dim() == 1 else y.long().reshape(-1)
-    low, high = (int(v) for v in torch.aminmax(y)) if len(y) else (0, -1)
-    if w is None and 0 <= low <= high < classes and not low <= loss_fn.ignore_index <= high:
-        return _plain_targets(loss_fn, z, y)
-    return _masked_targets(loss_fn, z, y, z.new_ones(classes) if w is None else w)
-
-
-def _plain_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Tensor:
-    """Without class weights and ignored rows: t = ((1 - eps) onehot + eps / C) / N, two numbers."""
-    classes, eps = z.shape[1], loss_fn.label_smoothing
+    low, high = _range(y)
+    if w is not None or not 0 <= low <= high < classes or low <= loss_fn.ignore_index <= high:
+        return _masked_targets(loss_fn, z, y, z.new_ones(classes) if w is None else w)
     scale = 1 / len(y) if loss_fn.reduction == "mean" else 1.0
-    others = eps / classes
-    return z.new_full((len(y), classes), others * scale).scatter_(1, y.unsqueeze(1), (1 - eps + others) * scale)
+    others = loss_fn.label_smoothing / classes
+    return Labels(y.contiguous(), (1 - loss_fn.label_smoothing + others) * scale, others * scale)
+
+
+def _range(y: Tensor) -> tuple[int, int]:
+    """The smallest and largest label; (0, -1) of none."""
+    if y.numel() <= 256:
+        labels = y.tolist()
+        return min(labels, default=0), max(labels, default=-1)
+    low, high = torch.aminmax(y)
+    return int(low), int(high)
 
 
 def _masked_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
