@@ -108,6 +108,8 @@ def _signature(modules: Sequence[nn.Module]) -> tuple[object, ...]:
                     parts += (k, type(v), v)
                 elif _is_plain(v):
                     parts += (k, repr(v))
+        if m._modules:  # the walk lists a module once, wherever else it is used
+            parts.append(tuple([(k, id(child)) for k, child in m._modules.items()]))
         for p in m._parameters.values():
             if p is not None:
                 parts += (id(p), p.requires_grad)

@@ -26,7 +26,7 @@ from .rule import Leaf, Tangent, add, column
 class Linear:
     """z = a W^T + b on the last axis of a [..., I]."""
 
-    path, rowwise = "layer rule", True
+    path, rowwise, constant_input = "layer rule", True, False
 
     def __init__(self, weight: Leaf, bias: Leaf) -> None:
         self.weight, self.bias = weight, bias
@@ -42,7 +42,7 @@ class Linear:
         rows = _rows(delta)
         grads: list[Tangent] = [None if self.slots[0] is None else rows.T @ _rows(a)]
         grads.append(None if self.slots[1] is None else rows.sum(0))
-        return [delta @ W], grads
+        return [None if self.constant_input else delta @ W], grads
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         a, W = saved
@@ -60,9 +60,9 @@ class Linear:
     ) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
         da, V = dinputs[0], dtheta[0]
-        rows = delta.reshape(-1, len(W))
-        dd_in = None if ddelta is None else torch.matmul(W.T, ddelta)
-        if V is not None:
+        rows = _rows(delta)
+        dd_in = None if ddelta is None or self.constant_input else torch.matmul(W.T, ddelta)
+        if V is not None and not self.constant_input:
             back = torch.matmul(rows, V.transpose(0, 1)).transpose(0, 1)  # [I, R, k] -> [R, I, k]
             dd_in = add(dd_in, back.reshape(*delta.shape[:-1], *back.shape[1:]))
         dd = None if ddelta is None else ddelta.reshape(-1, len(W), ddelta.shape[-1]).transpose(0, 1)  # [O, R, k]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class LayerwiseEngine:
         tape = self.tape(space.dtype)
         self.loss, self.output = tape.loss.loss, tape.output
         self.gradient = self.flat_gradient(space.dtype)
-        if not (all_finite(self.loss) and all_finite(self.gradient)):
+        if not (math.isfinite(self.loss) and all_finite(self.gradient)):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
 
     def tape(self, dtype: torch.dtype) -> Tape:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,7 @@ class Evaluated(Protocol):
     def tangent(self, dz: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """Target weights t [rows, C] of class indices y [rows]: ``own`` at the row's class and ``others`` elsewhere."""
 
     y: Tensor
@@ -45,7 +43,7 @@ class SoftmaxLoss:
         rows = class_last(z)
         flat = rows.reshape(-1, z.shape[1]).contiguous()
         if isinstance(t, Labels):
-            self.loss, delta, self._p = _ops.cross_entropy_labels(flat, t.y, t.own, t.others)
+            self.loss, delta, self._p = _ops.cross_entropy_labels(flat, *t)
         else:
             self.loss, delta, self._p = _ops.cross_entropy(flat, t)
         self.delta = delta if z.dim() == 2 else delta.view(rows.shape).movedim(-1, 1)
