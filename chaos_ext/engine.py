@@ -90,10 +90,10 @@ def _warn_once(model: nn.Module, why: str) -> None:
         log.warning("%s: no layer rules here (%s); differentiating with torch, exact but slower", *key)
 
 
-@torch.no_grad()
 def _forward(model: nn.Module, x: Tensor) -> object:
     try:
-        return model(x)
+        with torch.no_grad():
+            return model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from . import _ops, memory
 from .autorule import AutoRule
 from .compressed import CompressedHessian
 from .engine import engine_for
-from .errors import ChaosExtError, NonFiniteError, UnsupportedError
+from .errors import ChaosExtError, UnsupportedError
 from .functional import FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
-from .matrix import all_finite
-from .params import ModuleTree, Origin, ParameterSpace, Snapshot, refuse_autocast
+from .params import ModuleTree, Origin, ParameterSpace, Snapshot, batch_tensors, refuse_autocast
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class HessianOperator:
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
-        self.snapshot = Snapshot(self.space, (*_checked("x", x), *_checked("y", y)), tree)
+        self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
         self.origin = Origin(model, x, self.snapshot)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
         self._cache: dict[object, object] = {}
@@ -289,14 +287,3 @@ def _fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     out = torch.empty(shape, dtype=dtype, device=device)
     _ops.use_huge_pages_(out)
     return out
-
-
-def _checked(name: str, value: object) -> list[Tensor]:
-    """The tensors of x or y: not empty, and finite."""
-    tensors = [value] if isinstance(value, Tensor) else [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    for t in tensors:
-        if t.dim() > 0 and len(t) == 0:
-            raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
-        if t.is_floating_point() and not all_finite(t):
-            raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
-    return tensors

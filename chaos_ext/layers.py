@@ -40,7 +40,7 @@ class Linear:
     def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
         rows = _rows(delta)
-        grads: list[Tangent] = [None if self.slots[0] is None else rows.T @ _rows(a)]
+        grads: list[Tangent] = [None if self.slots[0] is None else torch.mm(rows.T, _rows(a))]
         grads.append(None if self.slots[1] is None else rows.sum(0))
         return [None if self.constant_input else delta @ W], grads
 

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .errors import NonFiniteError, StaleOperatorError, UnsupportedError
 from .matrix import all_finite
@@ -120,6 +121,17 @@ class ParameterSpace:
 
     def slice(self, i: int) -> slice:
         return slice(self.offsets[i], self.offsets[i] + self.sizes[i])
+
+
+def batch_tensors(name: str, value: object) -> list[Tensor]:
+    """The tensors of x or y: not empty, and finite."""
+    tensors = [value] if isinstance(value, Tensor) else [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    for t in tensors:
+        if t.dim() > 0 and len(t) == 0:
+            raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
+        if t.is_floating_point() and not all_finite(t):
+            raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
+    return tensors
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
