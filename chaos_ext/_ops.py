@@ -59,6 +59,7 @@ CUDA_ERROR: str | None = _load_cuda()
 _activation = torch.ops.chaos_ext.activation.default
 _conv_lanes_ = torch.ops.chaos_ext.conv_lanes_.default
 _cross_entropy = torch.ops.chaos_ext.cross_entropy.default
+_cross_entropy_labels = torch.ops.chaos_ext.cross_entropy_labels.default
 _cross_entropy_tangent = torch.ops.chaos_ext.cross_entropy_tangent.default
 _bce_with_logits = torch.ops.chaos_ext.bce_with_logits.default
 _use_huge_pages_ = torch.ops.chaos_ext.use_huge_pages_.default
@@ -107,6 +108,14 @@ def conv_lanes_(
 def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """loss [], delta [N, C] and p [N, C] of sum t (logsumexp z - z) for logits z and target weights t [N, C]."""
     return _cross_entropy(z, t)
+
+
+def cross_entropy_labels(z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``cross_entropy`` with the target weights ``own`` at the label y [N] of each row and ``others`` elsewhere.
+
+    A label outside [0, C) matches no class.
+    """
+    return _cross_entropy_labels(z, y, own, others)
 
 
 def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
@@ -254,6 +263,11 @@ def _(*args: object) -> None:
 
 @torch.library.register_fake("chaos_ext::cross_entropy")
 def _(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
+
+
+@torch.library.register_fake("chaos_ext::cross_entropy_labels")
+def _(z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
 
 

@@ -118,7 +118,7 @@ class Builder:
         self._input(source)
         shape = self.shape[source]  # type: ignore[index]
         if type(m) in table.RESHAPE_MODULES:
-            return self._reshape(node)
+            return [Reshape.of(m)], [source]
         if type(m) in table.LINEAR_MODULES:
             return [LinearMap(self._one_tensor(node), len(shape) == len(self.shape[node]))], [source]
         make = table.MODULES.get(type(m))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from .build import Builder
 from .errors import ChaosExtError
 from .layer_table import MODULES, is_registered
-from .params import ParameterSpace
+from .params import ModuleTree, ParameterSpace
 from .program import Program
 from .rule import NotLayerwise
 
@@ -60,10 +60,14 @@ class _Tracer(fx.Tracer):
         return _is_leaf(m) or qualified_name in self._opaque
 
 
+def _has_hooks(m: nn.Module) -> bool:
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
 def _refuse_invisible(model: nn.Module) -> None:
     for name, m in model.named_modules():
         where = name or "the model"
-        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+        if _has_hooks(m):
             raise NotLayerwise(f"{where} has hooks")
         if "forward" in vars(m):
             raise NotLayerwise(f"{where} has a patched forward")
@@ -89,23 +93,35 @@ def _is_plain(v: object) -> bool:
     return v is None or isinstance(v, (int, float, str))
 
 
-def _signature(model: nn.Module) -> tuple[object, ...]:
+_SCALARS = frozenset((bool, int, str, type(None)))  # equal values of one of these types are written alike
+
+
+def _signature(modules: Sequence[nn.Module]) -> tuple[object, ...]:
     """What decides the program besides the code of forward: modules, their modes and scalar settings, parameters."""
     parts: list[object] = []
-    for m in model.modules():
-        settings = tuple((k, repr(v)) for k, v in vars(m).items() if k[0] != "_" and _is_plain(v))
-        hooks = len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
-        parts.append((id(m), type(m), MODULES.get(type(m)), hooks, "forward" in vars(m), settings))
-        parts.extend((id(p), p.requires_grad) for p in m._parameters.values() if p is not None)
+    for m in modules:
+        own = vars(m)
+        parts += (id(m), type(m), MODULES.get(type(m)), _has_hooks(m), "forward" in own)
+        for k, v in own.items():
+            if k[0] != "_":
+                if type(v) in _SCALARS:
+                    parts += (k, type(v), v)
+                elif _is_plain(v):
+                    parts += (k, repr(v))
+        if m._modules:  # the walk lists a module once, wherever else it is used
+            parts.append(tuple([(k, id(child)) for k, child in m._modules.items()]))
+        for p in m._parameters.values():
+            if p is not None:
+                parts += (id(p), p.requires_grad)
     return tuple(parts)
 
 
 _cache: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Capture]] = weakref.WeakKeyDictionary()
 
 
-def capture(model: nn.Module, space: ParameterSpace, x: Tensor, validate: Callable[[Program], str | None]) -> Capture:
+def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callable[[Program], str | None]) -> Capture:
     """The model's program; ``validate`` sees each new program once and returns why it must not be used, or None."""
-    signature = (*_signature(model), x.shape[1:], x.dtype)
+    model, signature = tree.model, (*_signature(tree.modules), x.shape[1:], x.dtype)
     known = _cache.get(model)
     if known is not None and known[0] == signature:
         return known[1]

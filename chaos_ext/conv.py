@@ -47,7 +47,7 @@ class Convolution:
         transposed: whether the module's input is the output Z of the direct convolution.
     """
 
-    path, rowwise = "layer rule", True
+    path, rowwise, constant_input = "layer rule", True, False
 
     def __init__(
         self, weight: Leaf, bias: Leaf, geometry: Geometry, forward: Callable[..., Tensor], transposed: bool = False
@@ -91,7 +91,9 @@ class Convolution:
         a, W, _ = saved
         delta = delta.contiguous()
         d = column(delta)
-        d_in = self._lanes(self.source, self.target, a.shape, W, d, None).squeeze(-1)
+        d_in: Tangent = None
+        if not self.constant_input:
+            d_in = self._lanes(self.source, self.target, a.shape, W, d, None).squeeze(-1)
         grads: list[Tangent] = [None, None]
         if self.slots[0] is not None:
             grads[0] = self._lanes("W", self.target, W.shape, a, d, None).squeeze(-1)
@@ -119,9 +121,9 @@ class Convolution:
         delta = delta.contiguous()
         dd_in: Tangent = None
         ddelta = None if ddelta is None else ddelta.contiguous()
-        if ddelta is not None:
+        if ddelta is not None and not self.constant_input:
             dd_in = self._lanes(self.source, self.target, a.shape, W, ddelta, dd_in)
-        if dtheta[0] is not None:
+        if dtheta[0] is not None and not self.constant_input:
             dd_in = self._lanes(self.source, "W", a.shape, delta, dtheta[0], dd_in)
         products: list[Tangent] = [None, None]
         if self.slots[0] is not None:

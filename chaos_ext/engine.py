@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,8 @@ from .guards import borrowed_buffers, without_running_stats
 from .layer_table import is_registered
 from .layerwise import LayerwiseEngine
 from .losses import LossRule, rule_for
-from .params import ParameterSpace
+from .matrix import all_finite
+from .params import ModuleTree, ParameterSpace, Snapshot
 from .program import Program
 from .rule import NotLayerwise
 
@@ -26,12 +28,12 @@ Engine = LayerwiseEngine | FunctionalEngine
 
 
 def engine_for(
-    model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
+    tree: ModuleTree, loss_fn: Callable[..., Tensor], snapshot: Snapshot, x: object, y: object
 ) -> tuple[Engine, str]:
     """Layer rules where they provably give what torch gives, torch itself elsewhere; and why."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn: expected a callable loss_fn(output, y), got {type(loss_fn).__name__}")
-    rule = rule_for(loss_fn)
+    space, rule = snapshot.space, rule_for(loss_fn)
     if rule is None:
         why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
     elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
@@ -39,32 +41,43 @@ def engine_for(
     elif (x.is_floating_point() and x.dtype != space.dtype) or x.device != space.device or y.device != space.device:
         why = f"x is {x.dtype} on {x.device}, y on {y.device}, the parameters are {space.dtype} on {space.device}"
     else:
-        engine, why = _layerwise(model, rule, space, x, y)
+        engine, why = _layerwise(tree, rule, snapshot, x, y)
         if engine is not None:
             return engine, "every layer has a rule"
-    _warn_once(model, why)
-    return FunctionalEngine(model, loss_fn, space, x, y), why
+    _warn_once(tree.model, why)
+    return FunctionalEngine(tree.model, loss_fn, space, x, y), why
 
 
 def _layerwise(
-    model: nn.Module, rule: LossRule, space: ParameterSpace, x: Tensor, y: Tensor
+    tree: ModuleTree, rule: LossRule, snapshot: Snapshot, x: Tensor, y: Tensor
 ) -> tuple[LayerwiseEngine | None, str]:
-    with borrowed_buffers(model) as written:
-        with without_running_stats(model):
-            found = capture(model, space, x, lambda program: _validate(program, model, x))
-            expected = None if found.program is None else _forward(model, x.clone())
-        if written():
-            return None, "forward writes to a buffer"
-    if found.program is None:
-        return None, found.reason
+    found, expected, why = _captured(tree, snapshot.space, x)
+    if found is None:
+        return None, why
     try:
-        engine = LayerwiseEngine(found.program, space, x, y, rule)
+        engine = LayerwiseEngine(found, snapshot.space, snapshot.parts, x, y, rule)
     except NotLayerwise as e:
         return None, str(e)
     if not _close(engine.output, expected):
         # A flag that forward reads changed since the capture, say.
         return None, "forward no longer computes what was captured"
     return engine, ""
+
+
+def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Program | None, object, str]:
+    """The model's program and its output now, or the reason why there is no program."""
+
+    def run() -> tuple[Program | None, object, str]:
+        found = capture(tree, space, x, lambda program: _validate(program, tree.model, x))
+        # On a copy: a forward may edit its input in place.
+        return found.program, None if found.program is None else _forward(tree.model, x.clone()), found.reason
+
+    if not any(m._buffers for m in tree.modules):
+        return run()
+    with borrowed_buffers(tree.modules) as written:
+        with without_running_stats(tree.modules):
+            result = run()
+        return (None, None, "forward writes to a buffer") if written() else result
 
 
 _warned: set[tuple[str, str]] = set()
@@ -77,10 +90,10 @@ def _warn_once(model: nn.Module, why: str) -> None:
         log.warning("%s: no layer rules here (%s); differentiating with torch, exact but slower", *key)
 
 
-@torch.no_grad()
 def _forward(model: nn.Module, x: Tensor) -> object:
     try:
-        return model(x)
+        with torch.no_grad():
+            return model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
 
@@ -90,7 +103,11 @@ def _close(ours: Tensor, torchs: object) -> bool:
         return False
     # Semantics differ by far more; torch itself is off by 1e-8 in places (it rounds 1/alpha of CELU to float32).
     limit = 1e-4 if ours.dtype == torch.float32 else 1e-7
-    return bool((ours - torchs).abs().max() <= limit * torchs.abs().max())
+    if ours.is_cpu and torch.equal(ours, torchs) and all_finite(ours):
+        return True  # the usual case, the same kernels; a GPU would have to be waited for
+    torchs = torchs.to(ours.dtype)
+    # The largest number of each, in one pass. A NaN, or an infinity in either, is not close.
+    return bool(torch.dist(ours, torchs, math.inf) <= limit * torch.linalg.vector_norm(torchs, math.inf))
 
 
 @torch.inference_mode(False)
@@ -122,7 +139,7 @@ def _validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     except ChaosExtError as e:
         return str(e)
     try:
-        engine = LayerwiseEngine(program, space, x, y, rule)
+        engine = LayerwiseEngine(program, space, [p.detach() for p in space.params], x, y, rule)
         ours = {"output": engine.output, "gradient": engine.gradient, "H v": engine.hvp(v)}
     except torch.OutOfMemoryError:
         raise

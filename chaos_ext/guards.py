@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from .params import updates_running_stats
 
 
 @contextlib.contextmanager
-def without_running_stats(model: nn.Module) -> Iterator[None]:
-    """Normalisation layers in training mode use batch statistics, and their running ones stay untouched."""
-    norms = [m for m in model.modules() if updates_running_stats(m)]
+def without_running_stats(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
+    """Normalisation layers in training mode use batch statistics, and their running ones stay untouched.
+
+    ``model`` may be given as the sequence of its modules.
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else model
+    norms = [m for m in modules if m._buffers and updates_running_stats(m)]
     kept = [(m, {k: m._buffers[k] for k in _STATS}) for m in norms]
     for m, _ in kept:
         m.track_running_stats = False  # type: ignore[assignment]
@@ -33,9 +37,9 @@ _STATS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @contextlib.contextmanager
-def borrowed_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Lets the model run on copies of its buffers; yields whether it has written to them."""
-    kept = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
+def borrowed_buffers(modules: Sequence[nn.Module]) -> Iterator[Callable[[], bool]]:
+    """Lets the modules of a model run on copies of their buffers; yields whether they have written to them."""
+    kept = [(m, dict(m._buffers)) for m in modules if m._buffers]
     copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
     versions = [b._version for _, own in copies for b in own.values() if b is not None]
     for m, own in copies:

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from . import memory
 from .autorule import AutoRule
 from .compressed import CompressedHessian
 from .engine import engine_for
-from .errors import ChaosExtError, NonFiniteError, UnsupportedError
+from .errors import ChaosExtError, UnsupportedError
 from .functional import FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
 from .matrix import fresh
 from .native import Native
-from .params import Origin, ParameterSpace, Snapshot, refuse_autocast
+from .params import ModuleTree, Origin, ParameterSpace, Snapshot, batch_tensors, refuse_autocast
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,13 @@ class HessianOperator:
         *,
         memory_budget: int | None = None,
     ) -> None:
-        self.space = ParameterSpace.of(model)
+        tree = ModuleTree(model)
+        self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
-        _check_batch(x, y)
-        self.snapshot = Snapshot(self.space, [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)], model)
+        self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
         self.origin = Origin(model, x, self.snapshot)
-        self._engine, self._why = engine_for(model, loss_fn, self.space, x, y)
+        self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
         self._cache: dict[object, object] = {}
         if verify:
             self._verify()
@@ -297,14 +296,3 @@ def hessian(
 ) -> Tensor:
     """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``."""
     return HessianOperator(model, loss_fn, x, y).dense(out)
-
-
-def _check_batch(x: object, y: object) -> None:
-    for name, value in (("x", x), ("y", y)):
-        for t in tree_leaves(value):
-            if not isinstance(t, Tensor):
-                continue
-            if t.dim() > 0 and len(t) == 0:
-                raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
-            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-                raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")

@@ -26,7 +26,7 @@ from .rule import Leaf, Tangent, add, column
 class Linear:
     """z = a W^T + b on the last axis of a [..., I]."""
 
-    path, rowwise = "layer rule", True
+    path, rowwise, constant_input = "layer rule", True, False
 
     def __init__(self, weight: Leaf, bias: Leaf) -> None:
         self.weight, self.bias = weight, bias
@@ -39,10 +39,10 @@ class Linear:
 
     def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
-        rows = delta.reshape(-1, len(W))
-        grads: list[Tangent] = [None if self.slots[0] is None else rows.T @ a.reshape(-1, W.shape[1])]
+        rows = _rows(delta)
+        grads: list[Tangent] = [None if self.slots[0] is None else torch.mm(rows.T, _rows(a))]
         grads.append(None if self.slots[1] is None else rows.sum(0))
-        return [delta @ W], grads
+        return [None if self.constant_input else delta @ W], grads
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         a, W = saved
@@ -60,9 +60,9 @@ class Linear:
     ) -> tuple[list[Tangent], list[Tangent]]:
         a, W = saved
         da, V = dinputs[0], dtheta[0]
-        rows = delta.reshape(-1, len(W))
-        dd_in = None if ddelta is None else torch.matmul(W.T, ddelta)
-        if V is not None:
+        rows = _rows(delta)
+        dd_in = None if ddelta is None or self.constant_input else torch.matmul(W.T, ddelta)
+        if V is not None and not self.constant_input:
             back = torch.matmul(rows, V.transpose(0, 1)).transpose(0, 1)  # [I, R, k] -> [R, I, k]
             dd_in = add(dd_in, back.reshape(*delta.shape[:-1], *back.shape[1:]))
         dd = None if ddelta is None else ddelta.reshape(-1, len(W), ddelta.shape[-1]).transpose(0, 1)  # [O, R, k]
@@ -75,6 +75,11 @@ class Linear:
         if self.slots[1] is not None and dd is not None:
             hvp_b = dd.sum(1)
         return [dd_in], [hvp_w, hvp_b]
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[..., I] as [R, I]."""
+    return t if t.dim() == 2 else t.reshape(-1, t.shape[-1])
 
 
 class Elementwise:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,7 @@ from .compress import bound, compress
 from .compressed import CompressedHessian
 from .errors import NonFiniteError
 from .losses import LossRule
-from .matrix import rows_contiguous, symmetrize_
+from .matrix import all_finite, rows_contiguous, symmetrize_
 from .native import Native, native
 from .params import ParameterSpace
 from .plan import PARAMETERS, UNITS, Entry, plan
@@ -28,25 +30,28 @@ _VECTOR = 16  # columns: a vector register of float32
 
 
 class LayerwiseEngine:
-    """Loss, gradient and Hessian on tapes, one tape per dtype, all of the parameters at construction."""
+    """Loss, gradient and Hessian on tapes, one tape per dtype, all of the parameters' values ``theta``."""
 
     path = "layer rules"
 
-    def __init__(self, program: Program, space: ParameterSpace, x: Tensor, y: Tensor, rule: LossRule) -> None:
-        self.program, self.space, self._x, self._y, self._rule = program, space, x, y, rule
+    def __init__(
+        self, program: Program, space: ParameterSpace, theta: Sequence[Tensor], x: Tensor, y: Tensor, rule: LossRule
+    ) -> None:
+        self.program, self.space, self._theta = program, space, theta
+        self._x, self._y, self._rule = x, y, rule
         self._tapes: dict[torch.dtype, Tape] = {}
         self._natives: dict[torch.dtype, Native | None] = {}
         tape = self.tape(space.dtype)
         self.loss, self.output = tape.loss.loss, tape.output
         self.gradient = self.flat_gradient(space.dtype)
-        if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
+        if not (math.isfinite(self.loss) and all_finite(self.gradient)):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
 
     def tape(self, dtype: torch.dtype) -> Tape:
         """The tape of the parameters in the given dtype."""
         if dtype not in self._tapes:
             with torch.no_grad():
-                theta = [p.detach().to(dtype) for p in self.space.params]
+                theta = [t if t.dtype == dtype else t.to(dtype) for t in self._theta]
                 x = self._x.detach()
                 x = x.to(dtype) if x.is_floating_point() else x
                 self._tapes[dtype] = Tape(self.program, theta, x, self._y, self._rule)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,34 @@ class Evaluated(Protocol):
     def tangent(self, dz: Tensor) -> Tensor: ...
 
 
+class Labels(NamedTuple):
+    """Target weights t [rows, C] of class indices y [rows]: ``own`` at the row's class and ``others`` elsewhere."""
+
+    y: Tensor
+    own: float
+    others: float
+
+
 class SoftmaxLoss:
     """Cross-entropy at z [N, C, ...] with target weights t [rows, C], one row for each sample and position."""
 
-    def __init__(self, z: Tensor, t: Tensor) -> None:
+    def __init__(self, z: Tensor, t: Tensor | Labels) -> None:
         rows = class_last(z)
-        self.loss, delta, self.p = _ops.cross_entropy(rows.reshape(t.shape).contiguous(), t)
-        self.delta = delta.view(rows.shape).movedim(-1, 1)
-        self.s = t.sum(1)
+        flat = rows.reshape(-1, z.shape[1]).contiguous()
+        if isinstance(t, Labels):
+            self.loss, delta, self.p = _ops.cross_entropy_labels(flat, *t)
+        else:
+            self.loss, delta, self.p = _ops.cross_entropy(flat, t)
+        self.delta = delta if z.dim() == 2 else delta.view(rows.shape).movedim(-1, 1)
+        self._t = t
+
+    @functools.cached_property
+    def s(self) -> Tensor:
+        """Sums of the target weights of each row."""
+        if isinstance(self._t, Tensor):
+            return self._t.sum(1)
+        n, classes = self.p.shape
+        return self.p.new_full((n,), self._t.own + (classes - 1) * self._t.others)
 
     def tangent(self, dz: Tensor) -> Tensor:
         rows = dz.movedim(1, -2)
@@ -45,7 +65,7 @@ class SoftmaxLoss:
 
 def class_last(z: Tensor) -> Tensor:
     """[N, C, ...] as [N, ..., C]."""
-    return z.movedim(1, -1)
+    return z if z.dim() == 2 else z.movedim(1, -1)
 
 
 class ElementwiseLoss:
@@ -80,7 +100,8 @@ def as_module(loss_fn: Any) -> Any:
 
 def rule_for(loss_fn: Any) -> LossRule | None:
     """The rule of a loss that we know, or None; a known loss that is not a scalar is refused."""
-    loss_fn = as_module(loss_fn)
+    if type(loss_fn) not in _RULES:
+        loss_fn = as_module(loss_fn)
     rule = _RULES.get(type(loss_fn))
     if rule is None or loss_fn._forward_hooks or loss_fn._forward_pre_hooks or "forward" in vars(loss_fn):
         return None
@@ -89,9 +110,9 @@ def rule_for(loss_fn: Any) -> LossRule | None:
     return functools.partial(rule, loss_fn)
 
 
-def _need_shape(y: Tensor, expected: tuple[int, ...], what: str) -> None:
-    if tuple(y.shape) != expected:
-        raise ValueError(f"y: expected {what} of shape {expected}, got {tuple(y.shape)}")
+def _need_shape(y: Tensor, expected: torch.Size, what: str) -> None:
+    if y.shape != expected:
+        raise ValueError(f"y: expected {what} of shape {tuple(expected)}, got {tuple(y.shape)}")
 
 
 def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evaluated:
@@ -100,21 +121,40 @@ def _cross_entropy(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Evalua
     if z.dim() < 2:
         raise NotLayerwise("cross-entropy of one sample without a batch axis")
     classes = z.shape[1]
-    w = z.new_ones(classes) if loss_fn.weight is None else loss_fn.weight.detach().to(z)
-    if w.shape != (classes,):
+    w = None if loss_fn.weight is None else loss_fn.weight.detach().to(z)
+    if w is not None and w.shape != (classes,):
         raise ValueError(f"loss_fn.weight: expected shape ({classes},), got {tuple(w.shape)}")
     make = _probability_targets if y.is_floating_point() else _index_targets
     return SoftmaxLoss(z, make(loss_fn, z, y, w))
 
 
-def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor | Labels:
     """t = ((1 - eps) w_y onehot + (eps / C) w) / sum_n w_{y_n}; zero rows where y is ignored."""
-    rows = class_last(z)
-    n, classes = rows.shape[:-1].numel(), z.shape[1]
-    _need_shape(y, tuple(rows.shape[:-1]), "class indices")
+    shape, classes = class_last(z).shape[:-1], z.shape[1]
+    _need_shape(y, shape, "class indices")
     if y.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"y: expected class indices of dtype int64, got {y.dtype}")
-    y = y.long().reshape(-1)
+    y = y.long() if y.dim() == 1 else y.long().reshape(-1)
+    low, high = _range(y)
+    if w is not None or not 0 <= low <= high < classes or low <= loss_fn.ignore_index <= high:
+        return _masked_targets(loss_fn, z, y, z.new_ones(classes) if w is None else w)
+    scale = 1 / len(y) if loss_fn.reduction == "mean" else 1.0
+    others = loss_fn.label_smoothing / classes
+    return Labels(y.contiguous(), (1 - loss_fn.label_smoothing + others) * scale, others * scale)
+
+
+def _range(y: Tensor) -> tuple[int, int]:
+    """The smallest and largest label; (0, -1) of none."""
+    if y.numel() <= 256:
+        labels = y.tolist()
+        return min(labels, default=0), max(labels, default=-1)
+    low, high = torch.aminmax(y)
+    return int(low), int(high)
+
+
+def _masked_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """With class weights w [C], rows that may be ignored, and indices that may be wrong."""
+    n, classes = len(y), z.shape[1]
     kept = y != loss_fn.ignore_index
     if not bool(((y >= 0) & (y < classes) | ~kept).all()):
         raise ValueError(f"y: expected class indices in [0, {classes}), got {int(y.min())} to {int(y.max())}")
@@ -132,23 +172,23 @@ def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor
     return t
 
 
-def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """t = w q / N, q = (1 - eps) y + eps / C."""
-    _need_shape(y, tuple(z.shape), "class probabilities")
+    _need_shape(y, z.shape, "class probabilities")
     if loss_fn.ignore_index >= 0:
         raise ValueError("loss_fn.ignore_index: not defined for class probabilities; expected the default")
     classes, eps = z.shape[1], loss_fn.label_smoothing
     q = class_last(y.detach().to(z.dtype)).reshape(-1, classes)
     if eps:
         q = (1 - eps) * q + eps / classes
-    t = q * w
+    t = q if w is None else q * w
     return t / len(t) if loss_fn.reduction == "mean" else t.contiguous()
 
 
 def _check_floating_target(z: Tensor, y: Tensor) -> None:
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise TypeError(f"y: expected a floating point tensor, got {getattr(y, 'dtype', type(y).__name__)}")
-    _need_shape(y, tuple(z.shape), "targets")
+    _need_shape(y, z.shape, "targets")
 
 
 def _mse(loss_fn: nn.MSELoss, z: Tensor, y: Tensor) -> Evaluated:

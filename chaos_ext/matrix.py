@@ -1,7 +1,8 @@
-"""Layout of column blocks, and symmetry of dense matrices block by block."""
+"""Of whole matrices: fresh memory, layout of rows, symmetry block by block, finiteness."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -43,3 +44,12 @@ def symmetrize_(h: Tensor) -> None:
         mean = (h[a, b] + h[b, a].T) / 2
         h[a, b] = mean
         h[b, a] = mean.T
+
+
+def all_finite(t: Tensor) -> bool:
+    """Whether a floating point tensor holds neither NaN nor infinity.
+
+    A finite sum has finite terms, and costs one pass; only a sum that is not finite, which may have overflowed, needs a
+    look at each number.
+    """
+    return math.isfinite(t.sum()) or bool(torch.isfinite(t).all())

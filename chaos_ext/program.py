@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .rule import Rule
+from .rule import Rule, SparesConstants
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Program:
         uses: dict[int, tuple[int, ...]] = {}
         for i, n in enumerate(nodes):
             own = {i} if any(s is not None for s in n.rule.slots) else set()
-            depends.append(frozenset(own).union(*(depends[j] for j in n.inputs)))
+            inherited = frozenset[int]().union(*(depends[j] for j in n.inputs))
+            if isinstance(n.rule, SparesConstants):
+                n.rule.constant_input = not inherited
+            depends.append(inherited | own)
             for s in n.rule.slots:
                 if s is not None and i not in uses.get(s, ()):
                     uses[s] = (*uses.get(s, ()), i)

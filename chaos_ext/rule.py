@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,17 @@ class Rule(Protocol):
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
         """Tangents of ``backward``'s results."""
+
+
+@runtime_checkable
+class SparesConstants(Protocol):
+    """A rule that leaves out the cotangent of a constant input: half of the work of a network's first layer.
+
+    Attributes:
+        constant_input: whether no input depends on a parameter. The program says so; the rule then returns None.
+    """
+
+    constant_input: bool
 
 
 class Leaf:

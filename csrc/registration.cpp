@@ -20,6 +20,7 @@ STABLE_TORCH_LIBRARY(chaos_ext, m) {
 
   // losses/: value, gradient and curvature with respect to the logits.
   m.def("cross_entropy(Tensor z, Tensor t) -> (Tensor loss, Tensor delta, Tensor p)");
+  m.def("cross_entropy_labels(Tensor z, Tensor y, float own, float others) -> (Tensor loss, Tensor delta, Tensor p)");
   m.def("cross_entropy_tangent(Tensor p, Tensor s, Tensor dz) -> Tensor");
   m.def(
       "bce_with_logits(Tensor z, Tensor y, Tensor w, Tensor pw, float scale) -> "

@@ -67,6 +67,13 @@ def test_cross_entropy_of_ties_and_hard_labels(ops: EmulatedOps, dtype: torch.dt
     _close(ops.cross_entropy(z, t), reference.cross_entropy(*_wide(z, t)))
 
 
+@pytest.mark.parametrize(("N", "C"), [(1, 1), (5, 7), (3, 200)])
+def test_cross_entropy_of_labels(N: int, C: int, ops: EmulatedOps, dtype: torch.dtype) -> None:
+    z, y = (2 * torch.randn(N, C)).to(dtype), torch.randint(C, (N,))
+    t = torch.full((N, C), 0.0625, dtype=dtype).scatter_(1, y.unsqueeze(1), 0.5)
+    _close(ops.cross_entropy_labels(z, y, 0.5, 0.0625), reference.cross_entropy(*_wide(z, t)))
+
+
 @pytest.mark.parametrize(("k", "N", "C"), [(1, 1, 1), (3, 5, 10), (2, 2, 300), (0, 3, 4)])
 def test_cross_entropy_tangent(k: int, N: int, C: int, ops: EmulatedOps, dtype: torch.dtype) -> None:
     p = torch.randn(N, C).to(dtype).softmax(1)  # sums to 1 to rounding: the kernel relies on it, the twin does not

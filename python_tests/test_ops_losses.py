@@ -33,6 +33,34 @@ def test_cross_entropy_matches_twin_and_autograd(N: int, C: int, device: torch.d
     _close(delta, _gradient(value, x).detach(), dtype)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("N", "C"), [(1, 1), (8, 10), (33, 3), (3, 1000)])
+def test_cross_entropy_of_labels_is_torchs(
+    N: int, C: int, smoothing: float, device: torch.device, dtype: torch.dtype
+) -> None:
+    z, y = (2 * torch.randn(N, C)).to(device, dtype), torch.randint(C, (N,)).to(device)
+    others = smoothing / C / N
+    loss, delta, p = _ops.cross_entropy_labels(z, y, (1 - smoothing) / N + others, others)
+    x = z.double().requires_grad_()
+    value = F.cross_entropy(x, y, label_smoothing=smoothing)
+    _close(loss, value.detach(), dtype)
+    _close(delta, _gradient(value, x).detach(), dtype)
+    _close(p, x.detach().softmax(1), dtype)
+
+
+def test_cross_entropy_of_labels_keeps_its_digits(device: torch.device, dtype: torch.dtype) -> None:
+    """Bit for bit what ``cross_entropy`` gives for the same target weights; a label that is no class has none."""
+    z = torch.zeros(3, 4).index_fill(1, torch.tensor([2]), 27.0).to(device, dtype)
+    y = torch.tensor([2, 0, 9], device=device)
+    t = torch.full((3, 4), 0.125, dtype=dtype, device=device)
+    t[0, 2] = t[1, 0] = 0.5
+    for actual, wanted in zip(_ops.cross_entropy_labels(z, y, 0.5, 0.125), _ops.cross_entropy(z, t), strict=True):
+        assert torch.equal(actual, wanted)
+    empty = _ops.cross_entropy_labels(z[:0], y[:0], 0.5, 0.125)
+    assert empty[0].item() == 0
+    assert empty[1].shape == (0, 4)
+
+
 @pytest.mark.parametrize(("k", "N", "C"), [(1, 1, 1), (3, 8, 10), (2, 5, 300), (0, 3, 4), (2, 0, 4)])
 def test_cross_entropy_tangent_is_the_hessian(k: int, N: int, C: int, device: torch.device, dtype: torch.dtype) -> None:
     z, t, dz = (torch.randn(s).abs().to(device, dtype) for s in [(N, C), (N, C), (N, C, k)])

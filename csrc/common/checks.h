@@ -11,9 +11,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 namespace chaos_ext {
 
@@ -85,9 +87,26 @@ inline void check_operand(const char* op, const char* arg, const Tensor& t, cons
   check_contiguous(op, arg, t);
 }
 
-inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()));
+// A contiguous tensor of the dtype and device of `like`. Not through torch::stable::new_empty: that looks the operator
+// up by its name and boxes six arguments, 1.2 us a tensor, which small operators feel.
+inline Tensor new_empty(const Tensor& like, const int64_t* shape, int64_t dim) {
+  std::vector<int64_t> strides(dim, 1);
+  for (int64_t axis = dim - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * std::max<int64_t>(shape[axis], 1);
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle out = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, shape, strides.data(), dtype, device_type, device_index, &out));
+  return Tensor(out);
 }
+
+inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return new_empty(like, shape.begin(), static_cast<int64_t>(shape.size()));
+}
+
+inline Tensor new_empty_like(const Tensor& t) { return new_empty(t, t.sizes().data(), t.dim()); }
 
 // Calls body with a value of type float or double, the dtype of t (which check_floating has seen before).
 template <typename Body>

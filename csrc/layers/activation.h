@@ -26,8 +26,7 @@ inline ActivationOutputs prepare_activation(const Tensor& z,  // any shape
   check_contiguous("activation", "z", z);
   STD_TORCH_CHECK(kind >= 0 && kind < kinds, "activation: expected kind in [0, ", kinds, "), got ", kind);
   const bool linear = is_piecewise_linear(static_cast<Activation>(kind));
-  return {torch::stable::empty_like(z), torch::stable::empty_like(z),
-          linear ? new_empty(z, {0}) : torch::stable::empty_like(z)};
+  return {new_empty_like(z), new_empty_like(z), linear ? new_empty(z, {0}) : new_empty_like(z)};
 }
 
 }  // namespace chaos_ext

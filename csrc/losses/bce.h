@@ -42,7 +42,7 @@ inline BceOutputs prepare_bce(const Tensor& z,     // [N, O]
   check_contiguous(op, "y", y);
   check_bce_weight("w", w, z);
   check_bce_weight("pw", pw, z);
-  return {new_empty(z, {}), torch::stable::empty_like(z), torch::stable::empty_like(z)};
+  return {new_empty(z, {}), new_empty_like(z), new_empty_like(z)};
 }
 
 }  // namespace chaos_ext

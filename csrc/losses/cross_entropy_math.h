@@ -16,6 +16,23 @@ struct CrossEntropyRow {
   T t_others;     // sum_{c != t_arg} t_c
 };
 
+// Where a row's target weights come from: memory [N, C], or its label.
+template <typename T>
+struct DenseTargets {
+  const T* t;  // [N, C]
+  int64_t classes;
+
+  CHAOS_EXT_HD T operator()(int64_t n, int64_t c) const { return t[n * classes + c]; }
+};
+
+template <typename T>
+struct LabelTargets {
+  const int64_t* y;  // [N]
+  T own, others;
+
+  CHAOS_EXT_HD T operator()(int64_t n, int64_t c) const { return c == y[n] ? own : others; }
+};
+
 template <typename T>
 CHAOS_EXT_HD T cross_entropy_loss(const CrossEntropyRow<T>& row, T z, T t) {
   using std::log1p;

@@ -25,7 +25,7 @@ inline MseOutputs prepare_mse(const Tensor& z,    // any shape
   check_like("mse", "y", y, "z", z);
   check_same_shape("mse", "y", y, "z", z);
   check_contiguous("mse", "y", y);
-  return {new_empty(z, {}), torch::stable::empty_like(z)};
+  return {new_empty(z, {}), new_empty_like(z)};
 }
 
 }  // namespace chaos_ext

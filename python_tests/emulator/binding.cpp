@@ -71,6 +71,13 @@ void bind_losses(py::module_& m) {
       cross_entropy_kernel<T>(in(z), in(t), z.shape(0), z.shape(1), out(delta), out(p), out(row_loss));
     });
   });
+  m.def("cross_entropy_labels_kernel", [](const Array<T>& z, const Array<int64_t>& y, T own, T others, Array<T> delta,
+                                          Array<T> p, Array<double> row_loss, int grid, int threads) {
+    emulator::launch(grid, threads, [&] {
+      cross_entropy_labels_kernel<T>(in(z), in(y), own, others, z.shape(0), z.shape(1), out(delta), out(p),
+                                     out(row_loss));
+    });
+  });
   m.def("cross_entropy_tangent_kernel",
         [](const Array<T>& p, const Array<T>& s, const Array<T>& dz, Array<T> result, int grid, int threads) {
           emulator::launch(grid, threads, [&] {

@@ -82,6 +82,12 @@ class EmulatedOps(NamedTuple):
         self._run("cross_entropy", z, t, delta, p, row_loss)
         return self._sum(row_loss, 1.0, z.dtype), delta, p
 
+    def cross_entropy_labels(self, z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
+        delta, p = (_unwritten(*z.shape, dtype=z.dtype) for _ in range(2))
+        row_loss = _unwritten(z.shape[0], dtype=torch.float64)
+        self._run("cross_entropy_labels", z, y, own, others, delta, p, row_loss)
+        return self._sum(row_loss, 1.0, z.dtype), delta, p
+
     def cross_entropy_tangent(self, p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
         out = _unwritten(*dz.shape, dtype=dz.dtype)
         self._run("cross_entropy_tangent", p, s, dz, out)
