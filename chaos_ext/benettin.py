@@ -24,6 +24,7 @@ from .orthonormal import orthonormalise
 STRETCH = {torch.float32: 5.0, torch.float64: 12.0}
 # Blocks kept in memory; a longer history is thinned by merging neighbours.
 KEEP = 2048
+_FEW = 256  # numbers that are quicker read one by one
 
 
 # J Y, and the sums of squares of its columns [k] where they are known.
@@ -203,12 +204,12 @@ class Benettin:
 
 def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:
     """The smallest and the largest norm of a column; both NaN or infinite where Y is not finite."""
-    low = high = 0.0
     if squares is not None:
-        low, high = torch.stack(torch.aminmax(squares)).sqrt().tolist()  # one synchronisation
+        few = squares.tolist() if len(squares) <= _FEW else torch.stack(torch.aminmax(squares)).tolist()
+        if math.isfinite(sum(few)) and min(few) > 0:
+            return math.sqrt(min(few)), math.sqrt(max(few))
     # Where squares overflow or vanish, norms need not.
-    if squares is None or not (low > 0 and math.isfinite(high)):
-        low, high = torch.stack(torch.aminmax(torch.linalg.vector_norm(Y, dim=0))).tolist()
+    low, high = torch.stack(torch.aminmax(torch.linalg.vector_norm(Y, dim=0))).tolist()
     return low, high
 
 

@@ -121,7 +121,8 @@ _outlines: weakref.WeakKeyDictionary[Program, tuple[Any, _Outline | None]] = wea
 
 def native(tape: Tape, offsets: Sequence[int]) -> Native | None:
     """The tape for the native sweep, or None where a layer or the loss is unknown to it."""
-    key = (*(v.shape for v in tape.values), tuple(offsets), type(tape.loss), _constant(tape.loss))
+    # The program and the shape of its input determine all other shapes.
+    key = (tape.values[0].shape, tuple(offsets), type(tape.loss), _constant(tape.loss))
     known = _outlines.get(tape.program)
     if known is None or known[0] != key:
         known = key, _Outline(tape, offsets) if _fits(tape) else None
@@ -146,9 +147,14 @@ def _operands(tape: Tape, i: int) -> list[Tensor]:
     assert delta is not None
     if isinstance(tape.program.nodes[i].rule, Linear):
         a, W = saved
-        return [a.reshape(-1, W.shape[1]).contiguous(), W.contiguous(), delta.reshape(-1, len(W)).contiguous()]
+        return [_rows(a), W.contiguous(), _rows(delta)]
     d1, d2 = saved
     return [d1, d1.new_empty(0) if d2 is None else (d2 * delta).contiguous()]
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[..., F] as a contiguous matrix of rows."""
+    return t.contiguous() if t.dim() == 2 else t.reshape(-1, t.shape[-1]).contiguous()
 
 
 def _loss_operands(tape: Tape) -> list[Tensor]:

@@ -69,17 +69,30 @@ const SweepKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kerne
 
 constexpr int64_t kRowBytes = 2048;         // of a block: rows of Y are pages apart, and want to be read in long runs,
 constexpr int64_t kTangentBytes = 7 << 18;  // while the block's tangents stay in the L2 cache
+constexpr int64_t kThreadWork = 1 << 22;    // multiply-adds that are worth a thread
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Columns of a block: as many as the cache bears, yet work for every thread.
+// Multiply-adds of one column.
 template <typename T>
-int64_t block_width(int64_t tangent_rows, int64_t k) {
+int64_t column_work(const TangentProgram<T>& program, int64_t S) {
+  int64_t work = S;
+  for (int i = 0; i < program.count; ++i) {
+    const TangentNode<T>& n = program.node[i];
+    if (n.kind == kLinearNode) work += (n.in[0].has() ? 6 : 2) * n.R * n.O * n.I;
+  }
+  return work;
+}
+
+// Columns of a block: as many as the cache bears, yet work for every thread that is worth waking.
+template <typename T>
+int64_t block_width(int64_t tangent_rows, int64_t work, int64_t k) {
   const int64_t lanes = kernels_for(T{}).lanes, item = sizeof(T), panel = 4 * lanes;
   const int64_t fits = kTangentBytes / (std::max<int64_t>(1, tangent_rows) * item) / panel * panel;
   const int64_t most = std::clamp<int64_t>(fits, panel, std::max(panel, kRowBytes / item));
   const int64_t threads = torch::stable::get_num_threads();
-  return std::min(most, std::max(lanes, round_up((k + threads - 1) / threads, lanes)));
+  const int64_t least = std::max((k + threads - 1) / threads, kThreadWork / work);
+  return std::min(most, std::max(lanes, round_up(least, lanes)));
 }
 
 // [rows, columns] -> [columns, rows].
@@ -93,10 +106,17 @@ const T* transposed(const T* in, int64_t rows, int64_t columns, std::vector<std:
   return keep.back().data();
 }
 
+// Columns that are swept side by side; the others, a few, one by one.
 template <typename T>
-std::vector<Packed<T>> pack(const TangentProgram<T>& program, std::vector<std::vector<T>>& keep) {
+int64_t side_by_side(int64_t columns) {
+  const int64_t lanes = kernels_for(T{}).lanes, rest = columns % lanes;
+  return rest > lanes / 2 ? columns : columns - rest;
+}
+
+template <typename T>
+std::vector<Packed<T>> pack(const TangentProgram<T>& program, int64_t k, std::vector<std::vector<T>>& keep) {
   std::vector<Packed<T>> packed(program.count);
-  for (int i = 0; i < program.count; ++i) {
+  for (int i = 0; side_by_side<T>(k) > 0 && i < program.count; ++i) {
     const TangentNode<T>& n = program.node[i];
     if (n.kind != kLinearNode) continue;
     if (n.row_w >= 0) packed[i].a = transposed(n.a, n.R, n.I, keep);
@@ -136,10 +156,10 @@ struct Sweep {
 
   void run(int64_t x, int64_t width) const {
     const int64_t columns = std::min(width, k - x), lanes = kernels_for(T{}).lanes;
-    const int64_t rest = columns % lanes, end = x + columns;  // of the last block: what rest is depends on k alone
-    if (rest < columns) run_block(x, columns - rest, columns - rest, kernels_for(T{}));
-    if (rest > lanes / 2) return run_block(end - rest, rest, lanes, kernels_for(T{}));
-    for (int64_t j = end - rest; j < end; ++j) run_block(j, 1, 1, column::kernels_for(T{}));
+    const int64_t together = side_by_side<T>(columns), whole = together / lanes * lanes;
+    if (whole > 0) run_block(x, whole, whole, kernels_for(T{}));
+    if (together > whole) run_block(x + whole, together - whole, lanes, kernels_for(T{}));
+    for (int64_t j = x + together; j < x + columns; ++j) run_block(j, 1, 1, column::kernels_for(T{}));
   }
 
   // Columns x .. x + columns, as w columns side by side.
@@ -187,7 +207,8 @@ struct Sweep {
   }
 
   void run_all() const {
-    const int64_t width = block_width<T>(block.program->scratch_rows, k), blocks = (k + width - 1) / width;
+    const int64_t work = column_work(*block.program, S);
+    const int64_t width = block_width<T>(block.program->scratch_rows, work, k), blocks = (k + width - 1) / width;
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) run(b * width, width);
     });
@@ -211,7 +232,7 @@ Tensor tangent_product_cpu(const Tensor& Y,                     // [P, k]
     const UpdateList<T> slots = product_list(program, P);
     if (out.numel() == 0) return;
     std::vector<std::vector<T>> keep;
-    const std::vector<Packed<T>> packed = pack(program, keep);
+    const std::vector<Packed<T>> packed = pack(program, k, keep);
     T* const y = const_cast<T*>(data<T>(Y));
     const SweepBlock<T> block{&program, &slots,  packed.data(), y, row_stride(Y), nullptr, 0, mutable_data<T>(out),
                               k,        nullptr, nullptr,       0};
@@ -240,7 +261,7 @@ Tensor tangent_update_cpu(Tensor& Y,                           // [S, k]
     const UpdateList<T> list = HY ? UpdateList<T>{} : update_list(own, program);
     if (k == 0) return;
     std::vector<std::vector<T>> keep;
-    const std::vector<Packed<T>> packed = pack(program, keep);
+    const std::vector<Packed<T>> packed = pack(program, k, keep);
     const SweepBlock<T> block{&program,
                               &list,
                               packed.data(),

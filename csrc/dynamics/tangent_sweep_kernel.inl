@@ -11,7 +11,8 @@ typedef T Vec __attribute__((vector_size(CE_VECTOR_BYTES)));
 typedef T Loose __attribute__((vector_size(CE_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 
 constexpr int64_t kLanes = CE_VECTOR_BYTES / sizeof(T);
-constexpr int64_t kRun = 8;  // rows of Y that are read side by side
+constexpr int64_t kRun = 8;                 // rows of Y that are read side by side
+constexpr int64_t kFar = 4096 / sizeof(T);  // where rows are pages apart
 
 CE_INLINE Vec load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
 CE_INLINE void store(T* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
@@ -157,10 +158,11 @@ template <int R, int V>
 CE_INLINE void weight_tile(const SweepBlock<T>& q, const TangentNode<T>& n, const UpdateSlot<T>& s, int64_t o,
                            int64_t i, int64_t x) {
   const T *e = q.row(n.out.e + o) + x, *a = n.a + i;
+  const bool far = q.ld >= kFar;
   const T* next = q.Y + (s.first + o * n.I + i + R) * q.ld + x;  // the rows after these are the next tile's
   Vec h[R][V];
   for (int m = 0; m < R; ++m) {
-    for (int v = 0; v < V; ++v) __builtin_prefetch(next + m * q.ld + v * kLanes, 1);
+    for (int v = 0; far && v < V; ++v) __builtin_prefetch(next + m * q.ld + v * kLanes, 1);
   }
   for (int m = 0; m < R; ++m) {
     for (int v = 0; v < V; ++v) h[m][v] = Vec{};
@@ -222,7 +224,8 @@ inline void linear_forward(const SweepBlock<T>& q, const TangentNode<T>& n, cons
   const int64_t w = q.w;
   if (n.row_w >= 0) {
     for (int64_t o = 0; o < n.O; ++o) {
-      product({p.a, n.R, q.Y + (n.row_w + o * n.I) * q.ld, q.ld, n.I, z + o * w, n.O * w, n.R, false, true}, w);
+      const T* V = q.Y + (n.row_w + o * n.I) * q.ld;
+      product({p.a, n.R, V, q.ld, n.I, z + o * w, n.O * w, n.R, false, q.ld >= kFar}, w);
     }
   }
   if (n.in[0].has()) {
