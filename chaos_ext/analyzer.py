@@ -20,6 +20,7 @@ from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
 from .hessian import HessianOperator
 from .lyapunov import History, check_count, check_every, ordered, running_history
 from .params import ParameterSpace
+from .progress import Progress
 from .tangent import TangentMap, Units
 
 _FORMAT = "chaos_ext.LyapunovAnalyzer/1"
@@ -54,6 +55,7 @@ class LyapunovAnalyzer:
         jacobian: of CGD, as of ``TangentMap``.
         gali: also follow GALI_1 .. GALI_k.
         csv: stream running exponents to this file (see ``ExponentStream``).
+        progress: a bar on the terminal with the leading exponent so far (needs tqdm): True, or the number of steps.
         seed: of the initial deviations (the identity if k = S).
         memory_budget: bytes that it may take; default: what is available.
 
@@ -80,6 +82,7 @@ class LyapunovAnalyzer:
         jacobian: str = "frozen",
         gali: bool = False,
         csv: str | os.PathLike[str] | None = None,
+        progress: bool | int = False,
         seed: int = 0,
         memory_budget: int | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class LyapunovAnalyzer:
         self._units: Units | None = None
         self._expected: str | None = None
         self._stream = None if csv is None else ExponentStream(csv)
+        self._bar = Progress(None if isinstance(progress, bool) else progress, shown=progress is not False)
         self._fingerprint = self._describe(space, k, gali)
 
     @property
@@ -132,8 +136,16 @@ class LyapunovAnalyzer:
         units = self.tangent.units(op) if self._units is None else self._units
         measured = self._run.advance(lambda Y: (Y, self.tangent.advance_(op, Y, units)))
         self._units, self._expected = units, None
-        if measured and self._stream is not None:
+        self._bar.report(1, False)
+        if measured:
+            self._publish()
+
+    def _publish(self) -> None:
+        """What has just been measured, for those who watch."""
+        if self._stream is not None:
             self._stream.append(self.steps, self.exponents())
+        if self._bar.shown:
+            self._bar.show(f"largest exponent {float(self.exponents()[0]):+.3g}")
 
     def exponents(self) -> Tensor:
         """float64 [k], descending, in nats per step, of the steps so far.
@@ -214,6 +226,7 @@ class LyapunovAnalyzer:
         self._run.load_state_dict(state["run"])
         self._units = None if state["units"] is None else [tuple(u) for u in state["units"]]
         self._expected = state["theta"]
+        self._bar.report(self.steps, True)
         if self._stream is not None:
             self._stream.resume(self.steps)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .benettin import Benettin, start_block
 from .errors import NonFiniteError
 from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
+from .progress import Progress
 
 
 class History(NamedTuple):
@@ -90,7 +91,7 @@ def lyapunov_spectrum(
     qr_every: int | str = "auto",
     gali: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> Tensor | LyapunovResult:
     """Lyapunov exponents of x <- step(x), by QR (Benettin et al. 1980).
 
@@ -106,7 +107,7 @@ def lyapunov_spectrum(
             nears what the dtype can bear; "auto": only then.
         gali: also follow GALI_1 .. GALI_k.
         seed: of the initial deviations (the identity if k = d).
-        progress: called with (steps done, steps in all) after every step.
+        progress: True: a bar on the terminal (needs tqdm); or called with (steps done, steps in all) after every step.
 
     Returns:
         float64 [k], descending, in nats per step, or a LyapunovResult.
@@ -123,8 +124,23 @@ def lyapunov_spectrum(
     k = _check(x0, steps, k, transient)
     check_every(qr_every)
     run = Benettin(start_block(len(x0), k, x0.dtype, x0.device, seed), qr_every, transient, gali)
-    x = x0.detach()
-    for t in range(transient + steps):
+    total = transient + steps
+    with Progress(total if progress is True else None, shown=progress is True) as bar:
+        after = progress if callable(progress) else lambda done, of: bar.report(1, False)
+        x = _follow(run, step, tangent, x0.detach(), total, after)
+    return _result(run, x) if full_output else ordered(run)[0]
+
+
+def _follow(
+    run: Benettin,
+    step: Callable[[Tensor], Tensor],
+    tangent: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    total: int,
+    after: Callable[[int, int], None],
+) -> Tensor:
+    """The state after all steps."""
+    for t in range(total):
         try:
             run.advance(lambda V, x=x: (tangent(x, V), None))  # type: ignore[misc]
             following = step(x)
@@ -134,9 +150,8 @@ def lyapunov_spectrum(
             error.result = _result(run, x) if run.reading().steps else None
             raise
         x = following
-        if progress is not None:
-            progress(t + 1, transient + steps)
-    return _result(run, x) if full_output else ordered(run)[0]
+        after(t + 1, total)
+    return x
 
 
 def _result(run: Benettin, x: Tensor) -> LyapunovResult:

@@ -8,7 +8,7 @@ import chaos_ext
 STAGES = [
     {"errors", "_ops", "rule"},
     {"matrix"},
-    {"_build_info", "_files", "memory", "params"},
+    {"_build_info", "_files", "memory", "params", "progress"},
     {"csv_stream", "exponents", "orthonormal", "systems"},
     {"benettin"},
     {"lyapunov"},

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import sys
+import types
 
 import cases
 import pytest
@@ -486,6 +488,29 @@ def test_resume_is_bit_identical(name, tmp_path):
     assert torch.equal(again.errors(), an.errors())
     assert torch.equal(again.log_gali(), an.log_gali())
     assert (tmp_path / "run.csv").read_text() == csv
+
+
+def test_a_bar_shows_steps_and_the_largest_exponent(monkeypatch):
+    pytest.importorskip("tqdm")
+    text = []
+    terminal = types.SimpleNamespace(isatty=lambda: True, write=text.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    model, batches = _setting()
+    opt = SGD(model.parameters(), lr=0.1)
+    an = ce.LyapunovAnalyzer(model, opt, k=2, qr_every=1, progress=8)
+    _train(model, opt, batches, 8, an)
+    an._bar.close()
+    last = "".join(text).split("\r")[-1]
+    assert "8/8" in last
+    assert f"largest exponent {float(an.exponents()[0]):+.3g}" in last
+    text.clear()
+    s = systems.henon()
+    ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=20, transient=5, progress=True)
+    assert "25/25" in "".join(text)
+    text.clear()
+    ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=20)
+    ce.LyapunovAnalyzer(model, opt, k=2)
+    assert not text
 
 
 def test_csv_streams_what_exponents_returned(tmp_path):

@@ -175,9 +175,9 @@ def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
 
 def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
+    from ..progress import Progress
     from . import report
     from .pool import run_units
-    from .progress import Progress
     from .rows import COLUMNS
 
     steps = settings.steps(len(data.y_train))
