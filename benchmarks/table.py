@@ -116,6 +116,28 @@ def network_step_table(rows: list[Row]) -> str:
     return f"One exact CGD step of {steps[0]['problem']}, wall time: {', '.join(cells)}."
 
 
+def update_table(rows: list[Row]) -> str:
+    """The tangent map of the whole of Y: wall time, and the multiple of an in-place pass in the same run."""
+    updates = [r for r in rows if r["what"] == "update"]
+    lines = []
+    for method in unique(updates, "method"):
+        cells = []
+        for threads in (1, 2):
+            row = find(updates, method=method, threads=threads)
+            one_pass = find(updates, method="an in-place pass over Y", threads=threads)
+            cells.append(f"{seconds(row['seconds'])} ({row['seconds'] / one_pass['seconds']:.3g}x)")
+        lines.append([f"**{method}**" if method.startswith("chaos_ext") else method, *cells])
+    n = updates[0]["problem"].split("P = ")[1]
+    return markdown([f"Y <- J Y of SGD, Y [{n}, {n}], float32, wall time", "1 thread", "2 threads"], lines)
+
+
+def training_table(rows: list[Row]) -> str:
+    steps = [r for r in rows if r["what"] == "training"]
+    plain = steps[0]["seconds"]
+    lines = [[r["method"], f"{1e6 * r['seconds'] / r['steps']:.3g} us", f"{r['seconds'] / plain:.2g}x"] for r in steps]
+    return markdown([f"one training step, {steps[0]['problem']}, CPU seconds of 1 thread", "time", ""], lines)
+
+
 def memory_table(rows: list[Row]) -> str:
     lines = []
     for case in unique(rows, "case"):
@@ -131,6 +153,7 @@ def block(results: Path) -> str:
     _, steps = load(results, "cgd_step")
     _, peaks = load(results, "memory")
     net_env, nets = load(results, "networks")
+    tangent_env, tangents = load(results, "tangent")
     parts = [
         "Minimum of many runs; every result was first checked against float64 double backward. From model and batch to "
         "H; ours and the rivals that can write into a reused buffer. In brackets: the multiple of our time.",
@@ -145,6 +168,11 @@ def block(results: Path) -> str:
         networks_table(nets),
         network_step_table(nets),
         provenance(net_env),
+        "The tangent map, and Lyapunov exponents while a network trains (64 steps a run, re-orthonormalisations "
+        "included):",
+        update_table(tangents),
+        training_table(tangents),
+        provenance(tangent_env),
     ]
     return "\n\n".join(parts)
 

@@ -27,6 +27,7 @@ from .tangent_rules import Rule, Slot, Update, rule_for
 STATES = ("auto", "theta", "full")
 JACOBIANS = ("frozen", "true")
 Units = list[tuple[float, ...]]
+Layout = list[tuple[slice, tuple[slice, ...]]]
 Lists = tuple[list[Tensor], list[int], list[float], list[int]]
 _BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
 Custom = Callable[[Any, HessianOperator, Tensor], None]
@@ -102,7 +103,7 @@ class TangentMap:
         self._rule = _rule(opt) if self._custom is None else None
         if jacobian == "true" and not hasattr(opt, "tangent_direction"):
             raise ValueError(f"jacobian='true': only for optimizers that project, got {type(opt).__name__}")
-        self._rows: tuple[tuple[int, ...], list[tuple[slice, tuple[slice, ...]]]] | None = None
+        self._rows: tuple[tuple[int, ...], Layout, int] | None = None
         self._buffers = {id(p): self._count(g) for g in opt.param_groups for p in g["params"]}
 
     def _count(self, group: dict[str, Any]) -> int:
@@ -244,8 +245,10 @@ class TangentMap:
         if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
             got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
             raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
-        if Y.dim() != 2 or len(Y) != self.size:
-            raise ValueError(f"Y: expected shape [S, k] with S = {self.size}, got {tuple(Y.shape)}")
+        assert self._rows is not None  # _slots has been here
+        size = self._rows[2]
+        if Y.dim() != 2 or Y.shape[0] != size:
+            raise ValueError(f"Y: expected shape [S, k] with S = {size}, got {tuple(Y.shape)}")
 
     def _slots(self, op: HessianOperator, units: Units | None) -> list[Slot]:
         """Where each parameter's rows are, checked against the operator."""
@@ -254,14 +257,14 @@ class TangentMap:
         key = tuple(map(id, op.space.params))
         if self._rows is None or self._rows[0] != key or len(self._buffers) != len(self._groups()):
             self.check(op.space)
-            self._rows = key, self._layout(op.space)
+            self._rows = key, self._layout(op.space), self.size
         groups, state = self._groups(), self.opt.state
         return [
             Slot(p, groups[id(p)], state.get(p, {}), theta, rows, (1.0,) * len(rows) if units is None else units[i])
             for i, (p, (theta, rows)) in enumerate(zip(op.space.params, self._rows[1], strict=True))
         ]
 
-    def _layout(self, space: ParameterSpace) -> list[tuple[slice, tuple[slice, ...]]]:
+    def _layout(self, space: ParameterSpace) -> Layout:
         """Rows of each parameter: in theta, then in buffer 0 of those that have one, then in buffer 1."""
         if any(id(p) not in self._buffers for p in space.params):
             raise ValueError("opt: a parameter joined the optimizer after the TangentMap was made; make a new one")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,7 @@ from .errors import UnsupportedError
 Group = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """One parameter's place in a deviation [S, k].
 
     Attributes:
@@ -51,8 +50,7 @@ class Slot:
     units: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What becomes of one parameter's rows, as ``_ops.tangent_update_`` wants it: K = h + decay d there.
 
     Attributes:
