@@ -86,6 +86,8 @@ def _moved(args: tuple, device: torch.device, dtype: torch.dtype | None = None) 
 
 
 def _moved_one(a: object, device: torch.device, dtype: torch.dtype | None) -> object:
+    if isinstance(a, list):
+        return [_moved_one(x, device, dtype) for x in a]
     return a.to(device, dtype, copy=True) if isinstance(a, Tensor) else a
 
 

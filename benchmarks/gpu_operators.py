@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from problems import CASES, Problem
 from torch import Tensor
 
+import chaos_ext as ce
 from chaos_ext import _ops
 
 Args = tuple
@@ -33,6 +35,8 @@ OPERATORS = (
     Operator("mse"),
     Operator("hessian_block_", written=(0,)),
     Operator("projected_sgd_", written=(0, 4)),
+    Operator("tangent_product"),
+    Operator("tangent_update_", written=(0,)),
 )
 
 # kind, alpha, beta
@@ -133,6 +137,44 @@ def _projected_sgd(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
         yield f"{o, i} nesterov", (param, grad, L, R, buf.clone(), False, 0.1, 0.9, 0.0, 0.01, True, False)
 
 
+def sweep(problem: Problem, dtype: torch.dtype, device: torch.device | None = None) -> tuple[int, Args]:
+    """P and the lists of the native sweep of an MLP."""
+    model, loss_fn, x, y = problem.build(dtype)
+    op = ce.HessianOperator(model, loss_fn, x, y)
+    native = op.native_sweep()
+    assert native is not None
+    operands = [t.to(device) for t in native.operands]
+    return problem.P, (operands, native.values, native.nodes, native.factors)
+
+
+def momentum_slots(problem: Problem) -> Args:
+    """The last lists of an update, for momentum: its rows lie behind theta."""
+    places, first = [], 0
+    for i, o in zip(problem.sizes, problem.sizes[1:], strict=False):
+        for size in (o * i, o):
+            places += [_ops.MOMENTUM, first, size, problem.P + first, 0]
+            first += size
+    return [], places, [0.01, 0.9, 1e-3, 0.0, 1.0, 0.0, 1.0] * (len(places) // 5)
+
+
+SWEEPS = [Problem((3, 2), 1), Problem((9, 7, 5), 4), Problem((33, 12, 10, 4), 17)]
+
+
+def _tangent_product(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for problem in SWEEPS:
+        P, lists = sweep(problem, dtype)
+        for k in (1, 37):
+            yield f"{problem.title}, {k} columns", (torch.randn(P, k, dtype=dtype), *lists)
+
+
+def _tangent_update(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for problem in SWEEPS:
+        P, lists = sweep(problem, dtype)
+        last, Y, HY = momentum_slots(problem), torch.randn(2 * P, 37, dtype=dtype), torch.randn(P, 37, dtype=dtype)
+        yield f"{problem.title}, swept", (Y, None, *lists, *last)
+        yield f"{problem.title}, given", (Y.clone(), HY, [], [], [], [], *last)
+
+
 _SMALL: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Args]]]] = {
     "activation": _activation,
     "cross_entropy": _cross_entropy,
@@ -141,6 +183,8 @@ _SMALL: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Args]]]] = {
     "mse": _mse,
     "hessian_block_": _hessian_block,
     "projected_sgd_": _projected_sgd,
+    "tangent_product": _tangent_product,
+    "tangent_update_": _tangent_update,
 }
 
 
@@ -211,6 +255,35 @@ def _large_sgd(dtype: torch.dtype, item: int) -> Iterator[Large]:
     yield "momentum, rank 16", lambda d: make(d, 0.9), 5 * o * i * item, 2 * q * o * i
 
 
+def _sweep_flops(problem: Problem) -> float:
+    """Of one column: 4 N |W| of a first layer, 12 N |W| of the others."""
+    sizes = problem.sizes
+    return sum((4 if n == 0 else 12) * problem.batch * sizes[n] * sizes[n + 1] for n in range(len(sizes) - 1))
+
+
+def _large_product(dtype: torch.dtype, item: int) -> Iterator[Large]:
+    for case in ("a", "b"):
+        problem = CASES[case]
+        P = problem.P
+
+        def make(d: torch.device, problem: Problem = problem) -> Args:
+            return torch.randn(problem.P, problem.P, dtype=dtype, device=d), *sweep(problem, dtype, d)[1]
+
+        yield f"({case}) {problem.title}", make, 2 * P * P * item, P * _sweep_flops(problem)
+
+
+def _large_update(dtype: torch.dtype, item: int) -> Iterator[Large]:
+    for case in ("a", "b"):
+        problem = CASES[case]
+        P = problem.P
+
+        def make(d: torch.device, problem: Problem = problem) -> Args:
+            Y = torch.randn(2 * problem.P, problem.P, dtype=dtype, device=d) / problem.P
+            return Y, None, *sweep(problem, dtype, d)[1], *momentum_slots(problem)
+
+        yield f"({case}) {problem.title}, momentum", make, 4 * P * P * item, P * _sweep_flops(problem)
+
+
 _LARGE: dict[str, Callable[[torch.dtype, int], Iterator[Large]]] = {
     "activation": _large_activation,
     "cross_entropy": _large_cross_entropy,
@@ -219,4 +292,6 @@ _LARGE: dict[str, Callable[[torch.dtype, int], Iterator[Large]]] = {
     "mse": _large_mse,
     "hessian_block_": _large_block,
     "projected_sgd_": _large_sgd,
+    "tangent_product": _large_product,
+    "tangent_update_": _large_update,
 }
