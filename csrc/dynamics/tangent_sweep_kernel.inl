@@ -167,7 +167,7 @@ CE_INLINE void weight_tile(const SweepBlock<T>& q, const TangentNode<T>& n, cons
   for (int m = 0; m < R; ++m) {
     for (int v = 0; v < V; ++v) h[m][v] = Vec{};
   }
-  for (int64_t r = 0; r < n.R; ++r, e += n.O * q.w, a += n.I) {
+  for (int64_t r = 0; r < n.R; ++r, e += n.O * q.stride, a += n.I) {
     Vec column[V];
     for (int v = 0; v < V; ++v) column[v] = load(e + v * kLanes);
     for (int m = 0; m < R; ++m) {
@@ -176,10 +176,10 @@ CE_INLINE void weight_tile(const SweepBlock<T>& q, const TangentNode<T>& n, cons
   }
   if (n.in[0].has()) {
     const T* d = q.row(n.in[0].d + i) + x;
-    for (int64_t r = 0; r < n.R; ++r, d += n.I * q.w) {
+    for (int64_t r = 0; r < n.R; ++r, d += n.I * q.stride) {
       const T delta = n.delta[r * n.O + o];
       for (int m = 0; m < R; ++m) {
-        for (int v = 0; v < V; ++v) h[m][v] += delta * load(d + m * q.w + v * kLanes);
+        for (int v = 0; v < V; ++v) h[m][v] += delta * load(d + m * q.stride + v * kLanes);
       }
     }
   }
@@ -221,17 +221,17 @@ inline void biases(const SweepBlock<T>& q, const TangentNode<T>& n, const Update
 
 inline void linear_forward(const SweepBlock<T>& q, const TangentNode<T>& n, const Packed<T>& p) {
   T* z = q.row(n.out.d);
-  const int64_t w = q.w;
+  const int64_t w = q.w, ld = q.stride;
   if (n.row_w >= 0) {
     for (int64_t o = 0; o < n.O; ++o) {
       const T* V = q.Y + (n.row_w + o * n.I) * q.ld;
-      product({p.a, n.R, V, q.ld, n.I, z + o * w, n.O * w, n.R, false, q.ld >= kFar}, w);
+      product({p.a, n.R, V, q.ld, n.I, z + o * ld, n.O * ld, n.R, false, q.ld >= kFar}, w);
     }
   }
   if (n.in[0].has()) {
     for (int64_t r = 0; r < n.R; ++r) {
       const T* da = q.row(n.in[0].d + r * n.I);
-      product({p.W, n.O, da, w, n.I, z + r * n.O * w, w, n.O, n.row_w >= 0, false}, w);
+      product({p.W, n.O, da, ld, n.I, z + r * n.O * ld, ld, n.O, n.row_w >= 0, false}, w);
     }
   }
   if (n.row_b < 0) return;
@@ -239,22 +239,22 @@ inline void linear_forward(const SweepBlock<T>& q, const TangentNode<T>& n, cons
   for (int64_t row = 0; row < n.R * n.O; ++row) {
     const T* c = q.Y + (n.row_b + row % n.O) * q.ld;
     for (int64_t x = 0; x < w; x += kLanes) {
-      store(z + row * w + x, add ? load(z + row * w + x) + load(c + x) : load(c + x));
+      store(z + row * ld + x, add ? load(z + row * ld + x) + load(c + x) : load(c + x));
     }
   }
 }
 
 // d(delta_in) first: it reads V, which the updates overwrite.
 inline void linear_backward(const SweepBlock<T>& q, const TangentNode<T>& n, const Packed<T>& p) {
-  const int64_t w = q.w;
+  const int64_t w = q.w, ld = q.stride;
   if (n.in[0].has()) {
     T* e_in = q.row(n.in[0].e);
     for (int64_t r = 0; r < n.R; ++r) {
-      product({n.W, n.I, q.row(n.out.e + r * n.O), w, n.O, e_in + r * n.I * w, w, n.I, n.adds[0], false}, w);
+      product({n.W, n.I, q.row(n.out.e + r * n.O), ld, n.O, e_in + r * n.I * ld, ld, n.I, n.adds[0], false}, w);
     }
     for (int64_t i = 0; n.row_w >= 0 && i < n.I; ++i) {
       const T* V = q.Y + (n.row_w + i) * q.ld;
-      product({p.delta, n.R, V, n.I * q.ld, n.O, e_in + i * w, n.I * w, n.R, true, false}, w);
+      product({p.delta, n.R, V, n.I * q.ld, n.O, e_in + i * ld, n.I * ld, n.R, true, false}, w);
     }
   }
   if (n.row_w >= 0) weights(q, n, q.slots->at(n.row_w));
@@ -266,7 +266,7 @@ inline void scale_rows(const SweepBlock<T>& q, int64_t rows, T* to, const T* fro
                        bool add, const T* second, const T* other) {
   for (int64_t row = 0; row < rows; ++row) {
     const T f = factor == nullptr ? constant : factor[row], g = second == nullptr ? T(0) : second[row];
-    for (int64_t x = row * q.w; x < (row + 1) * q.w; x += kLanes) {
+    for (int64_t x = row * q.stride; x < row * q.stride + q.w; x += kLanes) {
       Vec sum = f * load(from + x);
       if (second != nullptr) sum += g * load(other + x);
       store(to + x, add ? load(to + x) + sum : sum);
@@ -296,14 +296,14 @@ inline void scale_backward(const SweepBlock<T>& q, const TangentNode<T>& n) {
 inline void softmax(const SweepBlock<T>& q, const TangentNode<T>& n) {
   for (int64_t r = 0; r < n.R; ++r) {
     const T* p = n.a + r * n.O;
-    const T *d = q.row(n.in[0].d + r * n.O), *top = d + (std::max_element(p, p + n.O) - p) * q.w;
+    const T *d = q.row(n.in[0].d + r * n.O), *top = d + (std::max_element(p, p + n.O) - p) * q.stride;
     T* e = q.row(n.in[0].e + r * n.O);
     for (int64_t x = 0; x < q.w; x += kLanes) {
       const Vec base = load(top + x);
       Vec mean{};
-      for (int64_t c = 0; c < n.O; ++c) mean += p[c] * (load(d + c * q.w + x) - base);
+      for (int64_t c = 0; c < n.O; ++c) mean += p[c] * (load(d + c * q.stride + x) - base);
       for (int64_t c = 0; c < n.O; ++c) {
-        store(e + c * q.w + x, (n.W[r] * p[c]) * ((load(d + c * q.w + x) - base) - mean));
+        store(e + c * q.stride + x, (n.W[r] * p[c]) * ((load(d + c * q.stride + x) - base) - mean));
       }
     }
   }
