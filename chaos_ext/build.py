@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from . import layer_table as table
 from .autorule import AutoRule
+from .conv import Convolution
 from .graph_rules import Add, Affine, Cat, LinearMap, Multiply, Parameter, Reshape
 from .guards import refuse_randomness
 from .layers import Linear
@@ -81,6 +82,8 @@ class Builder:
     def _append(self, node: fx.Node, rules: Sequence[Rule], inputs: tuple[int, ...]) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
         for rule in rules:
+            if isinstance(rule, Convolution):
+                rule.of_data = inputs == (0,)
             self.nodes.append(Node(name, rule, inputs))
             inputs = (len(self.nodes),)
         self.value[node] = inputs[0]

@@ -22,6 +22,7 @@ from torch.nn import grad
 
 from . import _ops
 from .rule import Leaf, Tangent, column
+from .workspace import empty
 
 # Which operand carries the columns, and which one they go to: X input, W weight, Z output of the direct convolution.
 _KINDS = {("Z", "X"): 0, ("Z", "W"): 1, ("X", "Z"): 2, ("X", "W"): 3, ("W", "Z"): 4, ("W", "X"): 5}
@@ -45,9 +46,12 @@ class Convolution:
         geometry: stride, zero padding, dilation, groups, of the two-dimensional form.
         forward: torch's own function of (a, W, b).
         transposed: whether the module's input is the output Z of the direct convolution.
+
+    Attributes:
+        of_data: whether the input is x itself, whose cotangent nobody needs.
     """
 
-    path, rowwise = "layer rule", True
+    path, rowwise, fresh = "layer rule", True, True
 
     def __init__(
         self, weight: Leaf, bias: Leaf, geometry: Geometry, forward: Callable[..., Tensor], transposed: bool = False
@@ -55,6 +59,7 @@ class Convolution:
         self.weight, self.bias, self.geometry, self.function = weight, bias, geometry, forward
         self.source, self.target = ("Z", "X") if transposed else ("X", "Z")
         self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
+        self.of_data = False
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
         a, W = inputs[0].contiguous(), self.weight(theta)
@@ -68,7 +73,7 @@ class Convolution:
         if k == 1:
             result = self._single(out, lanes, shape, scalars, d.squeeze(-1)).unsqueeze(-1)
             return result if into is None else into.add_(result)
-        result = scalars.new_empty(*shape, k) if into is None else into
+        result = empty((*shape, k), scalars) if into is None else into
         g = self.geometry
         kind = _KINDS[out, lanes]
         args = (list(g.stride), list(g.padding), list(g.dilation), g.groups, into is not None)
@@ -91,7 +96,9 @@ class Convolution:
         a, W, _ = saved
         delta = delta.contiguous()
         d = column(delta)
-        d_in = self._lanes(self.source, self.target, a.shape, W, d, None).squeeze(-1)
+        d_in: Tangent = None
+        if not self.of_data:
+            d_in = self._lanes(self.source, self.target, a.shape, W, d, None).squeeze(-1)
         grads: list[Tangent] = [None, None]
         if self.slots[0] is not None:
             grads[0] = self._lanes("W", self.target, W.shape, a, d, None).squeeze(-1)
@@ -109,7 +116,7 @@ class Convolution:
             dz = self._lanes(self.target, "W", shape, a, V, dz)
         if c is not None:
             shifted = c.view(len(c), *(1 for _ in shape[2:]), -1)
-            dz = shifted.expand(*shape, c.shape[-1]) if dz is None else dz.add_(shifted)
+            dz = shifted.expand(*shape, c.shape[-1]).clone() if dz is None else dz.add_(shifted)
         return dz
 
     def tangent_backward(
@@ -119,9 +126,9 @@ class Convolution:
         delta = delta.contiguous()
         dd_in: Tangent = None
         ddelta = None if ddelta is None else ddelta.contiguous()
-        if ddelta is not None:
+        if ddelta is not None and not self.of_data:
             dd_in = self._lanes(self.source, self.target, a.shape, W, ddelta, dd_in)
-        if dtheta[0] is not None:
+        if dtheta[0] is not None and not self.of_data:
             dd_in = self._lanes(self.source, "W", a.shape, delta, dtheta[0], dd_in)
         products: list[Tangent] = [None, None]
         if self.slots[0] is not None:

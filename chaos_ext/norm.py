@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import _ops
 from .rule import Leaf, Tangent, add, column
+from .workspace import empty
 
 
 class Normalisation:
@@ -36,7 +37,7 @@ class Normalisation:
         fixed: leaves of the mean and variance in eval mode, instead of statistics of x.
     """
 
-    path = "layer rule"
+    path, fresh = "layer rule", True
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Normalisation:
         xh, r = saved[:2]
         layout, gamma = self._layout(xh), affine[0]
         k = next(t.shape[-1] for t in (d, *affine[1:]) if t is not None)
-        out = xh.new_empty(*layout, k)
+        out = empty((*layout, k), xh)
         scale = None if gamma is None else gamma.reshape(-1)
         own = [None if t is None else t.contiguous() for t in affine[1:]]
         _ops.norm_tangent_(out, xh.view(layout), r.reshape(-1), _viewed(d, out.shape), scale, *own)
@@ -128,7 +129,7 @@ class Normalisation:
             dz = add(dz, dgamma.view(*shape, -1) * column(xh))
         if dbeta is not None:
             shifted = dbeta.view(*shape, -1)
-            dz = shifted.expand(*xh.shape, dbeta.shape[-1]) if dz is None else dz.add_(shifted)
+            dz = shifted.expand(*xh.shape, dbeta.shape[-1]).clone() if dz is None else dz.add_(shifted)
         return dz
 
     def tangent_backward(
@@ -156,11 +157,11 @@ class Normalisation:
         xh, r = saved[:2]
         layout = self._layout(xh)
         k = next(t.shape[-1] for t in (dx, de, dgamma) if t is not None)
-        out, sums = xh.new_empty(*layout, k), xh.new_empty(2, layout[1], k)
-        wide = [_viewed(t, out.shape) for t in (dx, de)]
+        out, sums = empty((*layout, k), xh), xh.new_empty(2, layout[1], k)
         scale = None if gamma is None else gamma.reshape(-1)
         plain = (xh.view(layout), r.reshape(-1), e.reshape(layout).contiguous())
         own = None if dgamma is None else dgamma.contiguous()
+        wide = _viewed(dx, out.shape), _viewed(de, out.shape)
         _ops.norm_tangent_backward_(out, sums[0], sums[1], *plain, *wide, scale, own)
         return out.view(*xh.shape, k), [sums[0], sums[1]]
 

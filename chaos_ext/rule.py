@@ -35,6 +35,10 @@ class Rule(Protocol):
         slots: indices into theta of the parameters that the node differentiates (None: frozen or absent).
         rowwise: whether sample n of the output (axis 0) depends on sample n of the inputs only.
         path: how ``explain()`` names it.
+
+    Optional are ``fresh``: whether the tangents that it returns share memory with nothing, unless they are arguments
+    themselves; and ``tangent_forward_``, ``tangent_backward_``: the same for arguments (dinputs[0], ddelta) that may be
+    overwritten.
     """
 
     slots: tuple[int | None, ...]

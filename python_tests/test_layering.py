@@ -6,7 +6,7 @@ from pathlib import Path
 import chaos_ext
 
 STAGES = [
-    {"errors", "_ops", "rule", "matrix"},
+    {"errors", "_ops", "rule", "matrix", "workspace"},
     {"_build_info", "_files", "memory", "params"},
     {"csv_stream", "exponents", "orthonormal", "systems"},
     {"benettin"},
