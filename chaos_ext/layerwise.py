@@ -14,7 +14,7 @@ from .errors import NonFiniteError
 from .losses import LossRule
 from .matrix import symmetrize_
 from .params import ParameterSpace
-from .plan import PARAMETERS, UNITS, Entry, plan
+from .plan import PARAMETERS, UNITS, Entry, passing_flops, plan
 from .program import Program
 from .rule import Tangent
 from .sweep import hessian_vector_products, unit_sweep
@@ -83,6 +83,10 @@ class LayerwiseEngine:
     def plan(self) -> tuple[Entry, ...]:
         """How each layer's rows of H are computed."""
         return plan(self.tape(self.space.dtype))
+
+    def passing_flops(self, node: int) -> int:
+        """Operations that the sweeps of a dense Hessian cost in one node."""
+        return passing_flops(self.tape(self.space.dtype), node, self.plan())
 
     @torch.no_grad()
     def dense_(self, out: Tensor) -> None:
