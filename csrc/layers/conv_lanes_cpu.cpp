@@ -18,7 +18,7 @@ namespace {
 const ConvKernels<float>& kernels_for(float) { return CE_CHOOSE(float, kernels); }
 const ConvKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kernels); }
 
-constexpr int64_t kTaskWork = 1 << 16;      // multiply-adds that are worth a thread
+constexpr int64_t kTaskWork = 1 << 20;      // multiply-adds that are worth a thread
 constexpr int64_t kUnfoldedSize = 1 << 18;  // numbers of an unfolded operand at a time, near the cache
 constexpr int64_t kBlockedRows = 256;       // gathered rows of a panel that stay in the L2 cache
 

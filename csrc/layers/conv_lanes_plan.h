@@ -8,7 +8,6 @@
 #pragma once
 
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <vector>
 
@@ -141,40 +140,66 @@ struct PlaceClass {
   std::vector<int64_t> taps, places, source;
 };
 
-// Whether a tap could reach an input pixel if the output had no end.
-inline bool on_stride(const ConvShape& s, int64_t pixel, int64_t tap) {
-  const int64_t up = pixel / s.W + s.ph - tap / s.kw * s.dh, left = pixel % s.W + s.pw - tap % s.kw * s.dw;
-  return up % s.sh == 0 && left % s.sw == 0;
-}
+// One axis: the classes of its coordinates by the taps that count there, and where a tap leads.
+struct AxisClasses {
+  std::vector<std::vector<int64_t>> taps;  // of each class
+  std::vector<int64_t> of;                 // class of each coordinate
+  int64_t places, source, stride, pad, dilation;
+  bool of_input;
+
+  // places: output coordinates (of_input) or input coordinates; source: those of the plain operand.
+  AxisClasses(int64_t places, int64_t source, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
+              bool of_input, bool exact)
+      : places(places), source(source), stride(stride), pad(pad), dilation(dilation), of_input(of_input) {
+    for (int64_t at = 0; at < places; ++at) {
+      std::vector<int64_t> own;
+      for (int64_t tap = 0; tap < kernel; ++tap) {
+        if (lead(at, tap) >= 0 || (!exact && on_stride(at, tap))) own.push_back(tap);
+      }
+      const auto known = std::find(taps.begin(), taps.end(), own);
+      of.push_back(known - taps.begin());
+      if (known == taps.end()) taps.push_back(own);
+    }
+  }
+
+  // Whether the tap could reach the coordinate if the output had no end.
+  bool on_stride(int64_t at, int64_t tap) const { return of_input || (at + pad - tap * dilation) % stride == 0; }
+
+  // The coordinate of the plain operand that the tap connects with this place, -1 outside.
+  int64_t lead(int64_t at, int64_t tap) const {
+    if (!on_stride(at, tap)) return -1;
+    const int64_t up = at + pad - tap * dilation;
+    const int64_t to = of_input ? at * stride - pad + tap * dilation : up / stride;
+    return to < 0 || to >= source || (!of_input && up < 0) ? -1 : to;
+  }
+};
 
 // Classes of output positions (of_input: the plain operand is X) or of input pixels (it is Z). exact: taps outside are
 // left out; otherwise only those that the stride excludes, so that classes are few.
 inline std::vector<PlaceClass> place_classes(const ConvShape& s, bool of_input, bool exact) {
-  const int64_t places = of_input ? s.positions() : s.pixels(), taps = s.taps();
-  const std::vector<int64_t> pixels = pixel_table(s);
-  std::vector<int64_t> source(places * taps, -1);
-  for (int64_t p = 0; p < s.positions(); ++p) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t pixel = pixels[p * taps + tap];
-      if (pixel >= 0) source[(of_input ? p : pixel) * taps + tap] = of_input ? pixel : p;
+  const int64_t height = of_input ? s.OH : s.H, width = of_input ? s.OW : s.W;
+  const int64_t from_height = of_input ? s.H : s.OH, from_width = of_input ? s.W : s.OW;
+  const AxisClasses rows(height, from_height, s.kh, s.sh, s.ph, s.dh, of_input, exact);
+  const AxisClasses columns(width, from_width, s.kw, s.sw, s.pw, s.dw, of_input, exact);
+  std::vector<PlaceClass> classes(rows.taps.size() * columns.taps.size());
+  for (size_t a = 0; a < rows.taps.size(); ++a) {
+    for (size_t b = 0; b < columns.taps.size(); ++b) {
+      for (const int64_t i : rows.taps[a]) {
+        for (const int64_t j : columns.taps[b]) classes[a * columns.taps.size() + b].taps.push_back(i * s.kw + j);
+      }
     }
   }
-  std::map<std::vector<int64_t>, PlaceClass> classes;
-  std::vector<int64_t> own;
-  for (int64_t place = 0; place < places; ++place) {
-    own.clear();
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const bool inside = source[place * taps + tap] >= 0;
-      if (inside || (!exact && (of_input || on_stride(s, place, tap)))) own.push_back(tap);
+  for (int64_t h = 0; h < height; ++h) {
+    for (int64_t w = 0; w < width; ++w) {
+      PlaceClass& own = classes[rows.of[h] * columns.taps.size() + columns.of[w]];
+      own.places.push_back(h * width + w);
+      for (const int64_t tap : own.taps) {
+        const int64_t y = rows.lead(h, tap / s.kw), x = columns.lead(w, tap % s.kw);
+        own.source.push_back(y < 0 || x < 0 ? -1 : y * from_width + x);
+      }
     }
-    PlaceClass& found = classes[own];
-    found.taps = own;
-    found.places.push_back(place);
-    for (const int64_t tap : own) found.source.push_back(source[place * taps + tap]);
   }
-  std::vector<PlaceClass> out;
-  for (auto& [key, value] : classes) out.push_back(std::move(value));
-  return out;
+  return classes;
 }
 
 // The plain operand of samples n0 to n1, one group and one class, in tiles: rows (n, place) and terms (channel, tap),

@@ -11,7 +11,7 @@
 namespace chaos_ext {
 namespace {
 
-constexpr int64_t kTaskWork = 1 << 14;  // entries times columns that are worth a thread
+constexpr int64_t kTaskWork = 1 << 17;  // entries times columns that are worth a thread
 
 template <typename T>
 struct NormKernels {
