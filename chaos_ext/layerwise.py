@@ -23,7 +23,7 @@ from .tape import Tape
 _SWEEP_BYTES = 1 << 25  # tangents of a sweep that stay near the cache,
 _FEW_COLUMNS = 64  # unless that is fewer columns than keep the products efficient
 _MOST_BYTES = 1 << 30
-_SWEEP_SHARE = 0.2  # of the dense H: what its sweeps may take
+_SWEEP_SHARE = 0.3  # of the dense H: what its sweeps may take
 _VECTOR = 16  # columns: a vector register of float32
 
 
