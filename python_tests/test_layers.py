@@ -227,3 +227,16 @@ def test_an_untraceable_model_is_differentiated_as_a_whole_with_a_warning(sign, 
     assert "Untraceable: no layer rules here (torch.fx cannot trace it (TraceError" in record.getMessage()
     assert op.explain()[0].name == "(model)"
     assert relative(op.dense(), double_backward(model, F.cross_entropy, x, y)) < TOL
+
+
+def test_a_cgd_step_commits_running_statistics_once():
+    """As one forward in training mode does; the operator and its products commit nothing."""
+    model, x, y = build("residual BatchNorm", True)
+    twin, _, _ = build("residual BatchNorm", True)
+    twin(x)
+    op = ce.HessianOperator(model, F.cross_entropy, x, y)
+    op @ torch.ones(op.shape[0], dtype=torch.float64)
+    assert all(int(b) == 0 for n, b in model.named_buffers() if n.endswith("num_batches_tracked"))
+    ce.CGD(model.parameters(), lr=1e-3).step(op)
+    for (name, ours), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
