@@ -94,3 +94,12 @@ DENSE = {
 }
 BLOCK = {"e": Network("residual net with BatchNorm", resnet, 8)}
 COLUMNS = 64
+
+
+def reference_products(network: Network, v: Tensor) -> Tensor:
+    """H v by double backward in float64, column by column."""
+    model, loss_fn, x, y = network.build(torch.float64)
+    params = list(model.parameters())
+    flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss_fn(model(x), y), params, create_graph=True)])
+    columns = [torch.autograd.grad(flat, params, c, retain_graph=True) for c in v.double().T]
+    return torch.stack([torch.cat([p.reshape(-1) for p in c]) for c in columns], 1)

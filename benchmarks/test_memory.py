@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from networks import DENSE
 from problems import CASES
 from rivals import RIVALS
 
@@ -19,10 +20,10 @@ def _peak(*args: str) -> int:
 
 
 @pytest.mark.parametrize("method", ["chaos_ext", *list(RIVALS)[:1]])
-@pytest.mark.parametrize("case", ["a", "b", "784 inputs", "three layers"])
+@pytest.mark.parametrize("case", ["a", "b", "784 inputs", "three layers", *DENSE])
 def test_peak_memory(case: str, method: str, record) -> None:
     """The difference between two processes that differ in nothing but the call."""
-    problem = CASES[case]
+    problem = {**CASES, **DENSE}[case]
     extra, H = _peak(case, method, "with") - _peak(case, method, "without"), 4 * problem.P**2
     row = {"case": case, "problem": problem.title, "method": method, "dtype": "float32", "threads": 1}
     record(**row, bytes_of_H=H, peak_bytes=extra, ratio=round(extra / H, 3))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import rivals
 import torch
-from networks import BLOCK, COLUMNS, DENSE, Network
+from networks import BLOCK, COLUMNS, DENSE, Network, reference_products
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
@@ -46,15 +46,6 @@ def block_run(method: str, network: Network, v: Tensor) -> rivals.Run:
     return lambda: products(rows).T
 
 
-def reference(network: Network, v: Tensor) -> Tensor:
-    """H v by double backward in float64, column by column."""
-    model, loss_fn, x, y = network.build(torch.float64)
-    params = list(model.parameters())
-    flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss_fn(model(x), y), params, create_graph=True)])
-    columns = [torch.autograd.grad(flat, params, c, retain_graph=True) for c in v.double().T]
-    return torch.stack([torch.cat([p.reshape(-1) for p in c]) for c in columns], 1)
-
-
 def wrong_by(result: Tensor, expected: Tensor) -> float | None:
     """The relative error where a result is not the right one."""
     error = float((result.double() - expected).norm() / expected.norm())
@@ -82,7 +73,7 @@ def test_dense(case: str, method: str, benchmark, record, measure) -> None:
         pytest.skip(reason)
     run = dense_ours(network) if method == OURS else METHODS[method](*network.build())
     v = torch.randn(network.P, 3, generator=torch.Generator().manual_seed(1))
-    validate(wrong_by(run() @ v, reference(network, v)), record, row)
+    validate(wrong_by(run() @ v, reference_products(network, v)), record, row)
     measure(run, what="dense", **row)
 
 
@@ -97,7 +88,7 @@ def test_block_of_products(case: str, method: str, benchmark, record, measure) -
         record(**row, threads=1, clock="CPU", skipped=reason)
         pytest.skip(reason)
     run = block_run(method, network, v)
-    validate(wrong_by(run()[:, :3], reference(network, v[:, :3])), record, row)
+    validate(wrong_by(run()[:, :3], reference_products(network, v[:, :3])), record, row)
     measure(run, what="block", **row)
 
 

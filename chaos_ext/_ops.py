@@ -58,6 +58,8 @@ CUDA_ERROR: str | None = _load_cuda()
 
 _activation = torch.ops.chaos_ext.activation.default
 _conv_lanes_ = torch.ops.chaos_ext.conv_lanes_.default
+_norm_tangent_ = torch.ops.chaos_ext.norm_tangent_.default
+_norm_tangent_backward_ = torch.ops.chaos_ext.norm_tangent_backward_.default
 _cross_entropy = torch.ops.chaos_ext.cross_entropy.default
 _cross_entropy_labels = torch.ops.chaos_ext.cross_entropy_labels.default
 _cross_entropy_tangent = torch.ops.chaos_ext.cross_entropy_tangent.default
@@ -103,6 +105,43 @@ def conv_lanes_(
     Z, 5 W from X (out from lanes); ``scalars`` is the third operand. accumulate: add to out.
     """
     _conv_lanes_(out, scalars, lanes, kind, stride, padding, dilation, groups, accumulate)
+
+
+def norm_tangent_(
+    out: Tensor,
+    xh: Tensor,
+    r: Tensor,
+    d: Tensor | None,
+    gamma: Tensor | None,
+    dgamma: Tensor | None,
+    dbeta: Tensor | None,
+) -> None:
+    """out = r gamma (d - mean d - xh mean(xh d)) + xh dgamma + dbeta, the means over the groups' entries.
+
+    Entries are [B, G, M] with means over B and M: out, d [B, G, M, k], xh [B, G, M], r, gamma [G], dgamma, dbeta
+    [G, k]. None is a zero, of gamma a one.
+    """
+    _norm_tangent_(out, xh, r, d, gamma, dgamma, dbeta)
+
+
+def norm_tangent_backward_(
+    out: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    xh: Tensor,
+    r: Tensor,
+    delta: Tensor,
+    d: Tensor | None,
+    ddelta: Tensor | None,
+    gamma: Tensor | None,
+    dgamma: Tensor | None,
+) -> None:
+    """Tangents of out = r gamma (delta - mean delta - xh mean(xh delta)) [B, G, M, k], and of the gradients.
+
+    xh is the normalised value of an input whose tangent is d, dweight and dbias [G, k] are the tangents of the sums of
+    xh delta and of delta. Shapes as of ``norm_tangent_``; delta as xh, ddelta as d.
+    """
+    _norm_tangent_backward_(out, dweight, dbias, xh, r, delta, d, ddelta, gamma, dgamma)
 
 
 def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,6 +296,16 @@ def _(z: Tensor, kind: int, alpha: float, beta: float) -> tuple[Tensor, Tensor, 
 
 
 @torch.library.register_fake("chaos_ext::conv_lanes_")
+def _(*args: object) -> None:
+    return None
+
+
+@torch.library.register_fake("chaos_ext::norm_tangent_")
+def _(*args: object) -> None:
+    return None
+
+
+@torch.library.register_fake("chaos_ext::norm_tangent_backward_")
 def _(*args: object) -> None:
     return None
 

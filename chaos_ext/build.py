@@ -64,6 +64,8 @@ class Builder:
                 self._placeholder(node)
             elif node.op == "output":
                 output = node.args[0]
+            elif node.target is operator.getitem and not node.users:
+                pass  # one of several results that forward does not use, such as a recurrence's last state
             elif node in self.shape and node.op != "get_attr":
                 self._tensor(node)
         if not isinstance(output, fx.Node) or output not in self.value:

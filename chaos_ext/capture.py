@@ -7,10 +7,11 @@ captured: ``capture`` then says why, and the functional engine takes over.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from .errors import ChaosExtError
 from .layer_table import MODULES, is_registered
 from .params import ModuleTree, ParameterSpace
 from .program import Program
-from .rule import NotLayerwise
+from .rule import CONSTANT, NotLayerwise
 
 log = logging.getLogger("chaos_ext")
 
@@ -133,13 +134,25 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
     return result
 
 
+@contextlib.contextmanager
+def _without_constants(root: nn.Module) -> Iterator[None]:
+    """torch.fx hangs tensors that forward makes on the model: takes them off again."""
+    with _tracing:
+        before = set(vars(root))
+        try:
+            yield
+        finally:
+            for name in [n for n in vars(root) if n.startswith(CONSTANT) and n not in before]:
+                delattr(root, name)
+
+
 def _program(model: nn.Module, space: ParameterSpace, x: Tensor) -> Capture:
     try:
         _refuse_invisible(model)
         # torch.fx never treats the root as a leaf: a model that is itself one layer goes into a container.
         root = nn.Sequential(model) if _is_leaf(model) else model
-        graph = _trace(root)
-        program = Builder(root, space, graph, x).build()
+        with _without_constants(root):
+            program = Builder(root, space, _trace(root), x).build()
     except NotLayerwise as e:
         return Capture(None, str(e))
     except ChaosExtError:

@@ -22,6 +22,7 @@ from torch.nn import grad
 
 from . import _ops
 from .rule import Leaf, Tangent, column
+from .workspace import empty
 
 # Which operand carries the columns, and which one they go to: X input, W weight, Z output of the direct convolution.
 _KINDS = {("Z", "X"): 0, ("Z", "W"): 1, ("X", "Z"): 2, ("X", "W"): 3, ("W", "Z"): 4, ("W", "X"): 5}
@@ -47,7 +48,7 @@ class Convolution:
         transposed: whether the module's input is the output Z of the direct convolution.
     """
 
-    path, rowwise, constant_input = "layer rule", True, False
+    path, rowwise, fresh, constant_input = "layer rule", True, True, False
 
     def __init__(
         self, weight: Leaf, bias: Leaf, geometry: Geometry, forward: Callable[..., Tensor], transposed: bool = False
@@ -68,7 +69,7 @@ class Convolution:
         if k == 1:
             result = self._single(out, lanes, shape, scalars, d.squeeze(-1)).unsqueeze(-1)
             return result if into is None else into.add_(result)
-        result = scalars.new_empty(*shape, k) if into is None else into
+        result = empty((*shape, k), scalars) if into is None else into
         g = self.geometry
         kind = _KINDS[out, lanes]
         args = (list(g.stride), list(g.padding), list(g.dilation), g.groups, into is not None)
@@ -111,7 +112,7 @@ class Convolution:
             dz = self._lanes(self.target, "W", shape, a, V, dz)
         if c is not None:
             shifted = c.view(len(c), *(1 for _ in shape[2:]), -1)
-            dz = shifted.expand(*shape, c.shape[-1]) if dz is None else dz.add_(shifted)
+            dz = shifted.expand(*shape, c.shape[-1]).clone() if dz is None else dz.add_(shifted)
         return dz
 
     def tangent_backward(

@@ -15,7 +15,7 @@ from .rule import Leaf, Tangent, add, column, sum_to
 class Add:
     """alpha a + beta b, with broadcasting: a residual connection."""
 
-    path, rowwise = "layer rule", True
+    path, rowwise, fresh = "layer rule", True, True
     slots: tuple[int | None, ...] = ()
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
@@ -32,12 +32,17 @@ class Add:
         return [sum_to(self._scaled(delta, i), saved[i]) for i in (0, 1)], []
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        dz: Tangent = None
-        for i in (0, 1):
-            d = dinputs[i]
-            if d is not None:
-                dz = add(dz, expand(self._scaled(d, i), saved[i], saved[2]))
-        return dz
+        parts = [None if d is None else expand(self._scaled(d, i), saved[i], saved[2]) for i, d in enumerate(dinputs)]
+        dz = add(*parts)
+        # One operand alone, broadcast: a view of what its tangent is.
+        return dz.clone() if any(dz is p for p in parts) and dz is not None else dz
+
+    def tangent_forward_(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
+        """Into the first tangent where that has the size of the sum."""
+        a, b = dinputs
+        if a is None or b is None or self.factors[0] != 1 or saved[0] != saved[2]:
+            return self.tangent_forward(saved, dinputs, dtheta)
+        return a.add_(expand(b, saved[1], saved[2]), alpha=self.factors[1])
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent

@@ -28,7 +28,7 @@ class LayerReport:
     Attributes:
         name: qualified name of the layer ("(model)" for the functional engine).
         path: how its rows of H are computed.
-        flops: floating point operations of its blocks of the dense H.
+        flops: floating point operations of its blocks of the dense H, or of all tangents in a layer left to torch.
         bytes: bytes that these blocks take.
         why: the reason for the path.
     """
@@ -257,10 +257,9 @@ class HessianOperator:
 
     def explain(self) -> list[LayerReport]:
         """The path that each layer takes, its cost and the reason."""
-        p, item = self.space.size, self.dtype.itemsize
         if isinstance(self._engine, FunctionalEngine):
-            return [LayerReport("(model)", self._engine.path, 0, p * p * item, self._why)]
-        return list(self._explain_layers(self._engine, item))
+            return [LayerReport("(model)", self._engine.path, 0, self.space.size**2 * self.dtype.itemsize, self._why)]
+        return list(self._explain_layers(self._engine, self.dtype.itemsize))
 
     def _explain_layers(self, engine: LayerwiseEngine, item: int) -> Iterator[LayerReport]:
         entries = engine.plan()
@@ -269,9 +268,10 @@ class HessianOperator:
             node = engine.program.nodes[e.node]
             block = sizes[i] * (2 * sum(sizes[i + 1 :]) + sizes[i])
             yield LayerReport(node.name, e.path, e.flops, block * item, e.why)
-        for node in engine.program.nodes:
+        for i, node in enumerate(engine.program.nodes):
             if isinstance(node.rule, AutoRule):
-                yield LayerReport(node.name, node.rule.path, 0, 0, f"no layer rule: {node.rule.why}")
+                why = f"no layer rule: {node.rule.why}"
+                yield LayerReport(node.name, node.rule.path, engine.passing_flops(i), 0, why)
 
     def _verify(self) -> None:
         generator = torch.Generator().manual_seed(0)

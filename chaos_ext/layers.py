@@ -85,7 +85,7 @@ def _rows(t: Tensor) -> Tensor:
 class Elementwise:
     """a = phi(z), one of the activations of csrc/layers/activation."""
 
-    path, rowwise = "layer rule", True
+    path, rowwise, fresh = "layer rule", True, True
     slots: tuple[int | None, ...] = ()
 
     def __init__(self, kind: int, alpha: float = 0.0, beta: float = 0.0) -> None:
@@ -101,14 +101,30 @@ class Elementwise:
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         return None if dinputs[0] is None else dinputs[0] * column(saved[0])
 
+    def tangent_forward_(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
+        """In place unless the tangent is needed again."""
+        if saved[1] is not None or dinputs[0] is None:
+            return self.tangent_forward(saved, dinputs, dtheta)
+        return dinputs[0].mul_(column(saved[0]))
+
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
-        d1, d2 = saved
-        dd_in = None if ddelta is None else ddelta * column(d1)
+        return self._pull(saved, delta, dinputs, None if ddelta is None else ddelta * column(saved[0]))
+
+    def tangent_backward_(
+        self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
+    ) -> tuple[list[Tangent], list[Tangent]]:
+        """In place."""
+        return self._pull(saved, delta, dinputs, None if ddelta is None else ddelta.mul_(column(saved[0])))
+
+    def _pull(
+        self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dd_in: Tangent
+    ) -> tuple[list[Tangent], list[Tangent]]:
+        d2 = saved[1]
         if d2 is not None and dinputs[0] is not None:
             curved = column(d2 * delta)
-            dd_in = dinputs[0] * curved if dd_in is None else torch.addcmul(dd_in, dinputs[0], curved)
+            dd_in = dinputs[0] * curved if dd_in is None else dd_in.addcmul_(dinputs[0], curved)
         return [dd_in], []
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _ops, workspace
 from .compress import bound, compress
 from .compressed import CompressedHessian
 from .errors import NonFiniteError
@@ -17,7 +17,7 @@ from .losses import LossRule
 from .matrix import all_finite, rows_contiguous, symmetrize_
 from .native import Native, native
 from .params import ParameterSpace
-from .plan import PARAMETERS, UNITS, Entry, plan
+from .plan import PARAMETERS, UNITS, Entry, passing_flops, plan
 from .program import Program
 from .rule import Tangent
 from .sweep import hessian_vector_products, unit_sweep
@@ -26,6 +26,7 @@ from .tape import Tape
 _SWEEP_BYTES = 1 << 25  # tangents of a sweep that stay near the cache,
 _FEW_COLUMNS = 64  # unless that is fewer columns than keep the products efficient
 _MOST_BYTES = 1 << 30
+_SWEEP_SHARE = 0.3  # of the dense H: what its sweeps may take
 _VECTOR = 16  # columns: a vector register of float32
 
 
@@ -79,26 +80,34 @@ class LayerwiseEngine:
         tape, out = self.tape(v.dtype), torch.empty_like(v)
         chunk = self.block_columns(v.dtype)
         for i in range(0, v.shape[1], chunk):
-            block = v[:, i : i + chunk]
-            products = hessian_vector_products(tape, dict(enumerate(self.space.split(block))))
-            for j, part in enumerate(products):
-                out[self.space.slice(j), i : i + chunk] = 0.0 if part is None else part.reshape(-1, block.shape[1])
+            block = v[:, i : i + chunk].contiguous()
+            with workspace.sweep():
+                products = hessian_vector_products(tape, dict(enumerate(self.space.split(block))))
+                for j, part in enumerate(products):
+                    out[self.space.slice(j), i : i + chunk] = 0.0 if part is None else part.reshape(-1, block.shape[1])
         return out
 
     def block_columns(self, dtype: torch.dtype) -> int:
         """Columns that are swept at a time."""
-        return self._chunk(self.tape(dtype), self.space.size)
+        return self._chunk(self.tape(dtype), self.space.size, 0)
 
-    def _chunk(self, tape: Tape, entered: int) -> int:
-        """Columns of one sweep: the tangents of all values, and of what enters and leaves, in _SWEEP_BYTES."""
-        numbers = entered + self.space.size + 2 * sum(t.numel() for t in tape.values)
-        per_column = numbers * tape.theta[0].element_size()
-        few = min(_FEW_COLUMNS, _MOST_BYTES // per_column)
-        return max(_VECTOR, few // _VECTOR * _VECTOR, _SWEEP_BYTES // per_column // _VECTOR * _VECTOR)
+    def _chunk(self, tape: Tape, entered: int, first: int, most_bytes: int = _MOST_BYTES) -> int:
+        """Columns of one sweep from node ``first`` on whose tangents fit.
+
+        They are those of what enters and leaves, of all values (kept for the way back) and two of a cotangent.
+        """
+        sizes = [t.numel() for t in tape.values[first + 1 :]]
+        per_column = (entered + self.space.size + sum(sizes) + 2 * max(sizes)) * tape.theta[0].element_size()
+        few, many = min(_FEW_COLUMNS, most_bytes // per_column), min(_SWEEP_BYTES, most_bytes) // per_column
+        return max(_VECTOR, few // _VECTOR * _VECTOR, many // _VECTOR * _VECTOR)
 
     def plan(self) -> tuple[Entry, ...]:
         """How each layer's rows of H are computed."""
         return plan(self.tape(self.space.dtype))
+
+    def passing_flops(self, node: int) -> int:
+        """Operations that the sweeps of a dense Hessian cost in one node."""
+        return passing_flops(self.tape(self.space.dtype), node, self.plan())
 
     @torch.no_grad()
     def dense_(self, out: Tensor) -> None:
@@ -141,7 +150,8 @@ class LayerwiseEngine:
     def _fill_from_parameters(self, tape: Tape, slots: tuple[int, ...], wanted: list[int], out: Tensor) -> None:
         """Rows and columns of the given slots against the wanted ones: unit tangents of each of their parameters."""
         sizes = [self.space.shapes[s].numel() for s in slots]
-        chunk = self._chunk(tape, sum(sizes))
+        first = min(i for s in slots for i in self.program.uses[s])
+        chunk = self._chunk(tape, sum(sizes), first, min(_MOST_BYTES, int(_SWEEP_SHARE * out.nbytes)))
         for i in range(0, sum(sizes), chunk):
             pieces = _pieces(slots, sizes, i, i + chunk)
             # Whole vectors of columns; the surplus ones are zero.
@@ -151,9 +161,10 @@ class LayerwiseEngine:
                 tangent = torch.zeros(self.space.shapes[p.slot].numel(), k, dtype=out.dtype, device=out.device)
                 tangent[p.start : p.start + p.count, p.column : p.column + p.count].fill_diagonal_(1)
                 dtheta[p.slot] = tangent.view(*self.space.shapes[p.slot], k)
-            products = hessian_vector_products(tape, dtheta, wanted)
-            for t in wanted:
-                self._write(out, t, pieces, products[t], own=t in slots)
+            with workspace.sweep():
+                products = hessian_vector_products(tape, dtheta, wanted)
+                for t in wanted:
+                    self._write(out, t, pieces, products[t], own=t in slots)
         for a in slots:
             symmetrize_(out[self.space.slice(a), self.space.slice(a)])
             for b in slots:

@@ -39,9 +39,9 @@ def asymmetry(h: Tensor) -> float:
 
 
 def symmetrize_(h: Tensor) -> None:
-    """H <- (H + H^T) / 2, bit for bit symmetric."""
-    for a, b in _blocks(len(h)):
-        mean = (h[a, b] + h[b, a].T) / 2
+    """H <- (H + H^T) / 2, bit for bit symmetric. Blocks are small against H: they are extra memory."""
+    for a, b in _blocks(len(h), max(256, len(h) // 16)):
+        mean = (h[a, b] + h[b, a].T).div_(2)
         h[a, b] = mean
         h[b, a] = mean.T
 

@@ -13,13 +13,16 @@ mode samples interact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _ops
 from .rule import Leaf, Tangent, add, column
+from .workspace import empty
 
 
 class Normalisation:
@@ -34,7 +37,7 @@ class Normalisation:
         fixed: leaves of the mean and variance in eval mode, instead of statistics of x.
     """
 
-    path = "layer rule"
+    path, fresh = "layer rule", True
 
     def __init__(
         self,
@@ -88,77 +91,97 @@ class Normalisation:
         e, h = e.reshape(view), xh.view(view)
         return (r * (e - e.mean(axes, keepdim=True) - h * (h * e).mean(axes, keepdim=True))).view(xh.shape)
 
-    @staticmethod
-    def _means(d: Tensor, weights: Tensor, view: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
-        """Means of weights * d over each group [B, w, k], for d [B, M, k] and w rows of weights [B, w, M]."""
-        total = torch.bmm(weights, d)
-        if len(axes) == 1:
-            return total / view[-1]
-        over_samples = total.view(*view[:2], *total.shape[1:]).sum(0, keepdim=True) / (view[0] * view[-1])
-        return over_samples.expand(*view[:2], *total.shape[1:]).reshape(total.shape)
+    def _by_group(self, xh: Tensor) -> bool:
+        """Batch statistics: every group has one gamma and one beta, which the operator takes in the same passes."""
+        return self.fixed is None and len(self.group(xh.shape)[1]) == 2
 
-    def _push(self, dx: Tensor, xh: Tensor, r: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Tangent of xh (times ``factor`` [*x]) under dx [*x, k]: the same symmetric map.
-
-        Two passes over dx and one of scaling: sums and their subtraction are products with the rows [1, xh].
-        """
-        scale = r if self.fixed is not None else r.expand(self.group(xh.shape)[0]).reshape(xh.shape)
-        scale = scale if factor is None else scale * factor
-        if self.fixed is not None:
-            return dx * column(scale)
+    def _layout(self, xh: Tensor) -> tuple[int, int, int]:
+        """x as [B, G, M]: groups G, means over B and M."""
         view, axes = self.group(xh.shape)
-        h = xh.view(-1, view[-1])
-        basis = torch.stack([torch.ones_like(h), h], 1)
-        d = dx.reshape(*h.shape, -1)
-        out = torch.baddbmm(d, basis.transpose(1, 2), self._means(d, basis, view, axes), alpha=-1)
-        return out.view(dx.shape).mul_(column(scale))
+        return (view[0], view[1], view[2]) if len(axes) == 2 else (1, math.prod(view[:-1]), view[-1])
+
+    def _normalised(self, d: Tangent, saved: Any, affine: Sequence[Tangent] = (None, None, None)) -> Tensor:
+        """Tangent of xh under d [*x, k]; with gamma, dgamma and dbeta that of gamma xh + beta, one of each a group."""
+        xh, r = saved[:2]
+        layout, gamma = self._layout(xh), affine[0]
+        k = next(t.shape[-1] for t in (d, *affine[1:]) if t is not None)
+        out = empty((*layout, k), xh)
+        scale = None if gamma is None else gamma.reshape(-1)
+        own = [None if t is None else t.contiguous() for t in affine[1:]]
+        _ops.norm_tangent_(out, xh.view(layout), r.reshape(-1), _viewed(d, out.shape), scale, *own)
+        return out.view(*xh.shape, k)
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         xh, r, gamma, shape, _ = saved
+        dx, (dgamma, dbeta) = dinputs[0], dtheta
+        if dx is None and dgamma is None and dbeta is None:
+            return None
+        if self._by_group(saved[0]):
+            return self._normalised(dx, saved, (gamma, dgamma, dbeta))
         dz: Tangent = None
-        if dinputs[0] is not None:
-            dz = self._push(dinputs[0], xh, r, gamma)
-        dgamma, dbeta = dtheta
+        if dx is not None:
+            if self.fixed is not None:
+                dz = dx * column(r if gamma is None else r * gamma)
+            else:
+                dz = self._normalised(dx, saved)
+                dz = dz if gamma is None else dz.mul_(column(gamma))
         if dgamma is not None:
             dz = add(dz, dgamma.view(*shape, -1) * column(xh))
         if dbeta is not None:
             shifted = dbeta.view(*shape, -1)
-            dz = shifted.expand(*xh.shape, dbeta.shape[-1]) if dz is None else dz + shifted
+            dz = shifted.expand(*xh.shape, dbeta.shape[-1]).clone() if dz is None else dz.add_(shifted)
         return dz
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
-        xh, r, gamma, shape, own = saved
-        dx, dgamma = dinputs[0], dtheta[0]
-        dxh = None if dx is None else self._push(dx, xh, r)
-        products: list[Tangent] = [None, None]
-        if self.slots[0] is not None:
-            first = None if ddelta is None else _summed(ddelta, xh, shape, own)
-            products[0] = first if dxh is None else add(first, _summed(dxh, delta, shape, own))
-        if self.slots[1] is not None and ddelta is not None:
-            products[1] = _summed(ddelta, torch.ones_like(xh), shape, own)
+        gamma, dx, dgamma = saved[2], dinputs[0], dtheta[0]
+        if dx is None and dgamma is None and ddelta is None:
+            return [None], [None, None]
+        if self._by_group(saved[0]):
+            dd_in, products = self._adjoint(saved, delta, dx, ddelta, gamma, dgamma)
+            return [dd_in], [p if s is not None else None for p, s in zip(products, self.slots, strict=True)]
+        products = self._products(saved, delta, dx, ddelta)
         e = delta if gamma is None else delta * gamma
         de = ddelta if ddelta is None or gamma is None else ddelta * column(gamma)
         if dgamma is not None:
-            de = add(de, dgamma.view(*shape, -1) * column(delta))
-        dd_in = None if de is None else self._push(de, xh, r)
-        if dx is not None and self.fixed is None:
-            assert dxh is not None
-            dd_in = add(dd_in, self._curvature(e, dx, dxh, xh, r))
-        return [dd_in], products
+            de = add(de, dgamma.view(*saved[3], -1) * column(delta))
+        if self.fixed is not None:
+            return [None if de is None else de * column(saved[1])], products
+        return [None if dx is None and de is None else self._adjoint(saved, e, dx, de)[0]], products
 
-    def _curvature(self, e: Tensor, dx: Tensor, dxh: Tensor, xh: Tensor, r: Tensor) -> Tensor:
-        """What dx changes of the adjoint at fixed e: (dr/r) pull(e) - r (dxh q + xh mean(dxh e))."""
-        view, axes = self.group(xh.shape)
-        h, flat_e = xh.view(-1, view[-1]), e.reshape(-1, view[-1])
-        pulled, rows = self._pull(e, xh, r).reshape(h.shape), r.expand(*view[:-1], 1).reshape(-1, 1, 1)
-        d, dh = dx.reshape(*h.shape, -1), dxh.reshape(*h.shape, -1)
-        q = (xh.view(view) * e.reshape(view)).mean(axes, keepdim=True).expand(*view[:-1], 1).reshape(-1, 1, 1)
-        drr, dq = self._means(d, h.unsqueeze(1), view, axes), self._means(dh, flat_e.unsqueeze(1), view, axes)
-        weights = torch.stack([pulled, h], 2) * rows
-        out = torch.baddbmm(dh * (rows * q), weights, torch.cat([drr, dq], 1))
-        return out.neg_().view(dx.shape)
+    def _adjoint(
+        self, saved: Any, e: Tensor, dx: Tangent, de: Tangent, gamma: Tangent = None, dgamma: Tangent = None
+    ) -> tuple[Tensor, list[Tangent]]:
+        """Tangent of what ``_pull`` makes of gamma e, and those of the sums of xh e and of e over each group."""
+        xh, r = saved[:2]
+        layout = self._layout(xh)
+        k = next(t.shape[-1] for t in (dx, de, dgamma) if t is not None)
+        out, sums = empty((*layout, k), xh), xh.new_empty(2, layout[1], k)
+        scale = None if gamma is None else gamma.reshape(-1)
+        plain = (xh.view(layout), r.reshape(-1), e.reshape(layout).contiguous())
+        own = None if dgamma is None else dgamma.contiguous()
+        wide = _viewed(dx, out.shape), _viewed(de, out.shape)
+        _ops.norm_tangent_backward_(out, sums[0], sums[1], *plain, *wide, scale, own)
+        return out.view(*xh.shape, k), [sums[0], sums[1]]
+
+    def _products(self, saved: Any, delta: Tensor, dx: Tangent, ddelta: Tangent) -> list[Tangent]:
+        """The tangents of the gradients, sum xh delta and sum delta, where gamma varies within a group."""
+        xh, r, _, shape, own = saved
+        products: list[Tangent] = [None, None]
+        if self.slots[0] is not None:
+            first = None if ddelta is None else _summed(ddelta, xh, shape, own)
+            if dx is not None:
+                dxh = dx * column(r) if self.fixed is not None else self._normalised(dx, saved)
+                first = add(first, _summed(dxh, delta, shape, own))
+            products[0] = first
+        if self.slots[1] is not None and ddelta is not None:
+            products[1] = _summed(ddelta, torch.ones_like(xh), shape, own)
+        return products
+
+
+def _viewed(t: Tangent, shape: torch.Size) -> Tangent:
+    return None if t is None else t.reshape(shape).contiguous()
 
 
 def _summed(t: Tensor, weights: Tensor, shape: tuple[int, ...], own: torch.Size) -> Tensor:

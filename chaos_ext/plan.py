@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .autorule import AutoRule
 from .layers import Linear
 from .program import Program
 from .sweep import keeps_samples_apart
@@ -78,12 +79,28 @@ def _obstacle(tape: Tape, t: int, slots: tuple[int, ...]) -> str | None:
 def _work(program: Program, tape: Tape, i: int) -> int:
     """Operations of one forward of node i."""
     rule, out = program.nodes[i].rule, tape.values[i + 1].numel()
+    if isinstance(rule, AutoRule):
+        # As if each of its parameters met each row of its output once, as in recurrences and attention.
+        parameters = sum(tape.theta[s].numel() for s in rule.slots if s is not None)
+        return (
+            4 * out + 2 * (out // max(1, tape.values[i + 1].shape[-1] if tape.values[i + 1].dim() else 1)) * parameters
+        )
     weight = getattr(rule, "weight", None)
     W = None if weight is None else weight(tape.theta)
     if W is None or W.dim() < 2:
         return 4 * out
     source = tape.values[program.nodes[i].inputs[0]].numel() if getattr(rule, "source", "X") == "Z" else out
     return 2 * source * (W.numel() // len(W))
+
+
+def passing_flops(tape: Tape, t: int, entries: tuple[Entry, ...]) -> int:
+    """Operations that the tangents of these entries cost in node t, forward and back."""
+    columns = sum(
+        tape.values[e.node + 1].shape[-1] if e.path == UNITS else sum(tape.theta[s].numel() for s in e.slots)
+        for e in entries
+        if e.node in tape.program.depends[t + 1]
+    )
+    return 4 * columns * _work(tape.program, tape, t)
 
 
 def _downstream(tape: Tape, t: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .rule import Tangent
+from .workspace import empty
 
 
 class Select:
@@ -19,7 +20,7 @@ class Select:
         overlapping: whether two outputs may take the same entry.
     """
 
-    path, rowwise = "layer rule", True
+    path, rowwise, fresh = "layer rule", True, True
     slots: tuple[int | None, ...] = ()
 
     def __init__(self, function: Callable[[Tensor], tuple[Tensor, Tensor]], overlapping: bool) -> None:
@@ -48,7 +49,7 @@ class Select:
     def _scattered(self, saved: Any, t: Tensor) -> Tensor:
         """The adjoint of the gather, for t [outputs, k]; sums in a fixed order."""
         shape, _, rows, ranks = saved
-        out = t.new_zeros(shape.numel(), t.shape[1])
+        out = empty((shape.numel(), t.shape[1]), t).zero_()
         for group in ranks or [None]:
             if group is None:
                 out[rows] = t
@@ -63,7 +64,9 @@ class Select:
         d = dinputs[0]
         if d is None:
             return None
-        return d.reshape(saved[0].numel(), -1).index_select(0, saved[2]).view(*saved[1], -1)
+        rows = d.reshape(saved[0].numel(), -1)
+        out = empty((len(saved[2]), rows.shape[1]), d)
+        return torch.index_select(rows, 0, saved[2], out=out).view(*saved[1], -1)
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent

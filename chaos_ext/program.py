@@ -26,12 +26,14 @@ class Program:
         output: index of the value that the model returns.
         depends: for each value, the set of nodes with parameters that it depends on.
         uses: for each slot of theta, the nodes that read it.
+        readers: for each value, how many nodes read it, the caller counted as one of the output's.
     """
 
     nodes: tuple[Node, ...]
     output: int
     depends: tuple[frozenset[int], ...]
     uses: dict[int, tuple[int, ...]]
+    readers: tuple[int, ...]
 
     @classmethod
     def of(cls, nodes: Sequence[Node], output: int) -> Program:
@@ -46,7 +48,10 @@ class Program:
             for s in n.rule.slots:
                 if s is not None and i not in uses.get(s, ()):
                     uses[s] = (*uses.get(s, ()), i)
-        return cls(tuple(nodes), output, tuple(depends), uses)
+        readers = [int(value == output) for value in range(len(nodes) + 1)]
+        for j in (j for n in nodes for j in n.inputs):
+            readers[j] += 1
+        return cls(tuple(nodes), output, tuple(depends), uses, tuple(readers))
 
     @property
     def parametrised(self) -> list[int]:

@@ -77,6 +77,14 @@ def conv_lanes(
     return torch.stack([one(*(t if t is None or t.dim() == 4 else t[..., i] for t in (X, W, Z))) for i in range(k)], -1)
 
 
+def normalise(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """z = gamma (x - mean x) / std x + beta of x [B, G, M] with means over B and M, one gamma and beta a group."""
+    centred = x - x.mean((0, 2), keepdim=True)
+    z = centred * centred.square().mean((0, 2), keepdim=True).rsqrt()
+    z = z if gamma is None else z * gamma[:, None]
+    return z if beta is None else z + beta[:, None]
+
+
 def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
     B = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     return torch.einsum("n,ncd,ndk->nck", s, B, dz)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 Tangent = Tensor | None
+CONSTANT = "_tensor_constant"  # torch.fx's name for tensors made in forward
 
 
 class NotLayerwise(Exception):  # noqa: N818 - a signal between engines, never seen by users
@@ -35,6 +36,10 @@ class Rule(Protocol):
         slots: indices into theta of the parameters that the node differentiates (None: frozen or absent).
         rowwise: whether sample n of the output (axis 0) depends on sample n of the inputs only.
         path: how ``explain()`` names it.
+
+    Optional are ``fresh``: whether the tangents that it returns share memory with nothing, unless they are arguments
+    themselves; and ``tangent_forward_``, ``tangent_backward_``: the same for arguments (dinputs[0], ddelta) that may be
+    overwritten.
     """
 
     slots: tuple[int | None, ...]
@@ -70,17 +75,23 @@ class SparesConstants(Protocol):
 class Leaf:
     """A parameter or buffer that a rule reads: a slot of theta, or a constant looked up in its module each time.
 
-    The module is referenced weakly: a program must not keep its model alive.
+    The module is referenced weakly: a program must not keep its model alive. What torch.fx calls ``_tensor_constant``
+    was made in forward while it was traced: it is kept here, and taken off the model again.
     """
 
     def __init__(self, module: nn.Module | None, name: str, slot: int | None) -> None:
         self._module, self.name, self.slot = None if module is None else weakref.ref(module), name, slot
+        self._constant: Tensor | None = (
+            vars(module).get(name) if module is not None and name.startswith(CONSTANT) else None
+        )
 
     def __call__(self, theta: Sequence[Tensor]) -> Tensor | None:
         """Its value, in theta's dtype."""
         if self.slot is not None:
             return theta[self.slot]
-        value = None if self._module is None else getattr(self._module(), self.name)
+        value = self._constant
+        if value is None and self._module is not None:
+            value = getattr(self._module(), self.name)
         if value is None:
             return None
         return value.detach().to(theta[0]) if value.is_floating_point() else value.detach()

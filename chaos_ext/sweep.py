@@ -6,13 +6,15 @@ units of one layer) and in what is read off (Hessian-vector products, or the tan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .rule import Tangent
+from . import workspace
+from .rule import Rule, Tangent
 from .tape import Tape, accumulate
 
 
@@ -34,14 +36,67 @@ def hessian_vector_products(
     wanted = range(len(tape.theta)) if wanted is None else wanted
     last = min((i for s in wanted for i in program.uses.get(s, ())), default=len(program.nodes))
     dvalues: list[Tangent] = [None] * len(tape.values)
+    owned = Owned()
     for i in range(min(entered, default=len(program.nodes)), len(program.nodes)):
         node = program.nodes[i]
         dinputs = [dvalues[j] for j in node.inputs]
         if i in entered or any(d is not None for d in dinputs):
-            dvalues[i + 1] = node.rule.tangent_forward(tape.saved[i], dinputs, _slots(node.rule.slots, dtheta))
+            free = len(dinputs) > 0 and program.readers[node.inputs[0]] == 1 and dinputs[0] in owned
+            push = owned.variant(node.rule, "tangent_forward", free)
+            dvalues[i + 1] = push(tape.saved[i], dinputs, _slots(node.rule.slots, dtheta))
+            owned.note(node.rule, dinputs, dvalues[i + 1])
     products: list[Tangent] = [None] * len(tape.theta)
-    _backward(tape, dvalues, last, dtheta, products)
+    _backward(tape, dvalues, last, dtheta, products, owned)
     return products
+
+
+class Owned:
+    """The tangents whose memory is nobody else's: a rule's in-place variant may write to them.
+
+    A rule whose results are fresh (``Rule``) makes an owned tangent. An owned tangent that some other rule has seen may
+    live on in a view, and is not owned any more.
+    """
+
+    def __init__(self) -> None:
+        self._tangents: dict[int, Tensor] = {}  # by id, and alive, so that the id stays theirs
+
+    def __contains__(self, t: object) -> bool:
+        return id(t) in self._tangents
+
+    @staticmethod
+    def variant(rule: Rule, name: str, free: bool) -> Callable[..., Any]:
+        """The rule's method, in place where there is such a variant and the memory is free."""
+        in_place: Callable[..., Any] | None = getattr(rule, f"{name}_", None) if free else None
+        return getattr(rule, name) if in_place is None else in_place
+
+    def note(self, rule: Rule | None, arguments: Sequence[Tangent], result: Tangent = None, *more: Tangent) -> None:
+        """After a rule (None: of which nothing is known) was given the arguments and returned the results."""
+        if not getattr(rule, "fresh", False) or more:
+            for a in arguments:
+                self.forget(a)
+        elif result is not None and all(result is not a for a in arguments):
+            self._tangents[id(result)] = result
+
+    def forget(self, t: Tangent) -> None:
+        self._tangents.pop(id(t), None)
+
+    def release(self, t: Tangent) -> None:
+        """After its last use."""
+        if t is not None and t in self:
+            self.forget(t)
+            workspace.release(t)
+
+    def accumulate(self, total: list[Tangent], where: Sequence[int], parts: Sequence[Tangent]) -> None:
+        """total[w] += part, into the one of both that is owned."""
+        for w, part in zip(where, parts, strict=True):
+            known = total[w]
+            if part is None or known is None:
+                total[w] = known if part is None else part
+            elif part in self:
+                total[w] = part.add_(known)
+                self.release(known)
+            else:
+                total[w] = known.add_(part) if known in self else known + part
 
 
 def _slots(slots: Sequence[int | None], dtheta: Mapping[int, Tensor]) -> list[Tangent]:
@@ -93,12 +148,20 @@ def keeps_samples_apart(tape: Tape, s: int) -> bool:
 
 
 def _backward(
-    tape: Tape, dvalues: list[Tangent], first: int, dtheta: Mapping[int, Tensor], products: list[Tangent] | None
+    tape: Tape,
+    dvalues: list[Tangent],
+    first: int,
+    dtheta: Mapping[int, Tensor],
+    products: list[Tangent] | None,
+    owned: Owned | None = None,
 ) -> list[Tangent]:
-    """Tangent of the backward pass down to node ``first``: returns d(delta) at the output of each node."""
+    """Tangent of the backward pass down to node ``first``: returns d(delta) at the output of each node.
+
+    With ``products`` they are all that is kept: other tangents are dropped as soon as they have been used.
+    """
     program = tape.program
     ddelta: list[Tangent] = [None] * len(tape.values)
-    dz = dvalues[program.output]
+    owned, dz = owned or Owned(), dvalues[program.output]
     if dz is not None:
         ddelta[program.output] = tape.loss.tangent(dz)
     for i in reversed(range(first, len(program.nodes))):
@@ -108,8 +171,18 @@ def _backward(
         slots, dins = _slots(node.rule.slots, dtheta), [dvalues[j] for j in node.inputs]
         if ddelta[i + 1] is None and all(d is None for d in (*slots, *dins)):
             continue
-        d_inputs, d_slots = node.rule.tangent_backward(tape.saved[i], delta, dins, slots, ddelta[i + 1])
-        accumulate(ddelta, node.inputs, d_inputs)
-        if products is not None:
-            accumulate(products, node.rule.slots, d_slots)
+        dd = ddelta[i + 1]
+        pull = owned.variant(node.rule, "tangent_backward", products is not None and dd in owned)
+        d_inputs, d_slots = pull(tape.saved[i], delta, dins, slots, dd)
+        if products is None:
+            accumulate(ddelta, node.inputs, d_inputs)
+            continue
+        accumulate(products, node.rule.slots, d_slots)
+        # Two inputs may get the same tangent.
+        owned.note(node.rule if len(d_inputs) == 1 else None, [dd], *d_inputs)
+        owned.accumulate(ddelta, node.inputs, d_inputs)
+        if all(d is not dd for d in d_inputs):
+            owned.release(dd)
+        owned.release(dvalues[i + 1])
+        ddelta[i + 1] = dvalues[i + 1] = dd = None
     return ddelta[1:]

@@ -17,6 +17,13 @@ STABLE_TORCH_LIBRARY(chaos_ext, m) {
   m.def(
       "conv_lanes_(Tensor(a!) out, Tensor scalars, Tensor lanes, int kind, int[] stride, int[] padding, "
       "int[] dilation, int groups, bool accumulate) -> ()");
+  // The tangents of a normalisation, and of its adjoint, under k columns at once.
+  m.def(
+      "norm_tangent_(Tensor(a!) out, Tensor xh, Tensor r, Tensor? d, Tensor? gamma, Tensor? dgamma, Tensor? dbeta) "
+      "-> ()");
+  m.def(
+      "norm_tangent_backward_(Tensor(a!) out, Tensor(b!) dweight, Tensor(c!) dbias, Tensor xh, Tensor r, Tensor delta, "
+      "Tensor? d, Tensor? ddelta, Tensor? gamma, Tensor? dgamma) -> ()");
 
   // losses/: value, gradient and curvature with respect to the logits.
   m.def("cross_entropy(Tensor z, Tensor t) -> (Tensor loss, Tensor delta, Tensor p)");

@@ -6,7 +6,7 @@ from pathlib import Path
 import chaos_ext
 
 STAGES = [
-    {"errors", "_ops", "rule"},
+    {"errors", "_ops", "rule", "workspace"},
     {"matrix"},
     {"_build_info", "_files", "memory", "params", "progress"},
     {"csv_stream", "exponents", "orthonormal", "systems"},

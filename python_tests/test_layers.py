@@ -1,5 +1,8 @@
 """Every layer with every option against float64 double backward; mode, buffers and .grad of the model stay."""
 
+import importlib
+import logging
+
 import architectures as arch
 import pytest
 import torch
@@ -165,3 +168,75 @@ def test_tied_linear_layers_compress():
     op = ce.HessianOperator(model, F.cross_entropy, x, y)
     assert op.compressed().S.shape[0] < 0.7 * op.shape[0]
     assert relative(op.compressed().to_dense(), double_backward(model, F.cross_entropy, x, y)) < TOL
+
+
+def test_a_layer_by_torchs_derivatives_is_reported_with_its_operations():
+    model, x, y = build("GRU", False)
+    op = ce.HessianOperator(model, F.cross_entropy, x, y)
+    reports = op.explain()
+    (cell,) = [r for r in reports if r.path == "torch's derivatives of this layer"]
+    assert {r.path for r in reports if r.name == cell.name} == {"enter at parameters", cell.path}
+    assert all(r.flops > 0 for r in reports)
+    assert sum(r.bytes for r in reports) == 8 * op.shape[0] ** 2
+    assert cell.why.startswith("no layer rule: ")
+
+
+class Constants(nn.Module):
+    """A forward that makes tensors: torch.fx would leave them on the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        weights = torch.tensor([1.0, 2.0, -3.0, 0.5, 4.0], dtype=torch.float64)
+        return self.out(torch.tanh(self.lin(x)) * weights + torch.ones(5, dtype=torch.float64))
+
+
+def test_tensors_made_in_forward_do_not_stay_on_the_model():
+    torch.manual_seed(0)
+    model = Constants().double()
+    x, y = torch.randn(4, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    before, reference = dict(vars(model)), double_backward(model, F.cross_entropy, x, y)
+    for _ in range(2):  # the second operator uses the program of the first
+        op = ce.HessianOperator(model, F.cross_entropy, x, y)
+        assert op.explain()[0].name != "(model)"
+        assert relative(op.dense(), reference) < TOL
+    assert vars(model).keys() == before.keys()
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.first(x).tanh() if x.mean() > 0 else self.second(x).sin()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_untraceable_model_is_differentiated_as_a_whole_with_a_warning(sign, caplog, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("chaos_ext.engine"), "_warned", set())
+    torch.manual_seed(0)
+    model, y = Untraceable().double(), torch.tensor([0, 1, 2])
+    x = sign * torch.rand(3, 4, dtype=torch.float64)
+    with caplog.at_level(logging.WARNING, "chaos_ext"):
+        op = ce.HessianOperator(model, F.cross_entropy, x, y)
+    (record,) = [r for r in caplog.records if r.name == "chaos_ext"]
+    assert record.levelno == logging.WARNING
+    assert "Untraceable: no layer rules here (torch.fx cannot trace it (TraceError" in record.getMessage()
+    assert op.explain()[0].name == "(model)"
+    assert relative(op.dense(), double_backward(model, F.cross_entropy, x, y)) < TOL
+
+
+def test_a_cgd_step_commits_running_statistics_once():
+    """As one forward in training mode does; the operator and its products commit nothing."""
+    model, x, y = build("residual BatchNorm", True)
+    twin, _, _ = build("residual BatchNorm", True)
+    twin(x)
+    op = ce.HessianOperator(model, F.cross_entropy, x, y)
+    op @ torch.ones(op.shape[0], dtype=torch.float64)
+    assert all(int(b) == 0 for n, b in model.named_buffers() if n.endswith("num_batches_tracked"))
+    ce.CGD(model.parameters(), lr=1e-3).step(op)
+    for (name, ours), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name

@@ -38,11 +38,15 @@ def _samples(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Any, .
     lists = ([t.to(device) for t in operands], *rest)
     S, (vectors, *numbers) = slots("mixed", P, parameters(rest[1], operands), dtype)
     last = ([v.to(device) for v in vectors], *numbers)
+    outs, norm = (rand(2, 3, 4, 5), rand(3, 5), rand(3, 5)), (rand(3), rand(3, 5))
     options, plain = (0.1, 0.9, 0.0, 0.01, True, False), (0.1, 0.0, 0.0, 0.0, False, False)
     return {
         "use_huge_pages_": (rand(3, 4),),
         "activation": (rand(3, 4), _ops.TANH, 0.0, 0.0),
         "activation (piecewise linear)": (rand(3, 4), _ops.RELU, 0.0, 0.0),
+        "norm_tangent_": (rand(2, 3, 4, 5), rand(2, 3, 4), rand(3), rand(2, 3, 4, 5), *norm, rand(3, 5)),
+        "norm_tangent_ (parameters only)": (rand(2, 3, 4, 5), rand(2, 3, 4), rand(3), None, *norm, None),
+        "norm_tangent_backward_": (*outs, rand(2, 3, 4), rand(3), rand(2, 3, 4), *(rand(2, 3, 4, 5),) * 2, *norm),
         "cross_entropy": (rand(3, 4), rand(3, 4)),
         "cross_entropy_labels": (rand(3, 4), torch.tensor([3, 0, 1], device=device), 0.75, 0.0625),
         "cross_entropy_tangent": (rand(3, 4), rand(3), rand(3, 4, 2)),
@@ -110,6 +114,14 @@ def _transposed(x: Tensor) -> Tensor:
 BAD: list[tuple[str, int, Callable[[Any], Any], str]] = [
     ("activation", 0, _transposed, r"expected z contiguous .* strides \[1, 3\]"),
     ("activation", 1, lambda _: 12, r"expected kind in \[0, 12\), got 12"),
+    ("norm_tangent_", 0, lambda x: x[0], r"expected out with 4 dimensions, got \[3, 4, 5\]"),
+    ("norm_tangent_", 1, lambda x: x[:1], r"expected xh of shape \[2, 3, 4\], got \[1, 3, 4\]"),
+    ("norm_tangent_", 3, lambda x: x.double(), r"expected d of the dtype of out \(Float\), got Double"),
+    ("norm_tangent_", 6, lambda x: x[:2], r"expected dbeta of shape \[3, 5\], got \[2, 5\]"),
+    ("norm_tangent_backward_", 2, _transposed, r"expected dbias contiguous .* strides \[1, 3\]"),
+    ("norm_tangent_backward_", 5, lambda x: x[..., :1], r"expected delta of shape \[2, 3, 4\], got \[2, 3, 1\]"),
+    ("norm_tangent_backward_", 7, lambda x: x[:, :2], r"expected ddelta of shape \[2, 3, 4, 5\]"),
+    ("norm_tangent_backward_", 8, lambda x: x[:2], r"expected gamma of shape \[3\], got \[2\]"),
     ("cross_entropy", 0, lambda x: x[0], r"expected z with 2 dimensions, got \[4\]"),
     ("cross_entropy", 0, lambda x: x[:, :0], r"expected z with at least one class, got \[3, 0\]"),
     ("cross_entropy", 1, lambda x: x[:2], r"expected t of shape \[3, 4\], got \[2, 4\]"),
@@ -187,12 +199,10 @@ def test_runs_under_compile_and_fake_tensors() -> None:
 def test_every_instruction_set(capability: str) -> None:
     """The other compiled variants, chosen as torch chooses its own: by ATEN_CPU_CAPABILITY, read once a process."""
     folder = Path(__file__).parent
-    files = [
-        str(folder / f"test_ops_{name}.py")
-        for name in ("activation", "hessian_block", "projected_sgd", "tridiagonal", "tangent_sweep")
-    ]
+    names = ("activation", "conv", "hessian_block", "norm", "projected_sgd", "tridiagonal", "tangent_sweep")
+    files = [str(folder / f"test_ops_{name}.py") for name in names]
     selection = "cpu and not layer and not sgd or KJ and cpu or itself and both and cpu or caches and float32 or twin"
-    selection += " or neighbours"
+    selection += " or stride and cpu or absent and native or neighbours"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *files]
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)

@@ -15,6 +15,7 @@
 #include "hessian/block.cuh"
 #include "layers/activation.cuh"
 #include "layers/conv_lanes.cuh"
+#include "layers/norm_tangent.cuh"
 #include "losses/bce.cuh"
 #include "losses/cross_entropy.cuh"
 #include "losses/mse.cuh"
@@ -110,6 +111,30 @@ void bind_conv_lanes(py::module_& m) {
       case 4: return run(std::integral_constant<int, 4>{});
       case 5: return run(std::integral_constant<int, 5>{});
     }
+  });
+}
+
+// Both operators; without delta it is the forward one. The block size is the kernel's own.
+template <typename T>
+void bind_norm_tangent(py::module_& m) {
+  m.def("norm_tangent_kernel", [](Array<T> result, Maybe<T> dweight, Maybe<T> dbias, const Array<T>& xh,
+                                  const Array<T>& r, const Maybe<T>& delta, const Maybe<T>& d, const Maybe<T>& ddelta,
+                                  const Maybe<T>& gamma, const Maybe<T>& dgamma, const Maybe<T>& dbeta, int grid) {
+    NormProblem<T> q{};
+    q.s = {result.shape(0), result.shape(1), result.shape(2), result.shape(3)};
+    q.out = out(result);
+    q.dweight = dweight ? out(*dweight) : nullptr;
+    q.dbias = dbias ? out(*dbias) : nullptr;
+    q.d = in(d);
+    q.ddelta = in(ddelta);
+    q.xh = in(xh);
+    q.delta = in(delta);
+    q.r = in(r);
+    q.gamma = in(gamma);
+    q.dgamma = in(dgamma);
+    q.dbeta = in(dbeta);
+    emulator::launch(grid, dim3(kNormColumns, kNormRows),
+                     [&] { delta ? norm_tangent_kernel<true, T>(q) : norm_tangent_kernel<false, T>(q); });
   });
 }
 
@@ -236,6 +261,8 @@ PYBIND11_MODULE(emulated_kernels, m) {
   bind_conv_lanes<float>(m);
   bind_conv_lanes<double>(m);
   bind_activation<double>(m);
+  bind_norm_tangent<float>(m);
+  bind_norm_tangent<double>(m);
   bind_projected_sgd<float>(m);
   bind_projected_sgd<double>(m);
   bind_hessian_block<float>(m);

@@ -76,6 +76,14 @@ class EmulatedOps(NamedTuple):
         sizes = [*shapes["X"], *shapes["W"], *shapes["Z"][2:], *stride, *padding, *dilation, groups, out.shape[4]]
         self._run("conv_lanes", scalars, lanes, sizes, kind, accumulate, out)
 
+    def norm_tangent_(self, out: Tensor, xh: Tensor, r: Tensor, d, gamma, dgamma, dbeta) -> None:
+        given = [_array(x) for x in (out, None, None, xh, r, None, d, None, gamma, dgamma, dbeta)]
+        self.kernels.norm_tangent_kernel(*given, self.grid)
+
+    def norm_tangent_backward_(self, out: Tensor, dweight: Tensor, dbias: Tensor, *plain: Tensor | None) -> None:
+        given = [_array(x) for x in (out, dweight, dbias, *plain, None)]
+        self.kernels.norm_tangent_kernel(*given, self.grid)
+
     def cross_entropy(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         delta, p = (_unwritten(*z.shape, dtype=z.dtype) for _ in range(2))
         row_loss = _unwritten(z.shape[0], dtype=torch.float64)
