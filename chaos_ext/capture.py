@@ -162,10 +162,32 @@ def _program(model: nn.Module, space: ParameterSpace, x: Tensor) -> Capture:
     return Capture(program, "")
 
 
+def _len(value: Any) -> Any:
+    """The builtin, which Python lets return nothing but an int, also of what torch.fx traces with."""
+    if isinstance(value, fx.Proxy):
+        return value.tracer.create_proxy("call_function", len, (value,), {})
+    return len(value)
+
+
+@contextlib.contextmanager
+def _traceable_len(root: nn.Module) -> Iterator[None]:
+    """Lets the files that define the model's forwards see ``_len`` as len."""
+    traced = [type(m).forward for m in root.modules() if not _is_leaf(m)]
+    scopes = {id(f.__globals__): f.__globals__ for f in traced if hasattr(f, "__globals__")}
+    patched = [scope for scope in scopes.values() if "len" not in scope]
+    for scope in patched:
+        scope["len"] = _len
+    try:
+        yield
+    finally:
+        for scope in patched:
+            del scope["len"]
+
+
 def _trace(root: nn.Module) -> fx.Graph:
     """The graph of forward, with submodules that torch.fx cannot trace as single nodes."""
     opaque: set[str] = set()
-    with _tracing:
+    with _tracing, _traceable_len(root):
         while True:
             tracer = _Tracer(opaque)
             try:

@@ -205,6 +205,33 @@ def test_tensors_made_in_forward_do_not_stay_on_the_model():
     assert vars(model).keys() == before.keys()
 
 
+class Lengths(nn.Module):
+    """len of the batch, of a list and of an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 5), nn.Linear(5, 4)])
+
+    def forward(self, x):
+        x = x.view(len(x), 6)
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i + 1 < len(self.layers):
+                x = torch.tanh(x)
+        return x.reshape(len(x), -1) / len(self.layers)
+
+
+def test_len_of_tensors_is_traced(caplog):
+    model, x, y = Lengths().double(), torch.randn(3, 2, 3).double(), torch.randint(4, (3,))
+    for n in (3, 2):
+        op = ce.HessianOperator(model, nn.CrossEntropyLoss(), x[:n], y[:n])
+        assert relative(op.dense(), double_backward(model, nn.CrossEntropyLoss(), x[:n], y[:n])) < 1e-10
+        assert {r.path for r in op.explain()} <= {"enter at units", "enter at parameters"}
+    assert not caplog.records
+    assert len(x) == 3
+    assert "len" not in globals()
+
+
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()
