@@ -4,7 +4,7 @@
 //   CE_VECTOR_BYTES   size of a vector register;  CE_PANEL_VECTORS  registers in a row of a register tile
 //   CE_FMA(a, b, c)   a b + c, rounded once where the instruction set can
 //   CE_STREAM(p, v)   stores a vector at p, aligned, around the caches
-// CE_FILE has no include guard and includes nothing; its standard headers and cpu_target.h are included before.
+// CE_FILE has no include guard and includes at most a part of itself; its headers and cpu_target.h are included before.
 
 #define CE_SEPARATE(a, b, c) ((a) * (b) + (c))
 
