@@ -11,7 +11,7 @@ and H Y never goes to memory. Other models are swept in blocks of columns, each 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,25 +22,14 @@ from .errors import NonFiniteError, UnsupportedError
 from .hessian import HessianOperator
 from .matrix import fresh, rows_contiguous
 from .params import ParameterSpace
-from .tangent_rules import Rule, Slot, Update, rule_for
+from .projected import Projected, differences
+from .tangent_rules import Lists, Rule, Slot, as_lists, rule_for
 
 STATES = ("auto", "theta", "full")
 JACOBIANS = ("frozen", "true")
 Units = list[tuple[float, ...]]
 Layout = list[tuple[slice, tuple[slice, ...]]]
-Lists = tuple[list[Tensor], list[int], list[float], list[int]]
-_BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
 Custom = Callable[[Any, HessianOperator, Tensor], None]
-
-
-class Projected(Protocol):
-    """What an optimizer offers that runs torch.optim.SGD's recurrence on a projected gradient (CGD does)."""
-
-    def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
-        """The projector of the next step: in place on a block [P, k]; None where the step does not project."""
-
-    def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
-        """The projected gradient [P] at the operator's theta, and the number of directions taken out."""
 
 
 _CUSTOM: dict[type, tuple[Custom, int]] = {}
@@ -166,7 +155,7 @@ class TangentMap:
         rule = cast(Rule, self._rule)
         for slot in slots:
             rule.check(slot.group, len(slot.buffers))
-        lists = _lists(slots, [rule.update(slot, op.gradient) for slot in slots])
+        lists = as_lists(slots, [rule.update(slot, op.gradient) for slot in slots])
         rows = rows_contiguous(Y)
         squares = self._advance_rows_(op, rows, lists)
         if rows is not Y:
@@ -202,7 +191,7 @@ class TangentMap:
 
     def _moving(self, op: HessianOperator, Y: Tensor, frozen: Tensor) -> Tensor:
         """The derivative of the projected gradient along Y with the projector's own, for that without."""
-        true = _differences(cast(Projected, self.opt), op, Y)
+        true = differences(cast(Projected, self.opt), op, Y)
         scale = float(frozen.norm())
         self.gap = float((true - frozen).norm()) / scale if scale else 0.0
         return true
@@ -276,49 +265,6 @@ class TangentMap:
                     own.append(slice(start, start + p.numel()))
                     start += p.numel()
         return [(space.slice(i), tuple(own)) for i, own in enumerate(rows)]
-
-
-def _lists(slots: list[Slot], updates: list[Update]) -> Lists:
-    """The last arguments of ``_ops.tangent_update_``, and how many rows each parameter has in Y that are updated."""
-    vectors: list[Tensor] = []
-    places: list[int] = []
-    coefficients: list[float] = []
-    rows: list[int] = []
-    for slot, update in zip(slots, updates, strict=True):
-        size = slot.theta.stop - slot.theta.start
-        first, second = (*(b.start for b in slot.buffers), 0, 0)[:2]
-        places += (update.kind, slot.theta.start, size, first, second)
-        coefficients += update.coefficients
-        vectors += update.vectors
-        rows.append(size * (1 + _BUFFERS[update.kind]))
-    return vectors, places, coefficients, rows
-
-
-def _differences(opt: Projected, op: HessianOperator, Y: Tensor) -> Tensor:
-    """d/dh of the projected gradient at theta + h y for every column y, by central differences.
-
-    Analytically P' g + P H y with dP = V (F o V^T dH V) V^T, F_ij = (f_i - f_j) / (lambda_i - lambda_j) (Daleckii and
-    Krein), f being 1 on pruned eigenvalues and 0 elsewhere. The error of the difference is of order h^2.
-    """
-    if op.dtype != torch.float64:
-        raise UnsupportedError("jacobian='true': differences need float64; convert model and batch with .double()")
-    theta, count = op.snapshot.theta, opt.tangent_direction(op)[1]
-    out = torch.empty_like(Y)
-    for j, y in enumerate(Y.T):
-        norm = float(y.norm())
-        h = 1e-5 * max(1.0, float(theta.norm()) / len(theta) ** 0.5) / norm if norm else 1.0
-        sides = []
-        for sign in (1, -1):
-            with op.displaced(theta + sign * h * y) as there:
-                direction, pruned = opt.tangent_direction(there)
-            if pruned != count:
-                raise UnsupportedError(
-                    "jacobian='true': an eigenvalue crosses the pruning threshold next to theta, where the CGD map is "
-                    "not differentiable; use jacobian='frozen' for this step"
-                )
-            sides.append(direction)
-        out[:, j] = (sides[0] - sides[1]) / (2 * h)
-    return out
 
 
 def _rule(opt: Optimizer) -> Rule:

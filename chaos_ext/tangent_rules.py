@@ -28,6 +28,8 @@ from . import _ops
 from .errors import UnsupportedError
 
 Group = dict[str, Any]
+Lists = tuple[list[Tensor], list[int], list[float], list[int]]
+_BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
 
 
 class Slot(NamedTuple):
@@ -89,6 +91,22 @@ class Rule:
     check: Callable[[Group, int], None]
     update: Callable[[Slot, Tensor], Update]
     units: Callable[[Group, float], tuple[float, ...]]
+
+
+def as_lists(slots: list[Slot], updates: list[Update]) -> Lists:
+    """The last arguments of ``_ops.tangent_update_``, and how many rows each parameter has in Y that are updated."""
+    vectors: list[Tensor] = []
+    places: list[int] = []
+    coefficients: list[float] = []
+    rows: list[int] = []
+    for slot, update in zip(slots, updates, strict=True):
+        size = slot.theta.stop - slot.theta.start
+        first, second = (*(b.start for b in slot.buffers), 0, 0)[:2]
+        places += (update.kind, slot.theta.start, size, first, second)
+        coefficients += update.coefficients
+        vectors += update.vectors
+        rows.append(size * (1 + _BUFFERS[update.kind]))
+    return vectors, places, coefficients, rows
 
 
 def sgd(slot: Slot, gradient: Tensor) -> Update:

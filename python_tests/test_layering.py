@@ -24,7 +24,7 @@ STAGES = [
     {"hessian", "eigen", "tridiagonal"},
     {"eigenpairs", "perturb"},
     {"spectrum", "chaos", "sgd", "pruning"},
-    {"cgd", "metrics", "tangent_rules"},
+    {"cgd", "metrics", "tangent_rules", "projected"},
     {"tangent"},
     {"analyzer"},
 ]
