@@ -27,6 +27,13 @@ def test_lle_spectrum():
     assert all(0 < n < 344 for n in chaotic)
 
 
+def test_lyapunov_exponents(capsys):
+    exponents = _example("lyapunov_exponents").main(steps=40)
+    assert len(exponents) == 8
+    assert (exponents.diff() <= 0).all()
+    assert "exponent 8" in capsys.readouterr().out
+
+
 def test_readme_examples_run_in_order(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
