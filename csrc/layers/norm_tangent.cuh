@@ -57,6 +57,7 @@ __device__ inline NormGroup<T> norm_group_on_device(const NormProblem<T>& q, int
 template <typename T>
 __device__ inline NormSums<T> norm_sums(const NormProblem<T>& q, const NormGroup<T>& own, int64_t g, int64_t x) {
   NormSums<T> s{};
+  double p_total = 0;
   for (int64_t i = threadIdx.y; x < q.s.k && i < q.s.count(); i += kNormRows) {
     const int64_t at = norm_entry(q, g, i);
     const T xh = q.xh[at];
@@ -64,7 +65,11 @@ __device__ inline NormSums<T> norm_sums(const NormProblem<T>& q, const NormGroup
       const T d = q.d[at * q.s.k + x];
       s.d += d;
       s.d_h += xh * d;
-      if (q.delta != nullptr) s.d_p += own.p(q.delta[at], xh) * d;
+      if (q.delta != nullptr) {
+        const T p = own.p(q.delta[at], xh);
+        s.d_p += p * d;
+        p_total += p;
+      }
     }
     if (q.ddelta != nullptr) {
       const T e = q.ddelta[at * q.s.k + x];
@@ -72,7 +77,8 @@ __device__ inline NormSums<T> norm_sums(const NormProblem<T>& q, const NormGroup
       s.e_h += xh * e;
     }
   }
-  return {sum_over_rows(s.d), sum_over_rows(s.d_h), sum_over_rows(s.d_p), sum_over_rows(s.e), sum_over_rows(s.e_h)};
+  const T d = sum_over_rows(s.d), leak = own.leak(sum_over_rows(p_total));
+  return {d, sum_over_rows(s.d_h), sum_over_rows(s.d_p) - leak * d, sum_over_rows(s.e), sum_over_rows(s.e_h)};
 }
 
 template <bool kBackward, typename T>

@@ -8,6 +8,7 @@ typedef T Vec __attribute__((vector_size(CE_VECTOR_BYTES)));
 typedef T Loose __attribute__((vector_size(CE_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 
 constexpr int64_t kLanes = CE_VECTOR_BYTES / sizeof(T);
+constexpr int64_t kRun = 128;            // entries that are summed before they join the total
 constexpr int kWide = CE_PANEL_VECTORS;  // five sums of this many vectors fit into the registers
 
 template <typename V>
@@ -42,17 +43,30 @@ CE_INLINE NormGroup<T> group_of(const NormProblem<T>& q, int64_t g, bool backwar
   return norm_group(q, g, static_cast<T>(mean / n), static_cast<T>(mean_h / n));
 }
 
-// Sums over the group of W V's of columns from x on: segment by segment, which also keeps rounding small.
+// sum += part, with what rounding takes away kept for the next part (Kahan).
+template <typename V>
+CE_INLINE void add_exactly(V& sum, const V& part, V& lost) {
+  const V more = part - lost, next = sum + more;
+  lost = (next - sum) - more;
+  sum = next;
+}
+
+// Sums over the group of W V's of columns from x on, run by run: where d has a large mean, sums that end near zero pass
+// through large values.
 template <typename V, int W, bool kBackward, bool kD, bool kE>
 CE_INLINE void group_sums(const NormProblem<T>& q, const NormGroup<T>& own, int64_t g, int64_t x, NormSums<V>* sums) {
   const NormShape& s = q.s;
+  NormSums<V> lost[W] = {};
+  double p_total = 0;
   for (int w = 0; w < W; ++w) sums[w] = NormSums<V>{};
-  for (int64_t b = 0; b < s.B; ++b) {
-    const int64_t at = s.segment(b, g);
+  const int64_t runs = (s.M + kRun - 1) / kRun;
+  for (int64_t run = 0; run < s.B * runs; ++run) {
+    const int64_t at = s.segment(run / runs, g), first = run % runs * kRun;
     NormSums<V> part[W] = {};
-    for (int64_t m = 0; m < s.M; ++m) {
+    for (int64_t m = first; m < std::min(s.M, first + kRun); ++m) {
       const T xh = q.xh[at + m], p = kBackward && kD ? own.p(q.delta[at + m], xh) : T(0);
       const int64_t row = (at + m) * s.k + x;
+      p_total += p;
       for (int w = 0; w < W; ++w) {
         if constexpr (kD) {
           const V d = load<V>(q.d + row + w * kLanes);
@@ -68,13 +82,14 @@ CE_INLINE void group_sums(const NormProblem<T>& q, const NormGroup<T>& own, int6
       }
     }
     for (int w = 0; w < W; ++w) {
-      sums[w].d += part[w].d;
-      sums[w].d_h += part[w].d_h;
-      sums[w].d_p += part[w].d_p;
-      sums[w].e += part[w].e;
-      sums[w].e_h += part[w].e_h;
+      add_exactly(sums[w].d, part[w].d, lost[w].d);
+      add_exactly(sums[w].d_h, part[w].d_h, lost[w].d_h);
+      add_exactly(sums[w].d_p, part[w].d_p, lost[w].d_p);
+      add_exactly(sums[w].e, part[w].e, lost[w].e);
+      add_exactly(sums[w].e_h, part[w].e_h, lost[w].e_h);
     }
   }
+  for (int w = 0; w < W; ++w) sums[w].d_p -= sums[w].d * own.leak(p_total);
 }
 
 template <typename V, int W, bool kBackward, bool kD, bool kE>

@@ -40,6 +40,10 @@ struct NormGroup {
   T r, scale, mean, q, inverse;  // scale = r gamma, mean of delta, inverse = 1 / n
 
   CHAOS_EXT_HD_MEMBER T p(T delta, T xh) const { return r * (delta - mean - xh * q); }
+
+  // p sums to zero but for rounding, which is alike in many entries (delta - mean rounds as delta's last digit does):
+  // what the mean of d adds to D_p, of each of D.
+  CHAOS_EXT_HD_MEMBER T leak(double p_total) const { return static_cast<T>(p_total * inverse); }
 };
 
 template <typename T>
