@@ -26,7 +26,8 @@ def fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> T
 
 def rows_contiguous(Y: Tensor) -> Tensor:
     """Y [S, k] itself if the columns of a row are neighbours, else a copy."""
-    if Y.shape[1] <= 1 or Y.shape[0] <= 1 or (Y.stride(1) == 1 and Y.stride(0) >= Y.shape[1]):
+    rows, k = Y.shape
+    if k <= 1 or (Y.stride(1) == 1 and (rows <= 1 or Y.stride(0) >= k)):
         return Y
     return Y.contiguous()
 

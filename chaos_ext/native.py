@@ -36,17 +36,19 @@ class Native:
 
 
 class _Outline:
-    """What does not change while shapes do not: values, nodes and factors, and whose operands come in which order."""
+    """What does not change while shapes do not: values, nodes and factors, and whose operands come in which order.
+
+    It must not refer to its program, which is the key that it is kept under, weakly.
+    """
 
     def __init__(self, tape: Tape, offsets: Sequence[int]) -> None:
-        self.program, self.offsets = tape.program, offsets
         self.values: list[int] = []
         self.nodes: list[int] = []
         self.factors: list[float] = []
         self.readers: list[int] = []  # nodes of the program with operands
         self.place: list[int] = [-1]  # of each value of the program among self.values
-        for i in range(len(self.program.nodes)):
-            self._node(tape, i)
+        for i in range(len(tape.program.nodes)):
+            self._node(tape, i, offsets)
         self._loss(tape)
 
     def _append(self, kind: int, inputs: Sequence[int], out: int, rows: tuple[int, int] = (-1, -1)) -> None:
@@ -57,10 +59,10 @@ class _Outline:
         self.values.append(size)
         return len(self.values) - 1
 
-    def _node(self, tape: Tape, i: int) -> None:
-        node, size = self.program.nodes[i], tape.values[i + 1].numel()
+    def _node(self, tape: Tape, i: int, offsets: Sequence[int]) -> None:
+        node, size = tape.program.nodes[i], tape.values[i + 1].numel()
         inputs = [self.place[j] for j in node.inputs]
-        if not self.program.depends[i + 1]:
+        if not tape.program.depends[i + 1]:
             self.place.append(-1)
             return
         if isinstance(node.rule, Reshape):
@@ -69,7 +71,7 @@ class _Outline:
         out = self._value(size)
         self.place.append(out)
         if isinstance(node.rule, Linear):
-            w, b = (-1 if s is None else self.offsets[s] for s in node.rule.slots)
+            w, b = (-1 if s is None else offsets[s] for s in node.rule.slots)
             self._append(_ops.LINEAR, inputs, out, (w, b))
             self.factors += [1.0, 1.0]
             self.readers.append(i)
@@ -83,7 +85,7 @@ class _Outline:
 
     def _loss(self, tape: Tape) -> None:
         softmax = isinstance(tape.loss, SoftmaxLoss)
-        self._append(_ops.SOFTMAX if softmax else _ops.DIAGONAL, [self.place[self.program.output]], -1)
+        self._append(_ops.SOFTMAX if softmax else _ops.DIAGONAL, [self.place[tape.program.output]], -1)
         constant = tape.loss.curvature if isinstance(tape.loss, ElementwiseLoss) else 1.0
         self.factors += [constant if isinstance(constant, float) else 1.0, 1.0]
 

@@ -1,6 +1,6 @@
 """Lyapunov exponents of a training run, while it trains: the tangent map of every step, on 8 deviations.
 
-    python examples/lyapunov_exponents.py
+python examples/lyapunov_exponents.py
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The tangent map on every path of the engine: natively fused, in blocks layer by layer, and by torch as a whole."""
 
+import gc
+
 import pytest
 import torch
 from oracles import double_backward, relative
@@ -9,6 +11,7 @@ from torch.optim import SGD, Adam
 
 import chaos_ext as ce
 from chaos_ext import layerwise
+from chaos_ext.program import Program
 
 
 class Residual(nn.Module):
@@ -150,3 +153,39 @@ def test_deviations_that_are_not_finite_are_an_error():
     large = torch.full_like(Y, 1e200)  # finite, though its squares are not
     ce.TangentMap(opt).apply_(ce.HessianOperator(model, loss, x, y), large)
     assert torch.isfinite(large).all()
+
+
+def test_one_parameter_and_columns_apart():
+    """A single row says nothing of how columns lie."""
+    model, x, y = nn.Linear(1, 1, bias=False).double(), torch.randn(4, 1).double(), torch.randn(4, 1).double()
+    op = ce.HessianOperator(model, MSE, x, y)
+    whole = torch.arange(1.0, 9.0, dtype=torch.float64).view(1, 8)
+    part, h = whole[:, ::2], float(op.dense())
+    assert relative(op @ part, h * part) < 1e-12
+    expected = torch.where(torch.arange(8) % 2 == 0, (1 - 0.1 * h) * whole, whole)
+    ce.TangentMap(SGD(model.parameters(), lr=0.1)).apply_(op, part)
+    assert relative(whole, expected) < 1e-12
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_as_many_layers_as_the_native_sweep_takes_and_more(extra):
+    layers = [nn.Linear(3, 3) for _ in range(31)] + [nn.Linear(3, 3, bias=False) for _ in range(2 + extra)]
+    model, x, y = nn.Sequential(*layers).double(), torch.randn(4, 3).double(), torch.randn(4, 3).double()
+    op = ce.HessianOperator(model, MSE, x, y)
+    assert (op.native_sweep() is not None) == (extra == 0)
+    v = torch.randn(op.shape[0], 3, dtype=torch.float64)
+    assert relative(op @ v, double_backward(model, MSE, x, y) @ v) < 1e-10
+    assert {r.path for r in op.explain()} == {"enter at units"}
+
+
+def test_programs_die_with_their_models():
+    def alive():
+        gc.collect()
+        return sum(isinstance(o, Program) for o in gc.get_objects())
+
+    before = alive()
+    for _ in range(5):
+        model, loss, x, y, _ = _setting("MLP")
+        ce.HessianOperator(model, loss, x, y) @ torch.ones(sum(p.numel() for p in model.parameters())).double()
+    del model
+    assert alive() <= before

@@ -28,8 +28,9 @@ constexpr int64_t kNodeFields = 6, kSlotFields = 5, kSlotNumbers = 7;
 // Y or HY: rows of any stride, neighbouring columns.
 inline void check_columns(const char* op, const char* arg, const Tensor& Y) {
   check_dim(op, arg, Y, 2);
-  STD_TORCH_CHECK(Y.size(1) <= 1 || Y.size(0) <= 1 || (Y.stride(1) == 1 && Y.stride(0) >= Y.size(1)), op, ": expected ",
-                  arg, " with contiguous rows (strides [>= k, 1]), got strides ", shape_string(Y.strides()));
+  const int64_t rows = Y.size(0), k = Y.size(1);
+  STD_TORCH_CHECK(k <= 1 || (Y.stride(1) == 1 && (rows <= 1 || Y.stride(0) >= k)), op, ": expected ", arg,
+                  " with contiguous rows (strides [>= k, 1]), got strides ", shape_string(Y.strides()));
 }
 
 inline int64_t row_stride(const Tensor& Y) { return Y.size(0) > 1 ? Y.stride(0) : Y.size(1); }
@@ -171,6 +172,8 @@ template <typename T>
 UpdateList<T> store_list(const TangentProgram<T>& program) {
   UpdateList<T> list;
   const auto add = [&list](int64_t first, int64_t rows) {
+    STD_TORCH_CHECK(first < 0 || list.count < kMaxSlots, "tangent_product: expected at most ", kMaxSlots,
+                    " parameters");
     UpdateSlot<T> slot{};
     slot.kind = kStoreUpdate, slot.first = first, slot.rows = rows;
     if (first >= 0) list.slot[list.count++] = slot;
@@ -178,7 +181,6 @@ UpdateList<T> store_list(const TangentProgram<T>& program) {
   for (int n = 0; n < program.count; ++n) {
     const TangentNode<T>& node = program.node[n];
     if (node.kind != kLinearNode) continue;
-    STD_TORCH_CHECK(list.count + 2 <= kMaxSlots, "tangent_product: expected at most ", kMaxSlots, " parameters");
     add(node.row_w, node.O * node.I);
     add(node.row_b, node.O);
   }
