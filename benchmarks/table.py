@@ -151,7 +151,7 @@ def block(results: Path) -> str:
     """What stands between the markers."""
     env, dense = load(results, "dense_hessian")
     _, steps = load(results, "cgd_step")
-    _, peaks = load(results, "memory")
+    peak_env, peaks = load(results, "memory")
     net_env, nets = load(results, "networks")
     tangent_env, tangents = load(results, "tangent")
     parts = [
@@ -162,8 +162,9 @@ def block(results: Path) -> str:
         "One CGD step (operator, all eigenpairs, projection, update) against the same step by a dense "
         "eigendecomposition, and a row of spectral metrics:",
         step_table(steps),
-        memory_table(peaks),
         provenance(env),
+        memory_table(peaks),
+        provenance(peak_env),
         "Convolutional networks, from model and batch: the dense Hessian (c, d), 64 Hessian-vector products (e).",
         networks_table(nets),
         network_step_table(nets),
