@@ -18,8 +18,8 @@ from problems import Problem
 from table import markdown, provenance, seconds
 
 import chaos_ext as ce
-from chaos_ext import memory
-from chaos_ext.compressed import Basis
+from chaos_ext.base import memory
+from chaos_ext.curvature.basis import Basis
 
 SIZES = [(64, 14, 10), (256, 20, 10), (784, 20, 10), (784, 40, 10), (784, 126, 10)]
 BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]

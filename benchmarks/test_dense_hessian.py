@@ -12,7 +12,7 @@ import torch
 from problems import CASES, Problem
 
 import chaos_ext as ce
-from chaos_ext import memory
+from chaos_ext.base import memory
 
 OURS, FLOOR = "chaos_ext, out=", "memset of H"
 METHODS = (OURS, *rivals.RIVALS, FLOOR)

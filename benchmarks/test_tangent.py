@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 import chaos_ext as ce
-from chaos_ext.matrix import fresh
+from chaos_ext.base.tensors import fresh
 
 LR, PROBLEM = 1e-3, CASES["a"]
 STEPS = 64  # a run: long enough that re-orthonormalisations count with their share

@@ -5,11 +5,14 @@ batch -> HessianOperator -> spectrum -> CGD step or tangent map -> exponents; se
 
 from . import chaos, data, errors, figures, metrics, models, systems
 from ._build_info import __version__, build_info
-from .analyzer import LyapunovAnalyzer
-from .cgd import CGD
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
-from .compressed import CompressedHessian
-from .eigenpairs import Spectrum
+from .curvature.basis import CompressedHessian
+from .curvature.hessian import HessianOperator, LayerReport, hessian
+from .dynamics.analyzer import LyapunovAnalyzer
+from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
+from .dynamics.maps import History, LyapunovResult, lyapunov_spectrum
+from .dynamics.perturb import perturb
+from .dynamics.tangent_map import TangentMap, register_tangent
 from .errors import (
     ChaosExtError,
     CheckpointError,
@@ -20,10 +23,6 @@ from .errors import (
     StaleOperatorError,
     UnsupportedError,
 )
-from .exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
-from .hessian import HessianOperator, LayerReport, hessian
-from .layer_table import register_rule, unregister_rule
-from .lyapunov import History, LyapunovResult, lyapunov_spectrum
 from .metrics import (
     Alignment,
     Similarity,
@@ -35,12 +34,13 @@ from .metrics import (
     lle_spectrum,
     subspace_similarity,
 )
-from .perturb import perturb
-from .pruning import StepInfo
-from .rule import Leaf, Rule
-from .spectrum import directions, spectrum
+from .optim.cgd import CGD
+from .optim.pruning import StepInfo
+from .rules.rule import Leaf, Rule
+from .rules.table import register_rule, unregister_rule
+from .spectra.decompose import directions, spectrum
+from .spectra.spectrum import Spectrum
 from .systems import System
-from .tangent import TangentMap, register_tangent
 
 __all__ = [
     "CGD",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .eigenpairs import Spectrum
+    from .spectra.spectrum import Spectrum
 
 PRUNE = (None, "chaotic", "negative", "positive")
 ORDER = ("top_abs", "random")

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from .chaos import local_lyapunov_exponents
-from .eigenpairs import Spectrum
+from .curvature.hessian import HessianOperator
 from .errors import UnsupportedError
-from .hessian import HessianOperator
-from .sgd import chaotic_threshold
+from .optim.sgd import chaotic_threshold
+from .spectra.spectrum import Spectrum
 
 
 def lle_spectrum(spec: Spectrum, lr: float) -> Tensor:

@@ -10,7 +10,7 @@ from oracles import double_backward, gradient, pruned_gradient, relative
 from torch import nn
 
 import chaos_ext as ce
-from chaos_ext.spectrum import spectrum_of_matrix
+from chaos_ext.spectra.decompose import spectrum_of_matrix
 
 CE = nn.CrossEntropyLoss()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import chaos_ext as ce
-from chaos_ext.spectrum import spectrum_of_matrix
+from chaos_ext.spectra.decompose import spectrum_of_matrix
 
 
 def _spec(values, zero_tol=1e-12):

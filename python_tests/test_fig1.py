@@ -672,7 +672,7 @@ def test_progress_is_silent_without_a_terminal(tmp_path, capsys, fake_figures):
 
 def test_progress_shows_speed_and_time_left_of_the_work_that_is_left(monkeypatch):
     pytest.importorskip("tqdm")
-    from chaos_ext.progress import Progress
+    from chaos_ext.base.progress import Progress
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -210,7 +210,7 @@ def test_verify_accepts_what_is_right_and_catches_what_is_wrong(monkeypatch):
     model = cases.mlp(2, "tanh")
     x, y = cases.batch(4, cases.LOSSES["ce"][1])
     ce.HessianOperator(model, nn.CrossEntropyLoss(), x, y, verify=True)
-    from chaos_ext.layerwise import LayerwiseEngine
+    from chaos_ext.curvature.layerwise import LayerwiseEngine
 
     right = LayerwiseEngine.hvp
     monkeypatch.setattr(LayerwiseEngine, "hvp", lambda self, v: right(self, v) * (1 + 1e-4))

@@ -243,7 +243,7 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_an_untraceable_model_is_differentiated_as_a_whole_with_a_warning(sign, caplog, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("chaos_ext.engine"), "_warned", set())
+    monkeypatch.setattr(importlib.import_module("chaos_ext.curvature.engine"), "_warned", set())
     torch.manual_seed(0)
     model, y = Untraceable().double(), torch.tensor([0, 1, 2])
     x = sign * torch.rand(3, 4, dtype=torch.float64)

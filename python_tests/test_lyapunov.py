@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW
 
 import chaos_ext as ce
 from chaos_ext import _ops, systems
-from chaos_ext.orthonormal import orthonormalise
+from chaos_ext.dynamics.orthonormal import orthonormalise
 
 CE = nn.CrossEntropyLoss()
 
@@ -444,7 +444,7 @@ def test_readings_agree_with_one_another():
 
 
 def test_long_histories_are_thinned_but_stay_exact(monkeypatch):
-    from chaos_ext import benettin
+    from chaos_ext.dynamics import benettin
 
     s = systems.henon()
     whole = ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=999, qr_every=1, full_output=True)
@@ -673,7 +673,7 @@ def test_the_maximal_exponent_takes_one_product_a_step(monkeypatch):
 
 def test_frames_are_renewed_before_the_stretch_spoils_them(monkeypatch):
     """Between two QRs no column ratio passes e^12 in float64, e^5 in float32; a calm run has few QRs."""
-    from chaos_ext import benettin
+    from chaos_ext.dynamics import benettin
 
     for dtype, limit in ((torch.float64, 12.0), (torch.float32, 5.0)):
         stretches, calls = [], []

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 import chaos_ext as ce
-from chaos_ext.spectrum import spectrum_of_matrix
+from chaos_ext.spectra.decompose import spectrum_of_matrix
 
 CE = nn.CrossEntropyLoss()
 

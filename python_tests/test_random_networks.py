@@ -13,7 +13,7 @@ from oracles import double_backward, gradient, relative
 from torch import nn
 
 import chaos_ext as ce
-from chaos_ext.spectrum import spectrum_of_matrix
+from chaos_ext.spectra.decompose import spectrum_of_matrix
 
 TOL = 1e-10
 ZERO_TOL = 1e-12  # the documented default in float64

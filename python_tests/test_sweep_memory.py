@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import chaos_ext as ce
-from chaos_ext import workspace
+from chaos_ext.base import workspace
 
 TOL = 1e-10
 

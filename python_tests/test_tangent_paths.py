@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 import chaos_ext as ce
-from chaos_ext import layerwise
-from chaos_ext.program import Program
+from chaos_ext.curvature import layerwise
+from chaos_ext.graph.program import Program
 
 
 class Residual(nn.Module):

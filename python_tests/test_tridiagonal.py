@@ -8,7 +8,7 @@ from torch import Tensor
 
 import chaos_ext as ce
 from chaos_ext import _ops
-from chaos_ext.tridiagonal import Tridiagonal
+from chaos_ext.spectra.tridiagonal import Tridiagonal
 
 SIZES = [0, 1, 2, 3, 5, 15, 16, 17, 33, 100, 257, 600]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .._files import read_sealed, write_sealed
+from ..base.files import read_sealed, write_sealed
 from ..errors import CheckpointError, DatasetNotFoundError
 from . import sources
 from .batches import tensor_bytes

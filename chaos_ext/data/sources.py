@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._files import TEMPORARY_PREFIX
+from ..base.files import TEMPORARY_PREFIX
 from ..errors import DatasetNotFoundError
 
 log = logging.getLogger("chaos_ext")

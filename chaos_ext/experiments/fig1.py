@@ -175,7 +175,7 @@ def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
 
 def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
-    from ..progress import Progress
+    from ..base.progress import Progress
     from . import report
     from .pool import run_units
     from .rows import COLUMNS
@@ -214,7 +214,7 @@ def _finish(settings: Settings, data: Dataset, out: OutputFolder, manifest: dict
 
 
 def _draw(settings: Settings, out: OutputFolder) -> None:
-    from .._files import atomic_write
+    from ..base.files import atomic_write
     from ..figures import figure_training
     from .output import METRICS
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._files import TEMPORARY_PREFIX, atomic_write
+from ..base.files import TEMPORARY_PREFIX, atomic_write
 from .settings import Settings, Unit
 
 MANIFEST = "manifest.json"

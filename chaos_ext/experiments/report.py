@@ -18,7 +18,7 @@ import torch
 
 import chaos_ext as ce
 
-from .._files import atomic_write
+from ..base.files import atomic_write
 from .output import METRICS, OutputFolder
 from .rows import COLUMNS, HEADER
 from .settings import Settings, Unit

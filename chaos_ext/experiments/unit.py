@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import chaos_ext as ce
 
-from .._files import read_sealed, write_sealed
+from ..base.files import read_sealed, write_sealed
 from ..data import BatchOrder, Dataset, batch_hash
 from ..data.batches import derive_seed
 from ..errors import CheckpointError, NonFiniteError, NotConvergedError

@@ -13,7 +13,7 @@
 
 namespace chaos_ext {
 
-// The values are part of the operator's schema: chaos_ext/_ops.py names the same numbers.
+// The values are part of the operator's schema: chaos_ext/_ops/layers.py names the same numbers.
 enum class Activation : int64_t {
   kRelu = 0,
   kLeakyRelu = 1,  // alpha = slope for z <= 0

@@ -1,0 +1,36 @@
+"""How much memory a result may take, decided before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..errors import MemoryBudgetError
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device (host: MemAvailable, or all physical memory where unknown)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/meminfo") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+def require(bytes_needed: int, device: torch.device, what: str, remedy: str, budget: int | None = None) -> None:
+    """Raises MemoryBudgetError unless ``bytes_needed`` fit into the budget (default: what is available)."""
+    limit = available_bytes(device) if budget is None else budget
+    if bytes_needed > limit:
+        raise MemoryBudgetError(
+            f"{what}: needs {bytes_needed / 2**30:.3g} GiB, the budget on {device} is {limit / 2**30:.3g} GiB; {remedy}"
+        )

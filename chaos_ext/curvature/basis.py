@@ -1,0 +1,167 @@
+"""The compressed Hessian: H = Q S Q^T exactly, with Q made of small Kronecker factors and never materialised.
+
+A Linear layer acts on a batch through its inputs A [N, I] (bias as a constant input) and is seen by the loss through
+its cotangents D [N, O]. A weight direction V with V a_n = 0 and V^T delta_n = 0 for every n changes neither the loss
+nor, to first order, any gradient: it lies in the kernel of H and is orthogonal to the gradient. So, layer by layer,
+
+    range(H) + span(g)  is in  (R^O (x) span A) + (span D (x) (span A)^perp),
+
+without the second term for a layer whose input depends on no differentiated parameter. With orthonormal bases U_A,
+U_perp of R^I and U_D of span D, a weight matrix in the range is V = X U_A^T + U_D Y U_perp^T, with coordinates X [O,
+r_A] and Y [r_D, I - r_A]. Since V a_n = 0 for the Y part, it couples to upstream layers only, through d(delta_in) =
+V^T delta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..base import memory
+
+
+@dataclass(frozen=True)
+class LayerBasis:
+    """The directions of one layer that H and the gradient can see.
+
+    A parameter that enters through something else than a Linear has all of its own: units = its size, one input, one
+    column in ``span``.
+
+    Attributes:
+        weight: start of the weight [O, I] in theta, -1 if it is not differentiated.
+        bias: start of the bias [O] in theta, -1 if there is none.
+        units: O.
+        inputs: number of weight inputs, I, or 0 where the weight is not differentiated.
+        span: U_A [I (+ 1), r_A].
+        perp: U_perp [I (+ 1), I (+ 1) - r_A], with no columns where the second term is absent.
+        seen: U_D [O, r_D], with no columns where the second term is absent.
+        start: first coordinate of this layer in [n].
+    """
+
+    weight: int
+    bias: int
+    units: int
+    inputs: int
+    span: Tensor
+    perp: Tensor
+    seen: Tensor
+    start: int
+
+    @property
+    def x_shape(self) -> tuple[int, int]:
+        return self.units, self.span.shape[1]
+
+    @property
+    def y_shape(self) -> tuple[int, int]:
+        return self.seen.shape[1], self.perp.shape[1]
+
+    @property
+    def y_start(self) -> int:
+        return self.start + self.units * self.span.shape[1]
+
+    @property
+    def size(self) -> int:
+        return self.y_start - self.start + self.seen.shape[1] * self.perp.shape[1]
+
+    def coordinates(self, v: Tensor) -> Tensor:
+        """Q_l^T v for v [P, k]: [n_l, k]."""
+        k = v.shape[1]
+        parts = []
+        if self.weight >= 0:
+            parts.append(v[self.weight : self.weight + self.units * self.inputs].view(self.units, self.inputs, k))
+        if self.bias >= 0:
+            parts.append(v[self.bias : self.bias + self.units].view(self.units, 1, k))
+        V = torch.cat(parts, 1)
+        x = torch.matmul(self.span.T, V).reshape(-1, k)
+        if not self.seen.shape[1] or not self.perp.shape[1]:
+            return x
+        seen = (self.seen.T @ V.reshape(self.units, -1)).view(self.seen.shape[1], -1, k)
+        return torch.cat([x, torch.matmul(self.perp.T, seen).reshape(-1, k)])
+
+    def factors(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Q_l c as a product L R, L [O, q] and R [q, I (+ 1)], for the coordinates c [n] of one vector."""
+        x = c[self.start : self.y_start].view(self.x_shape)
+        if not self.seen.shape[1] or not self.perp.shape[1]:
+            return x, self.span.T
+        y = c[self.y_start : self.start + self.size].view(self.y_shape)
+        return torch.cat([x, self.seen], 1), torch.cat([self.span.T, y @ self.perp.T])
+
+    def lift_(self, c: Tensor, out: Tensor) -> None:
+        """Writes Q_l c for c [n, k] into its rows of out [P, k]."""
+        k = c.shape[1]
+        V = torch.matmul(self.span, c[self.start : self.y_start].view(*self.x_shape, k))
+        if self.seen.shape[1] and self.perp.shape[1]:
+            y = c[self.y_start : self.start + self.size].view(*self.y_shape, k)
+            lifted = torch.matmul(self.perp, y)
+            V = V + (self.seen @ lifted.view(self.seen.shape[1], -1)).view_as(V)
+        if self.weight >= 0:
+            out[self.weight : self.weight + self.units * self.inputs] = V[:, : self.inputs].reshape(-1, k)
+        if self.bias >= 0:
+            out[self.bias : self.bias + self.units] = V[:, -1]
+
+    def to(self, dtype: torch.dtype) -> LayerBasis:
+        fields = {**self.__dict__}
+        fields.update({k: fields[k].to(dtype) for k in ("span", "perp", "seen")})
+        return LayerBasis(**fields)
+
+
+class Basis:
+    """Q [P, n], orthonormal columns, layer by layer."""
+
+    def __init__(self, layers: tuple[LayerBasis, ...], size: int) -> None:
+        self.layers, self.rows = layers, size
+        self.columns = sum(b.size for b in layers)
+
+    def coordinates(self, v: Tensor) -> Tensor:
+        """Q^T v for v [P, k]."""
+        return torch.cat([b.coordinates(v) for b in self.layers])
+
+    def lift(self, c: Tensor) -> Tensor:
+        """Q c for c [n, k]: [P, k]."""
+        out = c.new_zeros(self.rows, c.shape[1])
+        for b in self.layers:
+            b.lift_(c, out)
+        return out
+
+
+@dataclass(frozen=True)
+class CompressedHessian:
+    """H = Q S Q^T.
+
+    Attributes:
+        basis: Q [P, n].
+        S: [n, n], exactly symmetric.
+    """
+
+    basis: Basis
+    S: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.basis.rows, self.basis.rows
+
+    def to_dense(self) -> Tensor:
+        """Q S Q^T as a [P, P] matrix.
+
+        Raises:
+            MemoryBudgetError: P * P numbers do not fit.
+        """
+        need = 3 * self.basis.rows**2 * self.S.dtype.itemsize
+        memory.require(need, self.S.device, "to_dense", "use the compressed Hessian as an operator")
+        half = self.basis.lift(self.S)
+        H = self.basis.lift(half.T.contiguous())
+        return (H + H.T) / 2
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """H v for v [P] or [P, k] in the dtype of S, of the same shape."""
+        if not isinstance(v, Tensor) or v.dtype != self.S.dtype or v.device != self.S.device:
+            raise TypeError(
+                f"v: expected a {self.S.dtype} tensor on {self.S.device}, got {getattr(v, 'dtype', type(v))}"
+            )
+        if v.dim() not in (1, 2) or len(v) != self.basis.rows:
+            raise ValueError(f"v: expected shape [{self.basis.rows}] or [{self.basis.rows}, k], got {tuple(v.shape)}")
+        columns = v.unsqueeze(1) if v.dim() == 1 else v
+        return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)

@@ -1,0 +1,298 @@
+"""The exact Hessian of one scalar loss on one batch: as an operator, a matrix or a compressed matrix."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..base import memory
+from ..base.parameters import ModuleTree, Origin, ParameterSpace, Snapshot, batch_tensors, refuse_autocast
+from ..base.tensors import fresh
+from ..errors import ChaosExtError, UnsupportedError
+from ..rules.automatic import AutoRule
+from .basis import CompressedHessian
+from .engine import engine_for
+from .functional import FunctionalEngine, describe
+from .layerwise import LayerwiseEngine
+from .native_sweep import Native
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of ``HessianOperator.explain``.
+
+    Attributes:
+        name: qualified name of the layer ("(model)" for the functional engine).
+        path: how its rows of H are computed.
+        flops: floating point operations of its blocks of the dense H, or of all tangents in a layer left to torch.
+        bytes: bytes that these blocks take.
+        why: the reason for the path.
+    """
+
+    name: str
+    path: str
+    flops: int
+    bytes: int
+    why: str
+
+
+class HessianOperator:
+    """The Hessian H [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact, on one batch.
+
+    theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each
+    row-major (``torch.nn.utils.parameters_to_vector``). H is the second derivative of exactly the scalar that
+    ``loss_fn`` returns, with its reduction, weights and smoothing. The forward and backward pass run at construction;
+    H is computed when asked.
+
+    Layers with a rule of their own (docs/support.md) are swept natively; a layer without one is differentiated by torch
+    alone, a model that torch.fx cannot follow, or another loss, by torch as a whole. The results are the same.
+    ``explain()`` says which, and why.
+
+    The model's mode, buffers and ``.grad`` are never changed.
+
+    Args:
+        model: any module whose forward takes ``x``.
+        loss_fn: ``loss_fn(output, y)``, a scalar.
+        x: batch [N, ...] (or whatever the model's forward takes).
+        y: targets (or whatever the loss takes).
+        verify: compare the result with double backward on two random vectors, at construction.
+        memory_budget: bytes that a dense result may take; default: the memory that is available.
+
+    Raises:
+        ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar.
+        TypeError: parameters or targets of a wrong dtype.
+        NonFiniteError: NaN or infinity in the batch, the parameters, the loss or the gradient.
+        UnsupportedError: a forward that draws random numbers, or that cannot be differentiated twice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        x: object,
+        y: object,
+        verify: bool = False,
+        *,
+        memory_budget: int | None = None,
+    ) -> None:
+        tree = ModuleTree(model)
+        self.space = ParameterSpace.of(tree)
+        refuse_autocast(self.space.device)
+        self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
+        self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
+        self.origin = Origin(model, x, self.snapshot)
+        self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
+        self._cache: dict[object, object] = {}
+        if verify:
+            self._verify()
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss, a detached scalar."""
+        return self._engine.loss
+
+    @property
+    def gradient(self) -> Tensor:
+        """dloss/dtheta [P]."""
+        return self._engine.gradient
+
+    @property
+    def output(self) -> object:
+        """What the model returned on this batch, detached."""
+        return self._engine.output
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.space.size, self.space.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and of every result unless asked otherwise."""
+        return self.space.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters and of every result."""
+        return self.space.device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """H v for v [P] or [P, k], of the same shape.
+
+        Raises:
+            ValueError, TypeError: v of another shape, dtype or device.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        if not isinstance(v, Tensor) or v.dtype != self.dtype or v.device != self.device:
+            raise TypeError(f"v: expected a {self.dtype} tensor on {self.device}, got {describe(v)}")
+        if v.dim() not in (1, 2) or v.shape[0] != self.space.size:
+            raise ValueError(f"v: expected shape [{self.space.size}] or [{self.space.size}, k], got {tuple(v.shape)}")
+        self.snapshot.require_fresh()
+        columns = v.detach().unsqueeze(1) if v.dim() == 1 else v.detach()
+        return self._engine.hvp(columns).view(v.shape) if columns.shape[1] else torch.empty_like(v)
+
+    def native_sweep(self) -> Native | None:
+        """The arguments of a native sweep at this theta, or None where the model is swept layer by layer.
+
+        Raises:
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        self.snapshot.require_fresh()
+        return self._engine.native(self.dtype) if isinstance(self._engine, LayerwiseEngine) else None
+
+    def block_columns(self) -> int:
+        """How many columns ``op @ v`` takes at a time."""
+        return self._engine.block_columns(self.dtype)
+
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """H as a [P, P] matrix, bit for bit symmetric.
+
+        Args:
+            out: a contiguous [P, P] tensor to write to; reusing one saves the page faults of a fresh one.
+
+        Raises:
+            ValueError, TypeError: ``out`` of another shape, dtype or device.
+            MemoryBudgetError: P * P numbers do not fit.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        self.snapshot.require_fresh()
+        if out is None:
+            self._require_memory(self.space.size, self.dtype, "dense Hessian")
+            out = fresh(self.shape, self.dtype, self.device)
+        else:
+            self._check_out(out)
+        self._engine.dense_(out)
+        return out
+
+    def dense_in(self, dtype: torch.dtype) -> Tensor:
+        """``dense()`` computed in the given dtype from the parameters' values."""
+        if dtype == self.dtype:
+            return self.dense()
+        self._require_layer_rules(dtype)
+        self.snapshot.require_fresh()
+        self._require_memory(self.space.size, dtype, "dense Hessian")
+        out = fresh(self.shape, dtype, self.device)
+        self._engine.dense_(out)
+        return out
+
+    @contextlib.contextmanager
+    def displaced(self, theta: Tensor) -> Iterator[HessianOperator]:
+        """The operator of the same loss and batch at another theta [P], valid inside the ``with`` block only.
+
+        The model itself holds ``theta`` meanwhile, since a loss may read its parameters; afterwards they are back bit
+        for bit, and this operator is as fresh as it was.
+
+        Raises:
+            ValueError, TypeError: theta of another shape, dtype or device.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        if not isinstance(theta, Tensor) or theta.dtype != self.dtype or theta.device != self.device:
+            raise TypeError(f"theta: expected a {self.dtype} tensor on {self.device}, got {describe(theta)}")
+        if tuple(theta.shape) != (self.space.size,):
+            raise ValueError(f"theta: expected shape [{self.space.size}], got {tuple(theta.shape)}")
+        self.snapshot.require_fresh()
+        try:
+            self._write(theta)
+            yield HessianOperator(self.origin.model, self._loss_fn, self.origin.x, self._y, memory_budget=self._budget)
+        finally:
+            self._write(self.snapshot.theta)
+
+    def _write(self, theta: Tensor) -> None:
+        for i, p in enumerate(self.space.params):
+            # Through .data: torch's version counters stay, and with them the freshness of everything made here.
+            p.data.copy_(theta[self.space.slice(i)].view(p.shape))
+
+    def _check_out(self, out: Tensor) -> None:
+        if not isinstance(out, Tensor) or out.dtype != self.dtype or out.device != self.device or out.requires_grad:
+            raise TypeError(f"out: expected a {self.dtype} tensor on {self.device} without grad, got {describe(out)}")
+        if tuple(out.shape) != self.shape or not out.is_contiguous():
+            raise ValueError(f"out: expected a contiguous tensor of shape {self.shape}, got {tuple(out.shape)}")
+
+    def compressed(self, dtype: torch.dtype | None = None) -> CompressedHessian:
+        """H = Q S Q^T exactly, with S of the size of what the batch can see (see ``CompressedHessian``).
+
+        Args:
+            dtype: compute it in this dtype from the parameters' values; default: the model's.
+
+        Raises:
+            UnsupportedError: a model or loss that torch differentiates as a whole.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        dtype = dtype or self.dtype
+        key = ("compressed", dtype)
+        if key not in self._cache:
+            self.snapshot.require_fresh()
+            if not isinstance(self._engine, LayerwiseEngine):
+                raise UnsupportedError(f"compressed: needs layer rules, and {self._why}; use dense() or spectrum()")
+            self._require_memory(self._engine.compressible(dtype) or 0, dtype, "compressed Hessian")
+            self._cache[key] = self._engine.compressed(dtype)
+        return self._cache[key]  # type: ignore[return-value]
+
+    def compressed_bound(self, dtype: torch.dtype) -> int | None:
+        """An upper bound of the size of S, or None where there is no compressed form."""
+        return self._engine.compressible(dtype) if isinstance(self._engine, LayerwiseEngine) else None
+
+    def gradient_in(self, dtype: torch.dtype) -> Tensor:
+        """The gradient [P] computed in the given dtype from the parameters' values."""
+        if dtype == self.dtype:
+            return self.gradient
+        self.snapshot.require_fresh()
+        return self._require_layer_rules(dtype).flat_gradient(dtype)
+
+    def _require_layer_rules(self, dtype: torch.dtype) -> LayerwiseEngine:
+        if not isinstance(self._engine, LayerwiseEngine):
+            raise UnsupportedError(
+                f"spectrum_dtype: {dtype} for {self.dtype} parameters needs layer rules, and {self._why}; convert the "
+                "model and the batch with .double()"
+            )
+        return self._engine
+
+    def _require_memory(self, size: int, dtype: torch.dtype, what: str) -> None:
+        need = size**2 * dtype.itemsize
+        memory.require(need, self.device, what, "use op @ v or spectrum(op, k=...)", self._budget)
+
+    def explain(self) -> list[LayerReport]:
+        """The path that each layer takes, its cost and the reason."""
+        if isinstance(self._engine, FunctionalEngine):
+            return [LayerReport("(model)", self._engine.path, 0, self.space.size**2 * self.dtype.itemsize, self._why)]
+        return list(self._explain_layers(self._engine, self.dtype.itemsize))
+
+    def _explain_layers(self, engine: LayerwiseEngine, item: int) -> Iterator[LayerReport]:
+        entries = engine.plan()
+        sizes = [sum(self.space.shapes[s].numel() for s in e.slots) for e in entries]
+        for i, e in enumerate(entries):
+            node = engine.program.nodes[e.node]
+            block = sizes[i] * (2 * sum(sizes[i + 1 :]) + sizes[i])
+            yield LayerReport(node.name, e.path, e.flops, block * item, e.why)
+        for i, node in enumerate(engine.program.nodes):
+            if isinstance(node.rule, AutoRule):
+                why = f"no layer rule: {node.rule.why}"
+                yield LayerReport(node.name, node.rule.path, engine.passing_flops(i), 0, why)
+
+    def _verify(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        tiny = torch.finfo(self.dtype).tiny
+        v = torch.randn(self.space.size, 2, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
+        reference = FunctionalEngine(self.origin.model, self._loss_fn, self.space, self.origin.x, self._y)
+        reference.path = "double backward"
+        ours, theirs = self @ v, reference.hvp(v)
+        gap = float(
+            (v[:, 0] @ ours[:, 1] - v[:, 1] @ ours[:, 0]).abs() / (v[:, 0].norm() * ours.norm()).clamp_min(tiny)
+        )
+        error = float((ours - theirs).norm() / theirs.norm().clamp_min(tiny))
+        limit = 1e-3 if self.dtype == torch.float32 else 1e-7
+        if not gap <= limit:
+            raise ChaosExtError(f"verify: u^T H v and v^T H u differ by {gap:.2g} of their scale (limit {limit:g})")
+        if not error <= limit:
+            raise ChaosExtError(f"verify: H v differs from double backward by {error:.2g} (limit {limit:g})")
+
+
+def hessian(
+    model: nn.Module, loss_fn: Callable[..., Tensor], x: object, y: object, out: Tensor | None = None
+) -> Tensor:
+    """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``."""
+    return HessianOperator(model, loss_fn, x, y).dense(out)

@@ -1,0 +1,128 @@
+"""How each layer's rows of H are computed: entering at its units or at its parameters, by counting operations.
+
+At the units (Linear on rows, samples kept apart): O tangents serve every sample at once, then one contraction with the
+inputs of layer s gives the rows, 2 N p_s sum_t p_t operations. At the parameters: p_s tangents, each swept forward
+through the layers downstream and back through them, about four products of the size of the layer a tangent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..graph.program import Program
+from ..rules.automatic import AutoRule
+from ..rules.linear import Linear
+from .sweep import keeps_samples_apart
+from .tape import Tape
+
+_SWEEP_COST = 4  # weight of an operation in a sweep, which goes through memory, against one of a contraction
+UNITS, PARAMETERS = "enter at units", "enter at parameters"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The rows of one layer.
+
+    Attributes:
+        node: the first node that reads the slots.
+        slots: of theta.
+        path: UNITS or PARAMETERS.
+        flops: estimate for its rows and their transposes.
+        why: the reason for the path.
+    """
+
+    node: int
+    slots: tuple[int, ...]
+    path: str
+    flops: int
+    why: str
+
+
+def plan(tape: Tape) -> tuple[Entry, ...]:
+    """One entry a layer, in topological order; layers that the loss does not depend on are left out."""
+    program = tape.program
+    entries: list[Entry] = []
+    seen: set[int] = set()
+    for t in program.parametrised:
+        slots = tuple(s for s in program.nodes[t].rule.slots if s is not None and s not in seen)
+        seen.update(slots)
+        if slots and any(tape.deltas[i] is not None for s in slots for i in program.uses[s]):
+            entries.append(_entry(tape, t, slots))
+    return tuple(entries)
+
+
+def _entry(tape: Tape, t: int, slots: tuple[int, ...]) -> Entry:
+    parameters = _parameter_flops(tape, t, slots)
+    obstacle = _obstacle(tape, t, slots)
+    if obstacle is not None:
+        return Entry(t, slots, PARAMETERS, parameters, obstacle)
+    units = _unit_flops(tape, t)
+    if units > _SWEEP_COST * parameters:
+        return Entry(t, slots, PARAMETERS, parameters, f"cheaper than at the units ({units:.1e} operations)")
+    return Entry(t, slots, UNITS, units, "samples do not interact")
+
+
+def _obstacle(tape: Tape, t: int, slots: tuple[int, ...]) -> str | None:
+    program = tape.program
+    node = program.nodes[t]
+    if any(len(program.uses[s]) > 1 for s in slots) or len(slots) < sum(s is not None for s in node.rule.slots):
+        return "a parameter is used by more than one layer"
+    if not isinstance(node.rule, Linear):
+        return f"{node.rule.path}, few parameters act on many positions"
+    if tape.values[t + 1].dim() != 2:
+        return "its rows are positions within samples"
+    if not keeps_samples_apart(tape, t):
+        return "samples interact downstream"
+    return None
+
+
+def _work(program: Program, tape: Tape, i: int) -> int:
+    """Operations of one forward of node i."""
+    rule, out = program.nodes[i].rule, tape.values[i + 1].numel()
+    if isinstance(rule, AutoRule):
+        # As if each of its parameters met each row of its output once, as in recurrences and attention.
+        parameters = sum(tape.theta[s].numel() for s in rule.slots if s is not None)
+        return (
+            4 * out + 2 * (out // max(1, tape.values[i + 1].shape[-1] if tape.values[i + 1].dim() else 1)) * parameters
+        )
+    weight = getattr(rule, "weight", None)
+    W = None if weight is None else weight(tape.theta)
+    if W is None or W.dim() < 2:
+        return 4 * out
+    source = tape.values[program.nodes[i].inputs[0]].numel() if getattr(rule, "source", "X") == "Z" else out
+    return 2 * source * (W.numel() // len(W))
+
+
+def passing_flops(tape: Tape, t: int, entries: tuple[Entry, ...]) -> int:
+    """Operations that the tangents of these entries cost in node t, forward and back."""
+    columns = sum(
+        tape.values[e.node + 1].shape[-1] if e.path == UNITS else sum(tape.theta[s].numel() for s in e.slots)
+        for e in entries
+        if e.node in tape.program.depends[t + 1]
+    )
+    return 4 * columns * _work(tape.program, tape, t)
+
+
+def _downstream(tape: Tape, t: int) -> int:
+    """Operations of one tangent from node t to the loss and back."""
+    program = tape.program
+    return sum(_work(program, tape, i) for i in range(t + 1, len(program.nodes)))
+
+
+def _parameter_flops(tape: Tape, t: int, slots: tuple[int, ...]) -> int:
+    columns = sum(tape.theta[s].numel() for s in slots)
+    return columns * (4 * _downstream(tape, t) + 2 * _work(tape.program, tape, t))
+
+
+def _unit_flops(tape: Tape, t: int) -> int:
+    program, n = tape.program, len(tape.values[t + 1])
+    sizes = {
+        i: sum(tape.theta[s].numel() for s in program.nodes[i].rule.slots if s is not None) for i in _after(tape, t)
+    }
+    own = sum(tape.theta[s].numel() for s in program.nodes[t].rule.slots if s is not None)
+    units = tape.values[t + 1].shape[-1]
+    return 2 * n * own * (2 * sum(sizes.values()) + own) + 3 * units * _downstream(tape, t)
+
+
+def _after(tape: Tape, t: int) -> list[int]:
+    return [i for i in tape.program.parametrised if i > t]

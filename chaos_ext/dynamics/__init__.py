@@ -1,0 +1,1 @@
+"""From training steps to Lyapunov exponents: tangent maps, growth of deviations, analyzers."""

@@ -1,0 +1,237 @@
+"""Growth of a block of deviations under any sequence of linear maps: QR, with re-orthonormalisation when it is due.
+
+After a block of steps J Q = Q' R; the exponents are the means of ln R_ii per step (Benettin, Galgani, Giorgilli,
+Strelcyn 1980; Shimada, Nagashima 1979). Blocks end before their columns' stretch spoils the triangular factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.tensors import fresh
+from ..errors import NonFiniteError
+from .exponents import block_errors
+from .orthonormal import orthonormalise
+
+# ln of the column stretch (largest over smallest, and of each) that a block may reach: its square times the rounding
+# error of the dtype is the relative error of R.
+STRETCH = {torch.float32: 5.0, torch.float64: 12.0}
+# Blocks kept in memory; a longer history is thinned by merging neighbours.
+KEEP = 2048
+_FEW = 256  # numbers that are quicker read one by one
+
+
+# J Y, and the sums of squares of its columns [k] where they are known.
+Advanced = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where a run stands.
+
+    Attributes:
+        growth: sum of ln R_ii over the measured steps, float64 [k].
+        steps: how many these are.
+        directions: Q [S, k].
+        log_gali: ln GALI_1 .. ln GALI_k, or None.
+    """
+
+    growth: Tensor
+    steps: int
+    directions: Tensor
+    log_gali: Tensor | None
+
+
+class Benettin:
+    """The deviations of one run and their growth so far.
+
+    Args:
+        Y: orthonormal columns [S, k] to start from; overwritten.
+        every: re-orthonormalise at every multiple of this many steps, and when the stretch asks for it; "auto": only
+            when it does.
+        transient: first steps that turn the deviations but are not measured.
+        gali: also follow the volume of the free deviations (see ``log_gali`` of ``LyapunovResult``).
+
+    Attributes:
+        steps: done so far, transient included.
+        last: growth and length of the last measured block, or None.
+        stopped: the step at which NaN or infinity came up, or None.
+    """
+
+    def __init__(self, Y: Tensor, every: int | str = "auto", transient: int = 0, gali: bool = False) -> None:
+        k = Y.shape[1]
+        self.Y, self.every, self.transient = Y, every, transient
+        self.steps, self.pending, self.stopped = 0, 0, None  # type: int, int, int | None
+        self.growth = torch.zeros(k, dtype=torch.float64, device=Y.device)
+        self.last: tuple[Tensor, int] | None = None
+        self.ends: list[int] = []
+        self.blocks: list[Tensor] = []
+        self._merged = 1  # how many measured blocks an entry of ``blocks`` stands for
+        self._open = 0  # how many the last entry has so far
+        self._allowed, self._rate = 1, 0.0  # of the next block: its length at most; expected stretch per step
+        eye = torch.eye(k, dtype=torch.float64, device=Y.device)
+        self.gali = (eye, torch.zeros(k, dtype=torch.float64, device=Y.device)) if gali else None
+
+    def advance(self, apply_: Callable[[Tensor], Advanced]) -> bool:
+        """One step; ``apply_`` returns J Y, in the same memory or in fresh one, and the sums of squares of its columns.
+
+        Returns:
+            Whether a block was measured.
+
+        Raises:
+            NonFiniteError: the deviations overflowed; what was measured until the last block stays.
+        """
+        if self.stopped is not None:
+            raise NonFiniteError(
+                f"the run stopped at step {self.stopped}; make a new analyzer, or resume an older state"
+            )
+        try:
+            self.Y, squares = apply_(self.Y)
+        except NonFiniteError as error:  # raised before Y was touched
+            raise NonFiniteError(f"step {self.steps}: {error}; results until then are kept") from error
+        low, high = _extremes(self.Y, squares)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self.stopped = self.steps
+            raise NonFiniteError(f"step {self.steps}: the deviations have NaN or infinity; results until then are kept")
+        self.steps, self.pending = self.steps + 1, self.pending + 1
+        if self.steps != self.transient and not self._is_due(low, high):
+            return False
+        return self._close()
+
+    def _is_due(self, low: float, high: float) -> bool:
+        """Whether another step could pass the allowed stretch."""
+        n = self.pending
+        at_multiple = isinstance(self.every, int) and (self.steps - self.transient) % self.every == 0
+        if low == 0 or n >= self._allowed or at_multiple:
+            return True
+        down, up = math.log(low), math.log(high)
+        stretch = max(up - down, up, -down, self._rate * n)
+        return stretch * (n + 1) / n > STRETCH[self.Y.dtype]
+
+    def _close(self) -> bool:
+        n, measured = self.pending, self.steps > self.transient
+        Q, R = orthonormalise(self.Y)
+        self.Y = Q.contiguous()  # LAPACK returns columns; the sweeps read rows
+        growth = R.diagonal().log()
+        finite = growth[torch.isfinite(growth)]
+        # Parallel columns of equal length are as bad as unequal ones, and only R shows them.
+        rate = float(finite.max() - finite.min()) / n if len(finite) else 0.0
+        self._rate = max(rate, 0.9 * self._rate)  # strongly stretching regions come back
+        # A QR costs about k / (3 N) products on a batch of N: make it a small part, yet keep a useful history.
+        longest = self.every if isinstance(self.every, int) else max(16, len(growth) // 2)
+        self._allowed, self.pending = min(4 * n, longest), 0
+        if not measured:
+            return False
+        self.growth += growth
+        self.last = (growth, n)
+        if self.gali is not None:
+            self.gali = _turn(self.gali, R)
+        self._remember(growth)
+        return True
+
+    def _remember(self, growth: Tensor) -> None:
+        if self._open == 0:
+            self.ends.append(self.steps)
+            self.blocks.append(growth.clone())
+        else:
+            self.ends[-1] = self.steps
+            self.blocks[-1] += growth
+        self._open = (self._open + 1) % self._merged
+        if len(self.blocks) == KEEP and self._open == 0:
+            self.ends = self.ends[1::2]
+            self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
+            self._merged *= 2
+
+    def reading(self) -> Reading:
+        """The state after all steps so far, without touching it: reading changes no later result."""
+        done = max(self.steps - self.pending - self.transient, 0)
+        gali = self.gali
+        if not self.pending or self.stopped is not None:
+            return Reading(self.growth.clone(), done, self.Y, _log_gali(gali, self.growth))
+        Q, R = orthonormalise(self.Y)
+        if self.steps <= self.transient:
+            return Reading(self.growth.clone(), 0, Q, _log_gali(gali, self.growth))
+        growth = self.growth + R.diagonal().log()
+        gali = None if gali is None else _turn(gali, R)
+        return Reading(growth, done + self.pending, Q, _log_gali(gali, growth))
+
+    def history(self) -> tuple[Tensor, Tensor]:
+        """Step after each kept block, [m], and growth in it, [m, k]."""
+        k = len(self.growth)
+        blocks = torch.stack(self.blocks) if self.blocks else self.growth.new_zeros(0, k)
+        return torch.tensor(self.ends, dtype=torch.int64), blocks
+
+    def errors(self) -> Tensor:
+        """Standard error of each mean growth per step, float64 [k]."""
+        ends, blocks = self.history()
+        return block_errors(ends, blocks, self.transient)
+
+    _PLAIN = ("steps", "pending", "stopped", "ends", "_merged", "_open", "_allowed", "_rate")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-identical continuation needs."""
+        plain = {n: getattr(self, n) for n in self._PLAIN}
+        last = None if self.last is None else [self.last[0], self.last[1]]
+        gali = None if self.gali is None else list(self.gali)
+        return {
+            **plain,
+            "ends": list(self.ends),
+            "Y": self.Y.clone(),
+            "growth": self.growth.clone(),
+            "blocks": self.history()[1],
+            "last": last,
+            "gali": gali,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores ``state_dict()``; the caller has checked that it fits."""
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+        device = self.Y.device
+        self.ends = list(state["ends"])
+        self.Y, self.growth = state["Y"].to(device, copy=True), state["growth"].to(device, copy=True)
+        self.blocks = list(state["blocks"].to(device, copy=True))
+        last, gali = state["last"], state["gali"]
+        self.last = None if last is None else (last[0].to(device), last[1])
+        self.gali = None if gali is None else (gali[0].to(device), gali[1].to(device))
+
+
+def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:
+    """The smallest and the largest norm of a column; both NaN or infinite where Y is not finite."""
+    if squares is not None:
+        few = squares.tolist() if len(squares) <= _FEW else torch.stack(torch.aminmax(squares)).tolist()
+        if math.isfinite(sum(few)) and min(few) > 0:
+            return math.sqrt(min(few)), math.sqrt(max(few))
+    # Where squares overflow or vanish, norms need not.
+    low, high = torch.stack(torch.aminmax(torch.linalg.vector_norm(Y, dim=0))).tolist()
+    return low, high
+
+
+def _turn(gali: tuple[Tensor, Tensor], R: Tensor) -> tuple[Tensor, Tensor]:
+    """The triangular product T <- R T as unit columns and the logarithms of their lengths."""
+    T = R @ gali[0]
+    norms = torch.linalg.vector_norm(T, dim=0)
+    return T / norms, gali[1] + norms.log()
+
+
+def _log_gali(gali: tuple[Tensor, Tensor] | None, growth: Tensor) -> Tensor | None:
+    """ln of the volume of the first j free deviations, each of length one: sum_(i <= j) ln T_ii - ln ||T e_i||.
+
+    (The generalised alignment index of Skokos, Bountis, Antonopoulos 2007.)
+    """
+    return None if gali is None else (growth - gali[1]).cumsum(0)
+
+
+def start_block(size: int, k: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
+    """Orthonormal columns [size, k]: the identity if k = size, else random ones from the seed."""
+    if k == size:
+        return fresh((size, size), dtype, device).zero_().fill_diagonal_(1)
+    generator = torch.Generator().manual_seed(seed)
+    G = torch.randn(size, k, generator=generator, dtype=torch.float64)
+    return orthonormalise(G)[0].to(device, dtype).contiguous()

@@ -1,0 +1,279 @@
+"""The tangent map of a training step: how a small deviation of the optimizer's whole state is carried on.
+
+theta(t + 1) = F(theta(t)) for plain SGD, (theta, v) -> (theta, v) with momentum, (theta, m, v) for Adam. The Jacobian J
+of exactly the optimizer that trains acts on deviation columns Y [S, k] in place, at one block Hessian-vector product a
+step. See ``tangent_rules`` for the formulas.
+
+Where the native sweep knows the whole model (``native``), sweep and update are one: Y is never multiplied by a matrix,
+and H Y never goes to memory. Other models are swept in blocks of columns, each followed by its update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import _ops
+from ..base.parameters import ParameterSpace
+from ..base.tensors import fresh, rows_contiguous
+from ..curvature.hessian import HessianOperator
+from ..errors import NonFiniteError, UnsupportedError
+from .optimizers import Lists, Rule, Slot, as_lists, rule_for
+from .projected import Projected, differences
+
+STATES = ("auto", "theta", "full")
+JACOBIANS = ("frozen", "true")
+Units = list[tuple[float, ...]]
+Layout = list[tuple[slice, tuple[slice, ...]]]
+Custom = Callable[[Any, HessianOperator, Tensor], None]
+
+
+_CUSTOM: dict[type, tuple[Custom, int]] = {}
+
+
+def register_tangent(cls: type[Optimizer], apply_: Custom, buffers: int = 0) -> None:
+    """Teaches ``TangentMap`` an optimizer that it does not know.
+
+    Args:
+        cls: the optimizer's class; subclasses are not included, since they may step differently.
+        apply_: ``apply_(opt, op, Y)``, called before the step, replaces Y [S, k] by J Y in place. Rows are theta in
+            ``op.space`` order, then each buffer in the same order: S = (1 + buffers) P.
+        buffers: number of state blocks beside theta.
+
+    Example:
+        >>> class SignSGD(torch.optim.Optimizer): ...       # theta <- theta - lr sign(g): J = I almost everywhere
+        >>> ce.register_tangent(SignSGD, lambda opt, op, Y: None)
+    """
+    if not isinstance(cls, type) or not issubclass(cls, Optimizer):
+        raise TypeError(f"cls: expected a subclass of torch.optim.Optimizer, got {cls!r}")
+    if isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 0:
+        raise ValueError(f"buffers: expected an int >= 0, got {buffers!r}")
+    _CUSTOM[cls] = (apply_, buffers)
+
+
+class TangentMap:
+    """J of the next step of this optimizer instance: torch.optim.SGD with every option, CGD, Adam, AdamW.
+
+    Everything is read from the optimizer at each call: group options, so that schedules need nothing, step counts, and
+    whether a momentum buffer exists yet. Call ``apply_`` *before* the optimizer's step, with the operator of the batch
+    that it steps on. Rows of Y are theta in ``op.space`` order, then the buffers in the same order: (theta, v) of
+    momentum, where groups without momentum have no rows of v, or (theta, m, v) of Adam. Every parameter that requires a
+    gradient counts as stepped (torch skips those whose ``.grad`` is None: give them none, or freeze them).
+
+    Args:
+        opt: the optimizer. Other classes: see ``register_tangent``.
+        state: "auto" or "full", the optimizer's whole state; "theta", for optimizers with buffers, declares that only
+            the theta block is of interest: [S, k] from (I; 0), see ``start`` (Eq. (8) of the paper).
+        jacobian: of CGD. "frozen", I - lr P H with the projector P held fixed (the paper's); "true", P moves with
+            theta: central differences of the projected gradient, two spectra a column, float64 only.
+
+    Attributes:
+        gap: with ``jacobian="true"``, ||(J_true - J_frozen) Y|| / ||lr P H Y|| of the last call: how much of the
+            curvature term the frozen projector misses; else None.
+
+    Raises:
+        UnsupportedError: an optimizer without a known tangent, amsgrad. ValueError: an unknown ``state``.
+    """
+
+    def __init__(self, opt: Optimizer, state: str = "auto", jacobian: str = "frozen") -> None:
+        if not isinstance(opt, Optimizer):
+            raise TypeError(f"opt: expected a torch.optim.Optimizer, got {type(opt).__name__}")
+        if state not in STATES:
+            raise ValueError(f"state: expected one of {STATES}, got {state!r}")
+        if jacobian not in JACOBIANS:
+            raise ValueError(f"jacobian: expected one of {JACOBIANS}, got {jacobian!r}")
+        self.opt, self.state, self.jacobian = opt, state, jacobian
+        self.gap: float | None = None
+        self._custom = _CUSTOM.get(type(opt))
+        self._rule = _rule(opt) if self._custom is None else None
+        if jacobian == "true" and not hasattr(opt, "tangent_direction"):
+            raise ValueError(f"jacobian='true': only for optimizers that project, got {type(opt).__name__}")
+        self._rows: tuple[tuple[int, ...], Layout, int] | None = None
+        self._buffers = {id(p): self._count(g) for g in opt.param_groups for p in g["params"]}
+
+    def _count(self, group: dict[str, Any]) -> int:
+        return self._custom[1] if self._custom is not None else cast(Rule, self._rule).buffers(group)
+
+    @property
+    def parameters(self) -> int:
+        """P."""
+        return sum(p.numel() for p in self._trained())
+
+    @property
+    def size(self) -> int:
+        """S, the rows of Y."""
+        return sum(p.numel() * (1 + self._buffers.get(id(p), 0)) for p in self._trained())
+
+    @property
+    def is_cocycle(self) -> bool:
+        """Whether products of these maps are the map of several steps: not for theta alone beside buffers."""
+        return self.state != "theta" or self.size == self.parameters
+
+    def start(self, op: HessianOperator, k: int | None = None) -> Tensor:
+        """The first k unit deviations of theta, buffers undisturbed: (I; 0) [S, k], in theta's dtype."""
+        P = op.space.size
+        Y = fresh((self.size, P if k is None else k), op.dtype, op.device).zero_()
+        Y.diagonal()[:P] = 1
+        return Y
+
+    @torch.no_grad()
+    def apply_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor:
+        """Y <- J Y in place, before the optimizer's step.
+
+        Args:
+            op: of the batch that the step uses.
+            Y: [S, k] in the dtype and on the device of the parameters.
+            units: what ``units(op)`` returned once: Y then holds buffers in these constant units; default their own.
+
+        Returns:
+            Y.
+
+        Raises:
+            ValueError, TypeError: Y of another shape, dtype or device; an operator of another model.
+            StaleOperatorError: the step was already done. NonFiniteError: H Y has NaN or infinity.
+
+        After a NonFiniteError Y is lost; after any other exception it is as it was.
+        """
+        squares = self.advance_(op, Y, units)
+        if squares is not None and not bool(torch.isfinite(squares).all() or torch.isfinite(Y).all()):
+            raise NonFiniteError("TangentMap: the deviations have NaN or infinity")
+        return Y
+
+    @torch.no_grad()
+    def advance_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor | None:
+        """``apply_`` without its last check: returns the sums of squares of Y's new columns [k], or None if unknown."""
+        slots = self._slots(op, units)
+        self._check(op, Y)
+        if self._custom is not None:
+            op.snapshot.require_fresh()
+            self._custom[0](self.opt, op, Y)
+            return None
+        rule = cast(Rule, self._rule)
+        for slot in slots:
+            rule.check(slot.group, len(slot.buffers))
+        lists = as_lists(slots, [rule.update(slot, op.gradient) for slot in slots])
+        rows = rows_contiguous(Y)
+        squares = self._advance_rows_(op, rows, lists)
+        if rows is not Y:
+            Y.copy_(rows)
+        # A buffer that this step leaves alone is not in the sums.
+        return squares if sum(lists[3]) == len(Y) else None
+
+    def _advance_rows_(self, op: HessianOperator, Y: Tensor, lists: Lists) -> Tensor:
+        vectors, places, coefficients, _ = lists
+        project_ = self._projection(op)
+        sweep = op.native_sweep() if project_ is None else None
+        if sweep is not None:
+            return _ops.tangent_update_(Y, None, *sweep.args, vectors, places, coefficients)[0]
+        moves = project_ is not None and self.jacobian == "true"
+        width = max(Y.shape[1], 1) if moves else op.block_columns()
+        squares = [Y.new_zeros(0)]
+        for i in range(0, Y.shape[1], width):
+            block = Y[:, i : i + width]
+            HY = op @ block[: op.space.size]
+            if project_ is not None:
+                project_(HY)
+            HY = self._moving(op, block[: op.space.size], HY) if moves else HY
+            squares.append(_ops.tangent_update_(block, HY, [], [], [], [], vectors, places, coefficients).sum(0))
+        return torch.cat(squares)
+
+    def _projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
+        if not hasattr(self.opt, "tangent_projection"):
+            return None
+        project_ = cast(Projected, self.opt).tangent_projection(op)
+        if self.jacobian == "true" and project_ is None:
+            self.gap = 0.0
+        return project_
+
+    def _moving(self, op: HessianOperator, Y: Tensor, frozen: Tensor) -> Tensor:
+        """The derivative of the projected gradient along Y with the projector's own, for that without."""
+        true = differences(cast(Projected, self.opt), op, Y)
+        scale = float(frozen.norm())
+        self.gap = float((true - frozen).norm()) / scale if scale else 0.0
+        return true
+
+    def check(self, space: ParameterSpace) -> None:
+        """Raises ValueError unless theta is made of exactly this optimizer's trained parameters."""
+        trained = self._trained()
+        ours = {id(p) for p in trained}
+        missing = [n for n, p in zip(space.names, space.params, strict=True) if id(p) not in ours]
+        extra = [tuple(p.shape) for p in trained if id(p) not in space.index]
+        if missing:
+            raise ValueError(
+                f"operator: its parameters {', '.join(missing)} are not the optimizer's (another model, or parameters "
+                "left out: set requires_grad=False on what is not trained)"
+            )
+        if extra:
+            raise ValueError(
+                f"operator: the optimizer also trains parameters of shapes {extra} that its model does not have"
+            )
+
+    def units(self, op: HessianOperator) -> Units:
+        """Constants c, per parameter in theta order, that keep the map well conditioned: (theta, lr v) for momentum.
+
+        For Adam (theta, lr m / r, lr v / r^2), with r the root mean square of the gradient.
+        """
+        self.check(op.space)
+        if self._rule is None:
+            return [(1.0,) * self._buffers[id(p)] for p in op.space.params]
+        rms = float(op.gradient.double().square().mean().sqrt())
+        groups = self._groups()
+        return [self._rule.units(groups[id(p)], rms)[: self._buffers[id(p)]] for p in op.space.params]
+
+    def _trained(self) -> list[Tensor]:
+        return [p for g in self.opt.param_groups for p in g["params"] if p.requires_grad]
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        return {id(p): g for g in self.opt.param_groups for p in g["params"]}
+
+    def _check(self, op: HessianOperator, Y: Tensor) -> None:
+        if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
+            got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
+            raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
+        assert self._rows is not None  # _slots has been here
+        size = self._rows[2]
+        if Y.dim() != 2 or Y.shape[0] != size:
+            raise ValueError(f"Y: expected shape [S, k] with S = {size}, got {tuple(Y.shape)}")
+
+    def _slots(self, op: HessianOperator, units: Units | None) -> list[Slot]:
+        """Where each parameter's rows are, checked against the operator."""
+        if not isinstance(op, HessianOperator):
+            raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
+        key = tuple(map(id, op.space.params))
+        if self._rows is None or self._rows[0] != key or len(self._buffers) != len(self._groups()):
+            self.check(op.space)
+            self._rows = key, self._layout(op.space), self.size
+        groups, state = self._groups(), self.opt.state
+        return [
+            Slot(p, groups[id(p)], state.get(p, {}), theta, rows, (1.0,) * len(rows) if units is None else units[i])
+            for i, (p, (theta, rows)) in enumerate(zip(op.space.params, self._rows[1], strict=True))
+        ]
+
+    def _layout(self, space: ParameterSpace) -> Layout:
+        """Rows of each parameter: in theta, then in buffer 0 of those that have one, then in buffer 1."""
+        if any(id(p) not in self._buffers for p in space.params):
+            raise ValueError("opt: a parameter joined the optimizer after the TangentMap was made; make a new one")
+        rows: list[list[slice]] = [[] for _ in space.params]
+        start = space.size
+        for j in range(max(self._buffers.values())):
+            for own, p in zip(rows, space.params, strict=True):
+                if self._buffers[id(p)] > j:
+                    own.append(slice(start, start + p.numel()))
+                    start += p.numel()
+        return [(space.slice(i), tuple(own)) for i, own in enumerate(rows)]
+
+
+def _rule(opt: Optimizer) -> Rule:
+    rule = rule_for(opt)
+    if rule is None:
+        raise UnsupportedError(
+            f"TangentMap: no tangent for {type(opt).__name__}; known are torch.optim.SGD, Adam and AdamW, and "
+            "chaos_ext.CGD (a subclass may step differently); supply one with chaos_ext.register_tangent"
+        )
+    for group in opt.param_groups:
+        rule.check(group, rule.buffers(group))
+    return rule

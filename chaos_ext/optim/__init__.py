@@ -1,0 +1,1 @@
+"""SGD that prunes directions of curvature."""

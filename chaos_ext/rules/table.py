@@ -1,0 +1,324 @@
+"""Which torch modules and functions have a layer rule, and how their settings map to it.
+
+A builder gets a ``Site`` (the node, its module or arguments, the shapes there) and returns the rule, ``IDENTITY``, or
+raises ``NotLayerwise`` with the reason why torch's own derivatives have to do.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import _ops
+from .conv import Convolution, Geometry, Pad
+from .linear import Elementwise, Embedding, Linear, PReLU
+from .norm import Normalisation
+from .pooling import Select
+from .rule import Leaf, NotLayerwise, Rule
+
+IDENTITY = None
+LeafOf = Callable[[str], Leaf]
+
+
+def _pair(value: Any, dims: int) -> tuple[int, int]:
+    """A setting of a one- or two-dimensional layer as (height, width)."""
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    return (values[0], values[0]) if dims == 2 and len(values) == 1 else (1 if dims == 1 else values[0], values[-1])
+
+
+def linear(m: nn.Linear, leaf: LeafOf, shape: torch.Size) -> Rule:
+    if len(shape) < 2:
+        raise NotLayerwise("an input without a batch axis")
+    return Linear(leaf("weight"), leaf("bias"))
+
+
+def _dims(m: nn.Module, shape: torch.Size, offset: int = 2) -> int:
+    """Spatial dimensions; unbatched inputs have no rule."""
+    dims = int(type(m).__name__[-2])
+    if len(shape) != dims + offset:
+        raise NotLayerwise("an input without a batch axis")
+    return dims
+
+
+def convolution(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule | list[Rule]:
+    dims = _dims(m, shape)
+    function = F.conv1d if dims == 1 else F.conv2d
+    if m.padding_mode != "zeros" or m.padding == "same":
+        pads = list(m._reversed_padding_repeated_twice)
+        mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+        if mode == "constant" and pads[::2] == pads[1::2]:
+            padding: Any = tuple(reversed(pads[::2]))
+        else:
+            pad = Pad(partial(F.pad, pad=pads, mode=mode), dims)
+            return [pad, _convolution(m, leaf, dims, 0, function)]
+    else:
+        padding = 0 if m.padding == "valid" else m.padding
+    return _convolution(m, leaf, dims, padding, function)
+
+
+def _convolution(m: Any, leaf: LeafOf, dims: int, padding: Any, function: Callable[..., Tensor]) -> Rule:
+    settings = {"stride": m.stride, "padding": padding, "dilation": m.dilation, "groups": m.groups}
+    stride, dilation = _pair(m.stride, dims), _pair(m.dilation, dims)
+    pads = (padding,) * dims if isinstance(padding, int) else tuple(padding)
+    planar = (0, pads[0]) if dims == 1 else (pads[0], pads[1])
+    geometry = Geometry(stride, planar, dilation, m.groups)
+    return Convolution(leaf("weight"), leaf("bias"), geometry, partial(function, **settings))
+
+
+def transposed_convolution(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule:
+    dims = _dims(m, shape)
+    function = F.conv_transpose1d if dims == 1 else F.conv_transpose2d
+    names = ("stride", "padding", "output_padding", "dilation", "groups")
+    settings = {name: getattr(m, name) for name in names}
+    padding = (0, *m.padding) if dims == 1 else tuple(m.padding)
+    geometry = Geometry(_pair(m.stride, dims), padding, _pair(m.dilation, dims), m.groups)
+    return Convolution(leaf("weight"), leaf("bias"), geometry, partial(function, **settings), transposed=True)
+
+
+def _partial(function: Any, **settings: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A pooling function that returns (values, indices)."""
+    return partial(function, **settings)
+
+
+def max_pool(
+    shape: torch.Size, dims: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Rule:
+    if len(shape) != dims + 2:
+        raise NotLayerwise("an input without a batch axis")
+    stride = kernel_size if stride is None or stride == [] else stride
+    function: Any = F.max_pool1d if dims == 1 else F.max_pool2d
+    reach = [1 + (k - 1) * d for k, d in zip(_pair(kernel_size, dims), _pair(dilation, dims), strict=True)]
+    overlapping = any(r > s for r, s in zip(reach, _pair(stride, dims), strict=True))
+    settings = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    return Select(_partial(function, **settings, ceil_mode=ceil_mode, return_indices=True), overlapping)
+
+
+def max_pool_module(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule:
+    if m.return_indices:
+        raise NotLayerwise("return_indices")
+    return max_pool(shape, _dims(m, shape), m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+
+
+def adaptive_max_pool(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule:
+    dims = _dims(m, shape)
+    if m.return_indices:
+        raise NotLayerwise("return_indices")
+    function: Any = F.adaptive_max_pool1d if dims == 1 else F.adaptive_max_pool2d
+    return Select(_partial(function, output_size=m.output_size, return_indices=True), overlapping=True)
+
+
+def batch_norm(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule:
+    if len(shape) < 2:
+        raise NotLayerwise("an input without a channel axis")
+
+    def affine(s: torch.Size) -> tuple[int, ...]:
+        return (1, s[1], *(1 for _ in s[2:]))
+
+    def group(s: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (s[0], s[1], s[2:].numel()), (0, 2)
+
+    fixed = None
+    if not m.training and (m.running_mean is not None or m.running_var is not None):
+        fixed = leaf("running_mean"), leaf("running_var")
+    return Normalisation(leaf("weight"), leaf("bias"), affine, group, m.eps, fixed is not None, fixed)
+
+
+def layer_norm(m: nn.LayerNorm, leaf: LeafOf, shape: torch.Size) -> Rule:
+    normalised = tuple(m.normalized_shape)
+
+    def group(s: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (*s[: len(s) - len(normalised)], torch.Size(normalised).numel()), (len(s) - len(normalised),)
+
+    rowwise = len(shape) > len(normalised)
+    return Normalisation(leaf("weight"), leaf("bias"), lambda s: normalised, group, m.eps, rowwise)
+
+
+def group_norm(m: nn.GroupNorm, leaf: LeafOf, shape: torch.Size) -> Rule:
+    def affine(s: torch.Size) -> tuple[int, ...]:
+        return (1, s[1], *(1 for _ in s[2:]))
+
+    def group(s: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (s[0], m.num_groups, s[1:].numel() // m.num_groups), (2,)
+
+    return Normalisation(leaf("weight"), leaf("bias"), affine, group, m.eps, True)
+
+
+def embedding(m: nn.Embedding, leaf: LeafOf, shape: torch.Size) -> Rule:
+    if m.max_norm is not None:
+        raise NotLayerwise("max_norm rewrites the weight in forward")
+    if m.scale_grad_by_freq:
+        raise NotLayerwise("scale_grad_by_freq: what torch returns is not the gradient")
+    return Embedding(leaf("weight"), m.padding_idx)
+
+
+def _eval_only(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule | None:
+    if m.training and m.p > 0:
+        raise NotLayerwise("dropout in training mode draws random numbers")
+    return IDENTITY
+
+
+def _plain(kind: int) -> Callable[..., Rule]:
+    return lambda m, leaf, shape: Elementwise(kind)
+
+
+def _gelu(approximate: str) -> Elementwise:
+    return Elementwise(_ops.GELU_TANH if approximate == "tanh" else _ops.GELU_ERF)
+
+
+MODULES: dict[type, Callable[[Any, LeafOf, torch.Size], Rule | list[Rule] | None]] = {
+    nn.Linear: linear,
+    nn.ReLU: _plain(_ops.RELU),
+    nn.SELU: _plain(_ops.SELU),
+    nn.Sigmoid: _plain(_ops.SIGMOID),
+    nn.Tanh: _plain(_ops.TANH),
+    nn.SiLU: _plain(_ops.SILU),
+    nn.LeakyReLU: lambda m, leaf, shape: Elementwise(_ops.LEAKY_RELU, m.negative_slope),
+    nn.ELU: lambda m, leaf, shape: Elementwise(_ops.ELU, m.alpha),
+    nn.CELU: lambda m, leaf, shape: Elementwise(_ops.CELU, m.alpha),
+    nn.Softplus: lambda m, leaf, shape: Elementwise(_ops.SOFTPLUS, m.beta, m.threshold),
+    nn.GELU: lambda m, leaf, shape: _gelu(m.approximate),
+    nn.Hardtanh: lambda m, leaf, shape: Elementwise(_ops.HARDTANH, m.min_val, m.max_val),
+    nn.ReLU6: lambda m, leaf, shape: Elementwise(_ops.HARDTANH, 0.0, 6.0),
+    nn.PReLU: lambda m, leaf, shape: PReLU(leaf("weight")),
+    nn.Embedding: embedding,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+    nn.ConvTranspose1d: transposed_convolution,
+    nn.ConvTranspose2d: transposed_convolution,
+    nn.MaxPool1d: max_pool_module,
+    nn.MaxPool2d: max_pool_module,
+    nn.AdaptiveMaxPool1d: adaptive_max_pool,
+    nn.AdaptiveMaxPool2d: adaptive_max_pool,
+    nn.BatchNorm1d: batch_norm,
+    nn.BatchNorm2d: batch_norm,
+    nn.BatchNorm3d: batch_norm,
+    nn.LayerNorm: layer_norm,
+    nn.GroupNorm: group_norm,
+    nn.Identity: lambda m, leaf, shape: IDENTITY,
+    nn.Dropout: _eval_only,
+    nn.Dropout1d: _eval_only,
+    nn.Dropout2d: _eval_only,
+    nn.Dropout3d: _eval_only,
+    nn.AlphaDropout: _eval_only,
+    nn.FeatureAlphaDropout: _eval_only,
+}
+
+_builtin = frozenset(MODULES)
+
+
+def register_rule(
+    module_class: type[nn.Module], make: Callable[[Any, LeafOf, torch.Size], Rule | list[Rule] | None]
+) -> None:
+    """Gives a layer of your own a rule (see ``Rule``), in place of torch's derivatives of it.
+
+    Args:
+        module_class: exactly this class, not its subclasses; its forward takes one tensor.
+        make: ``make(module, leaf, shape)`` returns the rule of one module, a list of rules to be applied in turn, or
+            None for the identity. ``leaf(name)`` is the parameter or buffer of that name, to be called with theta;
+            ``shape`` is that of the input when the model is captured (batches may have other sizes later).
+
+    Every captured model is compared with torch in float64 before a rule is used; an operator of a model whose
+    registered rule is wrong raises ChaosExtError.
+
+    Raises:
+        TypeError: not an nn.Module class, or not callable.
+        ValueError: the class has a rule of the package.
+    """
+    if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
+        raise TypeError(f"module_class: expected a subclass of torch.nn.Module, got {module_class!r}")
+    if not callable(make):
+        raise TypeError(f"make: expected a callable make(module, leaf, shape), got {type(make).__name__}")
+    if module_class in _builtin:
+        raise ValueError(f"module_class: {module_class.__name__} has a rule already; register a subclass of it")
+    MODULES[module_class] = make
+
+
+def unregister_rule(module_class: type[nn.Module]) -> None:
+    """Takes back ``register_rule``; a class without a registered rule is left as it is."""
+    if module_class not in _builtin:
+        MODULES.pop(module_class, None)
+
+
+def is_registered(module_class: type) -> bool:
+    return module_class in MODULES and module_class not in _builtin
+
+
+# Functional forms of activations: name of each argument after the input with its default, and the rule they make.
+FUNCTIONS: dict[object, tuple[dict[str, object], Callable[..., Rule]]] = {
+    F.leaky_relu: (
+        {"negative_slope": 0.01, "inplace": False},
+        lambda negative_slope, inplace: Elementwise(_ops.LEAKY_RELU, negative_slope),
+    ),
+    F.elu: ({"alpha": 1.0, "inplace": False}, lambda alpha, inplace: Elementwise(_ops.ELU, alpha)),
+    F.celu: ({"alpha": 1.0, "inplace": False}, lambda alpha, inplace: Elementwise(_ops.CELU, alpha)),
+    F.softplus: ({"beta": 1.0, "threshold": 20.0}, lambda beta, threshold: Elementwise(_ops.SOFTPLUS, beta, threshold)),
+    F.gelu: ({"approximate": "none"}, lambda approximate: _gelu(approximate)),
+    F.hardtanh: (
+        {"min_val": -1.0, "max_val": 1.0, "inplace": False},
+        lambda min_val, max_val, inplace: Elementwise(_ops.HARDTANH, min_val, max_val),
+    ),
+    F.relu6: ({"inplace": False}, lambda inplace: Elementwise(_ops.HARDTANH, 0.0, 6.0)),
+}
+FUNCTIONS.update(
+    {
+        f: ({"inplace": False}, lambda inplace, kind=kind: Elementwise(kind))
+        for kind, group in {
+            _ops.RELU: (F.relu, torch.relu, "relu", "relu_", torch.relu_),
+            _ops.SELU: (F.selu, torch.selu),
+            _ops.SIGMOID: (torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"),
+            _ops.TANH: (torch.tanh, F.tanh, "tanh", "tanh_"),
+            _ops.SILU: (F.silu,),
+        }.items()
+        for f in group
+    }
+)
+
+ADDITIONS: dict[object, float] = {operator.add: 1.0, operator.iadd: 1.0, torch.add: 1.0, "add": 1.0, "add_": 1.0}
+ADDITIONS |= {operator.sub: -1.0, operator.isub: -1.0, torch.sub: -1.0, "sub": -1.0, "sub_": -1.0}
+PRODUCTS: set[object] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
+CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
+MAX_POOLS = {F.max_pool1d: 1, F.max_pool2d: 2, torch.max_pool1d: 1, torch.max_pool2d: 2}
+
+# Functions and methods of one tensor that keep its numbers and their order.
+RESHAPES: set[object] = {torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten}
+RESHAPES |= {"view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "contiguous", "view_as"}
+RESHAPE_MODULES = {nn.Flatten, nn.Unflatten}
+
+# Linear in their one tensor; the value says how to tell whether samples stay apart.
+POOLS: set[object] = {
+    F.avg_pool1d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d,
+    F.interpolate,
+    F.pixel_shuffle,
+}
+POOLS |= {torch.avg_pool1d, torch.adaptive_avg_pool1d}
+REDUCTIONS: set[object] = {torch.mean, torch.sum, "mean", "sum"}
+PERMUTATIONS: set[object] = {torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose"}
+LINEAR_MODULES = {
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
+}

@@ -1,0 +1,210 @@
+"""Spectra of Hessians: every nonzero eigenpair exactly, or a few extreme ones matrix-free."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..base import memory
+from ..curvature.hessian import HessianOperator
+from ..errors import NonFiniteError, NotConvergedError
+from .lanczos import WHICH, eigh, lanczos
+from .spectrum import Columns, Coordinates, Spectrum
+from .tridiagonal import EigenColumns, Tridiagonal
+
+log = logging.getLogger("chaos_ext")
+
+_FORMED_SIZE = 64  # below this forming the eigenvectors takes no longer
+ZERO_TOL = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def spectrum(
+    op: HessianOperator,
+    k: int | None = None,
+    which: str = "both_ends",
+    *,
+    zero_tol: float | None = None,
+    spectrum_dtype: torch.dtype | None = None,
+    tol: float | None = None,
+    max_products: int | None = None,
+) -> Spectrum:
+    """Eigenpairs of H: all nonzero ones exactly, or k extreme ones by matrix-free Lanczos.
+
+    Without k, the eigendecomposition runs on the compressed Hessian where that is smaller than P, else on the dense
+    one.
+
+    Args:
+        op: the operator; its loss and gradient are carried over.
+        k: number of eigenpairs in total; None: all.
+        which: with k: "both_ends" (k // 2 smallest, the others largest), "largest", "smallest" or "magnitude".
+        zero_tol: |lambda| <= zero_tol * max|lambda| counts as zero; default 1e-12 in float64, 1e-5 in float32.
+        spectrum_dtype: torch.float64 computes H and its spectrum in float64 for a float32 model; default the model's.
+        tol: with k: relative residual at which a pair counts as converged; default 1e-10 in float64, 1e-5 in float32.
+        max_products: with k: limit of Hessian-vector products.
+
+    Raises:
+        ValueError: k outside 1..P, an unknown ``which``, a zero_tol outside [0, 1).
+        NotConvergedError: an eigensolver failed; never a wrong value.
+        MemoryBudgetError: no compressed form, and the dense decomposition does not fit.
+        StaleOperatorError: the parameters or the batch changed since the operator was made.
+    """
+    if not isinstance(op, HessianOperator):
+        raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
+    dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
+    tolerance = check_options(dtype, zero_tol)
+    key = ("spectrum", dtype, tolerance)
+    if k is not None:
+        return _partial(op, k, which, dtype, tolerance, tol, max_products)
+    if key not in op._cache:
+        op._cache[key] = _complete(op, dtype, tolerance)
+    return op._cache[key]  # type: ignore[return-value]
+
+
+def directions(
+    op: HessianOperator, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
+) -> Spectrum:
+    """The complete spectrum of ``spectrum(op)`` for one projection: on the CPU no eigenvector is formed.
+
+    The same eigenvalues and projections to rounding, several times faster; ``eigenvectors()`` of the result is slow. A
+    spectrum that ``op`` has already is taken.
+    """
+    dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
+    tolerance = check_options(dtype, zero_tol)
+    if ("spectrum", dtype, tolerance) in op._cache or op.device.type != "cpu":
+        return spectrum(op, zero_tol=tolerance, spectrum_dtype=dtype)
+    key = ("directions", dtype, tolerance)
+    if key not in op._cache:
+        op._cache[key] = _complete(op, dtype, tolerance, form=False)
+    return op._cache[key]  # type: ignore[return-value]
+
+
+def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool = True) -> Spectrum:
+    bound = op.compressed_bound(dtype)
+    size = op.shape[0]
+    if bound is not None and bound < 0.95 * size:
+        compressed = op.compressed(dtype)
+        basis, S = cast(Columns, compressed.basis), compressed.S
+    else:
+        need = (4 * dtype.itemsize if form else 24 + dtype.itemsize) * size * size
+        memory.require(need, op.device, "dense eigendecomposition", "use spectrum(op, k=...)", op._budget)
+        basis, S = Coordinates(size), op.dense_in(dtype)
+    spec = _decomposed(S, basis, size, zero_tol, op.gradient_in(dtype), form)
+    spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
+    return spec
+
+
+def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:
+    """Eigenvalues, and eigenvectors formed or as an operator."""
+    if not form and S.is_cpu and len(S) >= _FORMED_SIZE:
+        try:
+            implicit = Tridiagonal(S)
+            return implicit.eigenvalues, implicit
+        except NotConvergedError as e:
+            log.warning("%s; using eigh", e)
+    return eigh(S)
+
+
+def _decomposed(
+    S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None, form: bool = True
+) -> Spectrum:
+    values, vectors = _eigenpairs(S, form)
+    magnitude = values.abs()
+    scale = float(magnitude.max()) if len(values) else 0.0
+    threshold = zero_tol * scale
+    nonzero = magnitude > threshold
+    near = (magnitude >= 0.9 * threshold) & (magnitude <= 1.1 * threshold) & (magnitude > 0)
+
+    def columns(mask: Tensor) -> Tensor | EigenColumns:
+        return vectors.columns(mask) if isinstance(vectors, Tridiagonal) else vectors[:, mask]
+
+    return Spectrum(
+        values[nonzero],
+        columns(nonzero),
+        basis,
+        size,
+        complete=True,
+        zero_tol=zero_tol,
+        scale=scale,
+        exact_gradient=gradient,
+        near=columns(near),
+    )
+
+
+def spectrum_of_matrix(
+    H: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    zero_tol: float | None = None,
+    spectrum_dtype: torch.dtype | None = None,
+    form: bool = True,
+) -> Spectrum:
+    """All nonzero eigenpairs of a dense symmetric matrix [P, P]; without ``form`` as ``directions`` gives them.
+
+    Raises:
+        ValueError: not square, or not symmetric to rounding.
+        NonFiniteError: NaN or inf.
+    """
+    if H.dim() != 2 or H.shape[0] != H.shape[1]:
+        raise ValueError(f"H: expected a square matrix, got shape {tuple(H.shape)}")
+    if gradient is not None and len(gradient) != len(H):
+        raise ValueError(f"H: expected shape [{len(gradient)}, {len(gradient)}], got {tuple(H.shape)}")
+    dtype = spectrum_dtype or H.dtype
+    tolerance = check_options(dtype, zero_tol)
+    H = H.detach()
+    if not bool(torch.isfinite(H).all()):
+        raise NonFiniteError("H: the Hessian has NaN or inf")
+    limit = 1e-3 if H.dtype == torch.float32 else 1e-8
+    if len(H) and float((H - H.T).abs().max()) > limit * float(H.abs().max()):
+        raise ValueError(f"H: expected a symmetric matrix, it is asymmetric by more than {limit:g} of its scale")
+    exact = None if gradient is None else gradient.to(dtype)
+    return _decomposed(H.to(dtype), Coordinates(len(H)), len(H), tolerance, exact, form)
+
+
+def check_options(dtype: torch.dtype, zero_tol: float | None) -> float:
+    """The zero tolerance in force, after checking both options."""
+    if dtype not in ZERO_TOL:
+        raise ValueError(f"spectrum_dtype: expected torch.float32 or torch.float64, got {dtype}")
+    tolerance = ZERO_TOL[dtype] if zero_tol is None else zero_tol
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"zero_tol: expected 0 <= zero_tol < 1, got {zero_tol!r}")
+    return tolerance
+
+
+def _partial(
+    op: HessianOperator,
+    k: int,
+    which: str,
+    dtype: torch.dtype,
+    zero_tol: float,
+    tol: float | None,
+    max_products: int | None,
+) -> Spectrum:
+    size = op.shape[0]
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
+        raise ValueError(f"k: expected an int in 1..P = {size}, got {k!r}")
+    if (tol is not None and not 0 < tol < 1) or (max_products is not None and max_products < 1):
+        raise ValueError(
+            f"tol, max_products: expected 0 < tol < 1 and max_products >= 1, got {tol!r}, {max_products!r}"
+        )
+    if which not in WHICH:
+        raise ValueError(f"which: expected one of {WHICH}, got {which!r}")
+    if dtype != op.dtype:
+        raise ValueError("spectrum_dtype: not available with k; convert the model with .double()")
+    values, V = lanczos(
+        op.__matmul__, size, k, which, dtype=dtype, device=op.device, tol=tol, max_products=max_products
+    )
+    return Spectrum(
+        values,
+        V,
+        Coordinates(size),
+        size,
+        complete=False,
+        zero_tol=zero_tol,
+        scale=float(values.abs().max()),
+        loss=op.loss,
+        gradient=op.gradient,
+        origin=op.origin,
+    )

@@ -1,0 +1,222 @@
+"""Eigenpairs of a Hessian in structured form: V = Q Z with Q never materialised."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..base import memory
+from ..base.parameters import Origin
+from ..curvature.basis import Basis, LayerBasis
+from ..errors import CheckpointError
+from .tridiagonal import EigenColumns
+
+_FORMAT = "chaos_ext.Spectrum/1"
+
+
+class Columns(Protocol):
+    """Orthonormal columns Q [P, n] in which eigenvectors are expressed."""
+
+    columns: int
+
+    def coordinates(self, v: Tensor) -> Tensor: ...
+    def lift(self, c: Tensor) -> Tensor: ...
+
+
+class Coordinates:
+    """Q = I: eigenvectors in theta itself."""
+
+    def __init__(self, size: int) -> None:
+        self.columns = size
+
+    def coordinates(self, v: Tensor) -> Tensor:
+        return v
+
+    def lift(self, c: Tensor) -> Tensor:
+        return c
+
+
+class Spectrum:
+    """Eigenpairs of a Hessian at one theta, on one batch.
+
+    Eigenvalues ascend. A complete spectrum holds every eigenvalue with |lambda| > zero_tol * max|lambda|; the other
+    ``nullity`` = P - r count as zero. Eigenvectors are kept as V = Q Z with structured Q and made on demand.
+
+    Attributes:
+        eigenvalues: [r], ascending.
+        size: P.
+        nullity: P - r, or None for a partial spectrum.
+        zero_tol: relative zero tolerance.
+        zero_threshold: zero_tol * max|lambda|, absolute.
+        loss: the loss at which it was taken, or None.
+        gradient: its gradient [P] in the model's dtype, or None.
+        basis: Q.
+        Z: eigenvectors in the coordinates of Q, [n, r] (of ``directions``: as a matrix that is never formed).
+        origin: the model, batch and theta that it belongs to (None after ``load``).
+        shapes: of the parameters that make up theta, in order, after ``load`` (None where unknown).
+    """
+
+    def __init__(
+        self,
+        eigenvalues: Tensor,
+        Z: Tensor | EigenColumns,
+        basis: Columns,
+        size: int,
+        *,
+        complete: bool,
+        zero_tol: float,
+        scale: float,
+        loss: Tensor | None = None,
+        gradient: Tensor | None = None,
+        exact_gradient: Tensor | None = None,
+        near: Tensor | EigenColumns | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self.eigenvalues, self.Z, self.basis, self.size = eigenvalues, Z, basis, size
+        self.nullity = size - len(eigenvalues) if complete else None
+        self.zero_tol, self.zero_threshold = zero_tol, zero_tol * scale
+        self.loss, self.gradient = loss, gradient
+        self._exact_gradient = gradient if exact_gradient is None else exact_gradient
+        self._near = near
+        self.origin = origin
+        self.shapes: list[tuple[int, ...]] | None = None
+        self._coefficients: Tensor | None = None
+
+    def __repr__(self) -> str:
+        kind = "partial" if self.nullity is None else f"nullity {self.nullity}"
+        return f"Spectrum(P={self.size}, r={len(self.eigenvalues)}, {kind}, {self.dtype})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of eigenvalues and eigenvectors."""
+        return self.eigenvalues.dtype
+
+    def eigenvectors(self, index: slice | Tensor | list[int] | None = None) -> Tensor:
+        """The eigenvectors selected by a slice, a list or a tensor of indices or a mask, as columns [P, m]."""
+        chosen = self.Z[:, slice(None) if index is None else index]
+        if chosen.dim() == 1:
+            chosen = chosen.unsqueeze(1)
+        memory.require(
+            self.size * chosen.shape[1] * self.dtype.itemsize, chosen.device, "eigenvectors", "ask for fewer at a time"
+        )
+        return self.basis.lift(chosen)
+
+    def coefficients(self, v: Tensor) -> Tensor:
+        """V^T v for v [P] or [P, k]: [r] or [r, k]."""
+        columns = self._columns(v)
+        c = self.Z.T @ self.basis.coordinates(columns)
+        return c.squeeze(1) if v.dim() == 1 else c
+
+    def combine(self, c: Tensor) -> Tensor:
+        """V c for c [r] or [r, k]: [P] or [P, k]."""
+        if c.dim() not in (1, 2) or len(c) != len(self.eigenvalues):
+            raise ValueError(f"c: expected shape [{len(self.eigenvalues)}] or [.., k], got {tuple(c.shape)}")
+        columns = c.unsqueeze(1) if c.dim() == 1 else c
+        out = self.basis.lift(self.Z @ columns)
+        return out.squeeze(1) if c.dim() == 1 else out
+
+    def project(self, v: Tensor, mask: Tensor) -> Tensor:
+        """V_mask V_mask^T v, the orthogonal projection of v [P] or [P, k] on the selected eigenspace.
+
+        Args:
+            v: in the spectrum's dtype.
+            mask: bool [r].
+        """
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask: expected a bool tensor, got {type(mask).__name__}")
+        if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.eigenvalues),):
+            raise ValueError(f"mask: expected bool [{len(self.eigenvalues)}], got {mask.dtype} {tuple(mask.shape)}")
+        c = self.coefficients(v)
+        return self.combine(c * (mask if c.dim() == 1 else mask.unsqueeze(1)))
+
+    def _columns(self, v: Tensor) -> Tensor:
+        if v.dtype != self.dtype or v.device != self.eigenvalues.device:
+            where = f"{self.dtype} on {self.eigenvalues.device}"
+            raise TypeError(f"v: expected a {where} tensor like the spectrum, got {v.dtype} on {v.device}")
+        if v.dim() not in (1, 2) or len(v) != self.size:
+            raise ValueError(f"v: expected shape [{self.size}] or [{self.size}, k], got {tuple(v.shape)}")
+        return v.unsqueeze(1) if v.dim() == 1 else v
+
+    def gradient_coefficients(self) -> Tensor:
+        """V^T g [r] of the gradient that the spectrum carries."""
+        if self._exact_gradient is None:
+            raise ValueError("spec: it carries no gradient; make it from a HessianOperator")
+        if self._coefficients is None:
+            self._coefficients = self.coefficients(self._exact_gradient)
+        return self._coefficients
+
+    @property
+    def gradient_norm_squared(self) -> Tensor:
+        """||g||^2 in float64 of the gradient that it carries."""
+        if self._exact_gradient is None:
+            raise ValueError("spec: it carries no gradient; make it from a HessianOperator")
+        return self._exact_gradient.double().square().sum()
+
+    @property
+    def near_threshold(self) -> tuple[int, float]:
+        """How many eigenvalues have |lambda| within 10 % of the zero threshold, and their part of ||g||^2."""
+        if self._near is None or not self._near.shape[1]:
+            return 0, 0.0
+        count = self._near.shape[1]
+        if self._exact_gradient is None:
+            return count, float("nan")
+        c = self._near.T @ self.basis.coordinates(self._exact_gradient.unsqueeze(1))
+        return count, float(c.double().square().sum())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the spectrum to a file, whole or not at all."""
+        layers = [b.__dict__ for b in self.basis.layers] if isinstance(self.basis, Basis) else None
+        names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
+        state = {k: getattr(self, k) for k in names}
+        state |= {"format": _FORMAT, "complete": self.nullity is not None, "layers": layers}
+        shapes = self.shapes if self.origin is None else [tuple(s) for s in self.origin.snapshot.space.shapes]
+        state |= {"shapes": shapes}
+        near = None if self._near is None else self._near[:, :]
+        state |= {"Z": self.Z[:, :], "exact_gradient": self._exact_gradient, "near": near}
+        temporary = f"{os.fspath(path)}.tmp"
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], map_location: torch.device | str | None = None) -> Spectrum:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            CheckpointError: not a spectrum, or damaged.
+        """
+        try:
+            state = torch.load(path, map_location=map_location, weights_only=True)
+            if state["format"] != _FORMAT:
+                raise KeyError(state["format"])
+            layers, size = state["layers"], state["size"]
+            basis: Columns = Coordinates(size)
+            if layers is not None:
+                basis = cast(Columns, Basis(tuple(LayerBasis(**b) for b in layers), size))
+            spec = cls(
+                state["eigenvalues"],
+                state["Z"],
+                basis,
+                size,
+                complete=state["complete"],
+                zero_tol=state["zero_tol"],
+                scale=0.0,
+                loss=state["loss"],
+                gradient=state["gradient"],
+                exact_gradient=state["exact_gradient"],
+                near=state["near"],
+            )
+            spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
+        except FileNotFoundError:
+            raise
+        except Exception as e:  # torch.load raises many kinds on a damaged file
+            raise CheckpointError(f"{os.fspath(path)}: not a spectrum written by Spectrum.save ({e})") from e
+        return spec
