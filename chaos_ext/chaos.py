@@ -7,14 +7,15 @@ local Lyapunov exponent of that direction is ln|1 - lr lambda|: chaotic (positiv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .spectra.spectrum import Spectrum
+from .base.parameters import Group
+from .errors import UnsupportedError
+from .spectra.spectrum import Spectrum
 
 PRUNE = (None, "chaotic", "negative", "positive")
 ORDER = ("top_abs", "random")
@@ -194,3 +195,43 @@ def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:
         n_near_threshold=near,
         share_near_threshold=near_square / total if total > 0 else float("nan"),
     )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Which curvatures are chaotic: kappa < 0 or kappa > upper, kappa = sign * lambda + shift."""
+
+    lr: float
+    upper: float
+    sign: float = 1.0
+    shift: float = 0.0
+
+
+def chaotic_threshold(groups: Sequence[Group], rule: str) -> Threshold:
+    """The threshold of the "paper" or of the "optimizer" (a companion root of the recurrence outside the unit circle).
+
+    SGD: kappa < 0 or lr kappa > 2. Heavy ball: lr (1 - dampening) kappa > 2 (1 + mu). Nesterov:
+    lr kappa > (2 + 2 mu) / (1 + 2 mu). Under ``maximize`` the step ascends and kappa = -lambda (+ weight decay).
+
+    Raises:
+        UnsupportedError: groups that differ in what the threshold needs.
+    """
+    names = ["lr", "maximize"]
+    if rule == "optimizer":
+        names += ["momentum", "dampening", "weight_decay", "nesterov"]
+    for name in names:
+        if len({float(g[name]) for g in groups}) > 1:
+            raise UnsupportedError(
+                f"prune='chaotic': parameter groups have different {name}, and one threshold cannot hold for the "
+                "eigenvectors of H, which cross groups; use one value, or prune='negative' or 'positive'"
+            )
+    g = groups[0]
+    lr, mu, sign = float(g["lr"]), float(g["momentum"]), -1.0 if g["maximize"] else 1.0
+    if rule == "paper":
+        return Threshold(lr, 2 / lr if lr else float("inf"), sign)
+    factor = 2.0
+    if mu and g["nesterov"]:
+        factor = (2 + 2 * mu) / (1 + 2 * mu)
+    elif mu:
+        factor = 2 * (1 + mu) / (1 - g["dampening"]) if g["dampening"] < 1 else float("inf")
+    return Threshold(lr, factor / lr if lr else float("inf"), sign, float(g["weight_decay"]))

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from .chaos import local_lyapunov_exponents
+from .chaos import chaotic_threshold, local_lyapunov_exponents
 from .curvature.hessian import HessianOperator
 from .errors import UnsupportedError
-from .optim.sgd import chaotic_threshold
 from .spectra.spectrum import Spectrum
 
 

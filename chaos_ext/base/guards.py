@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UnsupportedError
-from .parameters import updates_running_stats
+from . import torch_internals as internals
 
 
 @contextlib.contextmanager
@@ -20,17 +20,17 @@ def without_running_stats(model: nn.Module | Sequence[nn.Module]) -> Iterator[No
     ``model`` may be given as the sequence of its modules.
     """
     modules = model.modules() if isinstance(model, nn.Module) else model
-    norms = [m for m in modules if m._buffers and updates_running_stats(m)]
-    kept = [(m, {k: m._buffers[k] for k in _STATS}) for m in norms]
+    norms = [m for m in modules if internals.own_buffers(m) and updates_running_stats(m)]
+    kept = [(m, {k: internals.own_buffers(m)[k] for k in _STATS}) for m in norms]
     for m, _ in kept:
         m.track_running_stats = False  # type: ignore[assignment]
-        m._buffers.update(dict.fromkeys(_STATS))
+        internals.own_buffers(m).update(dict.fromkeys(_STATS))
     try:
         yield
     finally:
         for m, buffers in kept:
             m.track_running_stats = True  # type: ignore[assignment]
-            m._buffers.update(buffers)
+            internals.own_buffers(m).update(buffers)
 
 
 _STATS = ("running_mean", "running_var", "num_batches_tracked")
@@ -39,22 +39,26 @@ _STATS = ("running_mean", "running_var", "num_batches_tracked")
 @contextlib.contextmanager
 def borrowed_buffers(modules: Sequence[nn.Module]) -> Iterator[Callable[[], bool]]:
     """Lets the modules of a model run on copies of their buffers; yields whether they have written to them."""
-    kept = [(m, dict(m._buffers)) for m in modules if m._buffers]
+    kept = [(m, dict(internals.own_buffers(m))) for m in modules if internals.own_buffers(m)]
     copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
-    versions = [b._version for _, own in copies for b in own.values() if b is not None]
     for m, own in copies:
-        m._buffers.update(own)
+        internals.own_buffers(m).update(own)
+
+    def versions() -> list[int]:
+        return [internals.version(b) for _, own in copies for b in own.values() if b is not None]
+
+    before = versions()
 
     def written() -> bool:
-        now = [b._version for _, own in copies for b in own.values() if b is not None]
-        return now != versions or any(m._buffers[k] is not b for m, own in copies for k, b in own.items())
+        present = ((internals.own_buffers(m)[k], b) for m, own in copies for k, b in own.items())
+        return versions() != before or any(now is not b for now, b in present)
 
     try:
         yield written
     finally:
         for m, own in kept:
-            m._buffers.clear()
-            m._buffers.update(own)
+            internals.own_buffers(m).clear()
+            internals.own_buffers(m).update(own)
 
 
 def commit_running_stats(model: nn.Module, x: object) -> None:
@@ -97,10 +101,18 @@ def twice_differentiable() -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
-        contextlib.ExitStack() as stack,
+        internals.without_onednn(),
+        torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else contextlib.nullcontext(),
     ):
-        onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]
-        stack.callback(torch.backends.mkldnn.set_flags, _enabled=onednn)
-        if torch.cuda.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def updates_running_stats(m: nn.Module) -> bool:
+    """Whether a forward of m updates running statistics that it does not use."""
+    return m.training and internals.keeps_running_stats(m)
+
+
+def refuse_autocast(device: torch.device) -> None:
+    """Mixed precision would round inside an exact computation."""
+    if torch.is_autocast_enabled(device.type):
+        raise UnsupportedError("autocast: H is computed in the parameters' dtype; leave the torch.autocast context")

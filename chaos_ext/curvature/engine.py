@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base.guards import borrowed_buffers, without_running_stats
-from ..base.parameters import ModuleTree, ParameterSpace, Snapshot
+from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.snapshot import Snapshot
 from ..base.tensors import all_finite
 from ..errors import ChaosExtError
 from ..graph.capture import capture

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.utils._pytree import tree_map
 
 from ..base import memory
 from ..base.guards import refuse_randomness, twice_differentiable, without_running_stats
 from ..base.parameters import ParameterSpace
 from ..base.tensors import asymmetry, symmetrize_
+from ..base.torch_internals import tree_map
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 
 log = logging.getLogger("chaos_ext")

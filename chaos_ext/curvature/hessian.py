@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import memory
-from ..base.parameters import ModuleTree, Origin, ParameterSpace, Snapshot, batch_tensors, refuse_autocast
+from ..base.guards import refuse_autocast
+from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.snapshot import Origin, Snapshot, batch_tensors
 from ..base.tensors import fresh
 from ..errors import ChaosExtError, UnsupportedError
 from ..rules.automatic import AutoRule

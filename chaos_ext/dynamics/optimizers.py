@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .. import _ops
+from ..base.parameters import Group
+from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MOMENTUM_BUFFER, STEP
 from ..errors import UnsupportedError
 
-Group = dict[str, Any]
 Lists = tuple[list[Tensor], list[int], list[float], list[int]]
 _BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
 
@@ -122,7 +123,7 @@ def sgd(slot: Slot, gradient: Tensor) -> Update:
         # A parameter whose group has momentum in other phases of the run keeps its buffer as it is.
         return Update(_ops.PLAIN, decay, e1=sign * lr)
     c = slot.units[0]
-    first = slot.state.get("momentum_buffer") is None
+    first = slot.state.get(MOMENTUM_BUFFER) is None
     c1 = sign * c * (1.0 if first else 1 - float(group["dampening"]))
     if group["nesterov"]:
         return Update(_ops.MOMENTUM, decay, mu, c1, sign * lr, lr * mu / c)
@@ -178,11 +179,11 @@ def _slopes(slot: Slot, e: Tensor, b1: float, b2: float) -> tuple[Tensor, Tensor
     0 / 0 counts as 0: at a dead unit, whose gradients have all been zero, m' = v' = 0.
     """
     group, state = slot.group, slot.state
-    t = float(state.get("step", 0)) + 1
+    t = float(state.get(STEP, 0)) + 1
     m, v = (1 - b1) * e, (1 - b2) * e.square()
-    if "exp_avg" in state:
-        m = m + b1 * state["exp_avg"].reshape(-1).double()
-        v = v + b2 * state["exp_avg_sq"].reshape(-1).double()
+    if EXP_AVG in state:
+        m = m + b1 * state[EXP_AVG].reshape(-1).double()
+        v = v + b2 * state[EXP_AVG_SQ].reshape(-1).double()
     root, scale = v.sqrt(), (1 - b2**t) ** 0.5
     inverse = _inverse(root / scale + float(group["eps"]))
     A = float(group["lr"]) / (1 - b1**t) * inverse

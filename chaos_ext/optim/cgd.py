@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base.guards import commit_running_stats
-from ..base.parameters import FLOAT_DTYPES, ParameterSpace, refuse_autocast
-from ..chaos import check_selection, select
+from ..base.guards import commit_running_stats, refuse_autocast
+from ..base.parameters import FLOAT_DTYPES, ParameterSpace
+from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..curvature.hessian import HessianOperator
 from ..errors import CheckpointError, NonFiniteError, UnsupportedError
 from ..spectra.decompose import check_options, directions, spectrum_of_matrix
 from ..spectra.spectrum import Spectrum
 from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, frozen_projection, norm_squared
-from .sgd import Threshold, Update, chaotic_threshold, check_group
+from .sgd import Update, check_group
 
 Source = HessianOperator | Spectrum | Tensor
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..errors import UnsupportedError
-
-Group = dict[str, Any]
+from ..base.parameters import Group
+from ..base.torch_internals import MOMENTUM_BUFFER
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Update:
 
     def _fused_(self) -> None:
         assert self.removed is not None
-        group, buffer = self.group, self.state.get("momentum_buffer")
+        group, buffer = self.group, self.state.get(MOMENTUM_BUFFER)
         first = buffer is None
         if group["momentum"] and first:
             buffer = torch.empty_like(self.param)
@@ -62,7 +60,7 @@ class Update:
             group["maximize"],
         )
         if group["momentum"]:
-            self.state["momentum_buffer"] = buffer
+            self.state[MOMENTUM_BUFFER] = buffer
 
 
 def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
@@ -72,12 +70,12 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
         d = d.add(param, alpha=group["weight_decay"])
     momentum = group["momentum"]
     if momentum != 0:
-        buffer = state.get("momentum_buffer")
+        buffer = state.get(MOMENTUM_BUFFER)
         if buffer is None:
             buffer = d.detach().clone()
         else:
             buffer.mul_(momentum).add_(d, alpha=1 - group["dampening"])
-        state["momentum_buffer"] = buffer
+        state[MOMENTUM_BUFFER] = buffer
         d = d.add(buffer, alpha=momentum) if group["nesterov"] else buffer
     param.add_(d, alpha=-float(group["lr"]))
 
@@ -89,43 +87,3 @@ def check_group(group: Group) -> None:
             raise ValueError(f"{name}: expected a finite value >= 0, got {group[name]!r}")
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError("nesterov: expected momentum > 0 and dampening = 0")
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Which curvatures are chaotic: kappa < 0 or kappa > upper, kappa = sign * lambda + shift."""
-
-    lr: float
-    upper: float
-    sign: float = 1.0
-    shift: float = 0.0
-
-
-def chaotic_threshold(groups: Sequence[Group], rule: str) -> Threshold:
-    """The threshold of the "paper" or of the "optimizer" (a companion root of the recurrence outside the unit circle).
-
-    SGD: kappa < 0 or lr kappa > 2. Heavy ball: lr (1 - dampening) kappa > 2 (1 + mu). Nesterov:
-    lr kappa > (2 + 2 mu) / (1 + 2 mu). Under ``maximize`` the step ascends and kappa = -lambda (+ weight decay).
-
-    Raises:
-        UnsupportedError: groups that differ in what the threshold needs.
-    """
-    names = ["lr", "maximize"]
-    if rule == "optimizer":
-        names += ["momentum", "dampening", "weight_decay", "nesterov"]
-    for name in names:
-        if len({float(g[name]) for g in groups}) > 1:
-            raise UnsupportedError(
-                f"prune='chaotic': parameter groups have different {name}, and one threshold cannot hold for the "
-                "eigenvectors of H, which cross groups; use one value, or prune='negative' or 'positive'"
-            )
-    g = groups[0]
-    lr, mu, sign = float(g["lr"]), float(g["momentum"]), -1.0 if g["maximize"] else 1.0
-    if rule == "paper":
-        return Threshold(lr, 2 / lr if lr else float("inf"), sign)
-    factor = 2.0
-    if mu and g["nesterov"]:
-        factor = (2 + 2 * mu) / (1 + 2 * mu)
-    elif mu:
-        factor = 2 * (1 + mu) / (1 - g["dampening"]) if g["dampening"] < 1 else float("inf")
-    return Threshold(lr, factor / lr if lr else float("inf"), sign, float(g["weight_decay"]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import memory
-from ..base.parameters import Origin
+from ..base.snapshot import Origin
 from ..curvature.basis import Basis, LayerBasis
 from ..errors import CheckpointError
 from .tridiagonal import EigenColumns

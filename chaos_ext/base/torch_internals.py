@@ -1,0 +1,83 @@
+"""What the package takes from torch beyond its documented interface: for a new torch, this is the file to review.
+
+Every entry was read in torch 2.14.1; the tests also pass with 2.13.0. Nobody else in the package touches an attribute
+of torch's that starts with an underscore (a test holds that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+# torch/utils/_pytree.py: nested tuples, lists and dicts of tensors. The public torch.utils.pytree is not in 2.10.
+tree_leaves = _pytree.tree_leaves
+tree_map = _pytree.tree_map
+
+# Keys of an optimizer's state of a parameter: torch/optim/sgd.py, torch/optim/adam.py.
+MOMENTUM_BUFFER, EXP_AVG, EXP_AVG_SQ, STEP = "momentum_buffer", "exp_avg", "exp_avg_sq", "step"
+
+
+def version(t: Tensor) -> int:
+    """How often a tensor was written in place (``Tensor._version``); 0 of one made in inference mode, which has none.
+
+    Edits through ``.data`` or numpy do not count.
+    """
+    return 0 if t.is_inference() else t._version
+
+
+def own_parameters(m: nn.Module) -> dict[str, nn.Parameter | None]:
+    """A module's parameters by name, without those of its children: the dict that ``nn.Module`` itself reads."""
+    return m._parameters
+
+
+def own_buffers(m: nn.Module) -> dict[str, Tensor | None]:
+    """A module's buffers by name, without those of its children; writing to the dict skips ``register_buffer``."""
+    return m._buffers
+
+
+def own_children(m: nn.Module) -> dict[str, nn.Module | None]:
+    """A module's children by name; one that is used twice is listed twice."""
+    return m._modules
+
+
+def has_hooks(m: nn.Module) -> bool:
+    """Whether calling the module does more than its forward (``nn.Module.__call__``)."""
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+def has_global_hooks() -> bool:
+    """Whether every module's call does more (torch/nn/modules/module.py, ``register_module_forward_hook``)."""
+    module = nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
+
+
+def keeps_running_stats(m: nn.Module) -> bool:
+    """Whether m is a BatchNorm or InstanceNorm with running statistics: they share the base ``_NormBase``."""
+    return (
+        isinstance(m, nn.modules.batchnorm._NormBase)
+        and bool(m.track_running_stats)
+        and m._buffers.get("running_mean") is not None
+    )
+
+
+def padding_of(m: Any) -> list[int]:
+    """Zeros, or what ``padding_mode`` puts in, around each axis of a convolution's input, as ``F.pad`` wants them.
+
+    ``_ConvNd`` computes it of an int, a tuple or "same".
+    """
+    return list(m._reversed_padding_repeated_twice)
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """No kernel of oneDNN: ``torch.backends.mkldnn.flags`` cannot leave its other switches alone."""
+    enabled = torch.backends.mkldnn.set_flags(_enabled=False)[0]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=enabled)
