@@ -6,8 +6,9 @@ batch -> HessianOperator -> spectrum -> CGD step or tangent map -> exponents; se
 from . import chaos, data, errors, figures, metrics, models, systems
 from ._build_info import __version__, build_info
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
-from .curvature.basis import CompressedHessian
-from .curvature.hessian import HessianOperator, LayerReport, hessian
+from .curvature.compressed import CompressedHessian
+from .curvature.hessian import HessianOperator, hessian
+from .curvature.plan import LayerReport
 from .dynamics.analyzer import LyapunovAnalyzer
 from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
 from .dynamics.maps import History, LyapunovResult, lyapunov_spectrum

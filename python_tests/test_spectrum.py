@@ -9,7 +9,8 @@ from torch import nn
 import chaos_ext as ce
 from chaos_ext import _ops
 from chaos_ext.spectra.decompose import directions, spectrum_of_matrix
-from chaos_ext.spectra.lanczos import eigh, lanczos
+from chaos_ext.spectra.eigh import eigh
+from chaos_ext.spectra.lanczos import lanczos
 
 CE = nn.CrossEntropyLoss()
 

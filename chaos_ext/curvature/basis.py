@@ -1,4 +1,4 @@
-"""The compressed Hessian: H = Q S Q^T exactly, with Q made of small Kronecker factors and never materialised.
+"""The coordinates in which a Hessian is small: H = Q S Q^T exactly, Q of small Kronecker factors, never materialised.
 
 A Linear layer acts on a batch through its inputs A [N, I] (bias as a constant input) and is seen by the loss through
 its cotangents D [N, O]. A weight direction V with V a_n = 0 and V^T delta_n = 0 for every n changes neither the loss
@@ -15,11 +15,32 @@ V^T delta.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..base import memory
+
+class Columns(Protocol):
+    """Orthonormal columns Q [P, n] in which eigenvectors are expressed."""
+
+    columns: int
+
+    def coordinates(self, v: Tensor) -> Tensor: ...
+    def lift(self, c: Tensor) -> Tensor: ...
+
+
+class Coordinates:
+    """Q = I: eigenvectors in theta itself."""
+
+    def __init__(self, size: int) -> None:
+        self.columns = size
+
+    def coordinates(self, v: Tensor) -> Tensor:
+        return v
+
+    def lift(self, c: Tensor) -> Tensor:
+        return c
 
 
 @dataclass(frozen=True)
@@ -124,44 +145,3 @@ class Basis:
         for b in self.layers:
             b.lift_(c, out)
         return out
-
-
-@dataclass(frozen=True)
-class CompressedHessian:
-    """H = Q S Q^T.
-
-    Attributes:
-        basis: Q [P, n].
-        S: [n, n], exactly symmetric.
-    """
-
-    basis: Basis
-    S: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.basis.rows, self.basis.rows
-
-    def to_dense(self) -> Tensor:
-        """Q S Q^T as a [P, P] matrix.
-
-        Raises:
-            MemoryBudgetError: P * P numbers do not fit.
-        """
-        need = 3 * self.basis.rows**2 * self.S.dtype.itemsize
-        memory.require(need, self.S.device, "to_dense", "use the compressed Hessian as an operator")
-        half = self.basis.lift(self.S)
-        H = self.basis.lift(half.T.contiguous())
-        return (H + H.T) / 2
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """H v for v [P] or [P, k] in the dtype of S, of the same shape."""
-        if not isinstance(v, Tensor) or v.dtype != self.S.dtype or v.device != self.S.device:
-            raise TypeError(
-                f"v: expected a {self.S.dtype} tensor on {self.S.device}, got {getattr(v, 'dtype', type(v))}"
-            )
-        if v.dim() not in (1, 2) or len(v) != self.basis.rows:
-            raise ValueError(f"v: expected shape [{self.basis.rows}] or [{self.basis.rows}, k], got {tuple(v.shape)}")
-        columns = v.unsqueeze(1) if v.dim() == 1 else v
-        return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)

@@ -1,18 +1,62 @@
-"""Making the compressed Hessian: a basis for each layer, then S in its coordinates."""
+"""The compressed Hessian H = Q S Q^T: a basis for each layer (``basis``), then S in its coordinates."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import _ops
+from ..base import memory
 from ..base.parameters import ParameterSpace
 from ..base.tensors import symmetrize_
 from ..rules.linear import Linear
-from .basis import Basis, CompressedHessian, LayerBasis
+from .basis import Basis, LayerBasis
 from .plan import UNITS, plan
 from .sweep import hessian_vector_products, unit_sweep
 from .tape import Tape
+
+
+@dataclass(frozen=True)
+class CompressedHessian:
+    """H = Q S Q^T.
+
+    Attributes:
+        basis: Q [P, n].
+        S: [n, n], exactly symmetric.
+    """
+
+    basis: Basis
+    S: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.basis.rows, self.basis.rows
+
+    def to_dense(self) -> Tensor:
+        """Q S Q^T as a [P, P] matrix.
+
+        Raises:
+            MemoryBudgetError: P * P numbers do not fit.
+        """
+        need = 3 * self.basis.rows**2 * self.S.dtype.itemsize
+        memory.require(need, self.S.device, "to_dense", "use the compressed Hessian as an operator")
+        half = self.basis.lift(self.S)
+        H = self.basis.lift(half.T.contiguous())
+        return (H + H.T) / 2
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """H v for v [P] or [P, k] in the dtype of S, of the same shape."""
+        if not isinstance(v, Tensor) or v.dtype != self.S.dtype or v.device != self.S.device:
+            raise TypeError(
+                f"v: expected a {self.S.dtype} tensor on {self.S.device}, got {getattr(v, 'dtype', type(v))}"
+            )
+        if v.dim() not in (1, 2) or len(v) != self.basis.rows:
+            raise ValueError(f"v: expected shape [{self.basis.rows}] or [{self.basis.rows}, k], got {tuple(v.shape)}")
+        columns = v.unsqueeze(1) if v.dim() == 1 else v
+        return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)
 
 
 def bound(tape: Tape) -> int:

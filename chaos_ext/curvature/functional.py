@@ -22,6 +22,7 @@ from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 
 log = logging.getLogger("chaos_ext")
 
+JVP_OF_GRAD, DOUBLE_BACKWARD = "jvp of grad", "double backward"
 _MAX_CHUNK = 1024
 _CHUNK_BYTES = 1 << 29
 
@@ -61,14 +62,24 @@ def describe(value: object) -> str:
 class FunctionalEngine:
     """Loss, gradient and Hessian of loss_fn(model(x), y) with respect to theta, without rules for its layers.
 
+    Args:
+        path: JVP_OF_GRAD or DOUBLE_BACKWARD; default: the first, unless the loss holds on to parameters.
+
     Attributes:
+        path: the way that products take now: DOUBLE_BACKWARD once the other has failed.
         loss: detached scalar.
         gradient: [P].
         output: what the model returned, detached.
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: Callable[..., Tensor], space: ParameterSpace, x: object, y: object
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        space: ParameterSpace,
+        x: object,
+        y: object,
+        path: str | None = None,
     ) -> None:
         # Tensors made in inference mode cannot be saved for backward; their copies can.
         x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
@@ -78,7 +89,7 @@ class FunctionalEngine:
         self.loss, self.output, self.gradient, captured = self._first_pass()
         if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
-        self.path = "double backward" if captured else "jvp of grad"
+        self.path = path or (DOUBLE_BACKWARD if captured else JVP_OF_GRAD)
         self._probed = False
 
     def _evaluate(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
@@ -140,7 +151,7 @@ class FunctionalEngine:
 
         (torch 2.14's ``_weight_norm`` on the CPU is off by its own scale, and differs from finite differences.)
         """
-        for path in dict.fromkeys((self.path, "double backward")):
+        for path in dict.fromkeys((self.path, DOUBLE_BACKWARD)):
             self.path = path
             if self._symmetric_at(None):
                 return
@@ -168,9 +179,9 @@ class FunctionalEngine:
     def dense_(self, out: Tensor) -> None:
         """Fills out [P, P] with H, exactly symmetric."""
         self._fill(out)
-        if asymmetry(out) > _asymmetry_limit(out.dtype) and self.path != "double backward":
+        if asymmetry(out) > _asymmetry_limit(out.dtype) and self.path != DOUBLE_BACKWARD:
             log.warning("forward-over-reverse gave an asymmetric Hessian; computing it by double backward instead")
-            self.path = "double backward"
+            self.path = DOUBLE_BACKWARD
             self._fill(out)
         if asymmetry(out) > _asymmetry_limit(out.dtype):
             self._require_symmetric_nearby()
@@ -193,7 +204,7 @@ class FunctionalEngine:
 
     def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
         """H v for v [k, P], one tangent a row, at theta (default: the parameters)."""
-        if self.path == "jvp of grad":
+        if self.path == JVP_OF_GRAD:
             try:
                 gradient, at = grad(self._loss_at), self._theta() if theta is None else theta
                 return vmap(lambda t: jvp(gradient, (at,), (t,))[1], randomness="error")(v).detach()
@@ -201,7 +212,7 @@ class FunctionalEngine:
                 raise
             except (RuntimeError, ForwardError) as e:
                 log.warning("forward-over-reverse failed (%s); using double backward", str(e).splitlines()[0])
-                self.path = "double backward"
+                self.path = DOUBLE_BACKWARD
         # The parameters themselves, not copies: a loss may hold on to them.
         params = [p if p.is_leaf else p.detach().requires_grad_() for p in self.space.params]
         if theta is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,34 +11,21 @@ from torch import Tensor, nn
 from ..base import memory
 from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot, batch_tensors
 from ..base.tensors import fresh
-from ..errors import ChaosExtError, UnsupportedError
-from ..rules.automatic import AutoRule
-from .basis import CompressedHessian
+from ..errors import UnsupportedError
+from .basis import Columns, Coordinates
+from .compressed import CompressedHessian
 from .engine import engine_for
-from .functional import FunctionalEngine, describe
+from .functional import DOUBLE_BACKWARD, FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
+from .plan import LayerReport
+from .validation import probes
+from .validation import verify as verify_products
 
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One row of ``HessianOperator.explain``.
-
-    Attributes:
-        name: qualified name of the layer ("(model)" for the functional engine).
-        path: how its rows of H are computed.
-        flops: floating point operations of its blocks of the dense H, or of all tangents in a layer left to torch.
-        bytes: bytes that these blocks take.
-        why: the reason for the path.
-    """
-
-    name: str
-    path: str
-    flops: int
-    bytes: int
-    why: str
+_COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
 
 
 class HessianOperator:
@@ -88,7 +74,7 @@ class HessianOperator:
         self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
         self.origin = Origin(model, x, self.snapshot)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
-        self._cache: dict[object, object] = {}
+        self.results = Results()
         if verify:
             self._verify()
 
@@ -225,14 +211,38 @@ class HessianOperator:
             StaleOperatorError: the parameters or the batch changed since construction.
         """
         dtype = dtype or self.dtype
-        key = ("compressed", dtype)
-        if key not in self._cache:
-            self.snapshot.require_fresh()
-            if not isinstance(self._engine, LayerwiseEngine):
-                raise UnsupportedError(f"compressed: needs layer rules, and {self._why}; use dense() or spectrum()")
-            self._require_memory(self._engine.compressible(dtype) or 0, dtype, "compressed Hessian")
-            self._cache[key] = self._engine.compressed(dtype)
-        return self._cache[key]  # type: ignore[return-value]
+        return self.results.once(("compressed", dtype), lambda: self._compressed(dtype))
+
+    def _compressed(self, dtype: torch.dtype) -> CompressedHessian:
+        self.snapshot.require_fresh()
+        if not isinstance(self._engine, LayerwiseEngine):
+            raise UnsupportedError(f"compressed: needs layer rules, and {self._why}; use dense() or spectrum()")
+        self._require_memory(self._engine.compressible(dtype) or 0, dtype, "compressed Hessian")
+        return self._engine.compressed(dtype)
+
+    def smallest_form(self, dtype: torch.dtype, entry_bytes: int) -> tuple[Columns, Tensor]:
+        """Q and S with H = Q S Q^T in the given dtype: the compressed form where that pays, else Q = I and S = H.
+
+        Args:
+            dtype: to compute it in.
+            entry_bytes: what each entry of a dense form costs with its decomposition.
+
+        Raises:
+            MemoryBudgetError: no compressed form, and the dense one with its decomposition does not fit.
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        bound = self.compressed_bound(dtype)
+        if bound is not None and bound < _COMPRESSED_SIZE * self.space.size:
+            compressed = self.compressed(dtype)
+            return compressed.basis, compressed.S
+        memory.require(
+            entry_bytes * self.space.size**2,
+            self.device,
+            "dense eigendecomposition",
+            "use spectrum(op, k=...)",
+            self._budget,
+        )
+        return Coordinates(self.space.size), self.dense_in(dtype)
 
     def compressed_bound(self, dtype: torch.dtype) -> int | None:
         """An upper bound of the size of S, or None where there is no compressed form."""
@@ -261,36 +271,12 @@ class HessianOperator:
         """The path that each layer takes, its cost and the reason."""
         if isinstance(self._engine, FunctionalEngine):
             return [LayerReport("(model)", self._engine.path, 0, self.space.size**2 * self.dtype.itemsize, self._why)]
-        return list(self._explain_layers(self._engine, self.dtype.itemsize))
-
-    def _explain_layers(self, engine: LayerwiseEngine, item: int) -> Iterator[LayerReport]:
-        entries = engine.plan()
-        sizes = [sum(self.space.shapes[s].numel() for s in e.slots) for e in entries]
-        for i, e in enumerate(entries):
-            node = engine.program.nodes[e.node]
-            block = sizes[i] * (2 * sum(sizes[i + 1 :]) + sizes[i])
-            yield LayerReport(node.name, e.path, e.flops, block * item, e.why)
-        for i, node in enumerate(engine.program.nodes):
-            if isinstance(node.rule, AutoRule):
-                why = f"no layer rule: {node.rule.why}"
-                yield LayerReport(node.name, node.rule.path, engine.passing_flops(i), 0, why)
+        return list(self._engine.explain())
 
     def _verify(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        tiny = torch.finfo(self.dtype).tiny
-        v = torch.randn(self.space.size, 2, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
-        reference = FunctionalEngine(self.origin.model, self._loss_fn, self.space, self.origin.x, self._y)
-        reference.path = "double backward"
-        ours, theirs = self @ v, reference.hvp(v)
-        gap = float(
-            (v[:, 0] @ ours[:, 1] - v[:, 1] @ ours[:, 0]).abs() / (v[:, 0].norm() * ours.norm()).clamp_min(tiny)
-        )
-        error = float((ours - theirs).norm() / theirs.norm().clamp_min(tiny))
-        limit = 1e-3 if self.dtype == torch.float32 else 1e-7
-        if not gap <= limit:
-            raise ChaosExtError(f"verify: u^T H v and v^T H u differ by {gap:.2g} of their scale (limit {limit:g})")
-        if not error <= limit:
-            raise ChaosExtError(f"verify: H v differs from double backward by {error:.2g} (limit {limit:g})")
+        args = self.origin.model, self._loss_fn, self.space, self.origin.x, self._y
+        v = probes(self.space)
+        verify_products(self @ v, FunctionalEngine(*args, path=DOUBLE_BACKWARD), v)
 
 
 def hessian(

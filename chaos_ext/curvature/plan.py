@@ -7,8 +7,10 @@ through the layers downstream and back through them, about four products of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..base.parameters import ParameterSpace
 from ..graph.program import Program
 from ..rules.automatic import AutoRule
 from ..rules.linear import Linear
@@ -17,6 +19,11 @@ from .tape import Tape
 
 _SWEEP_COST = 4  # weight of an operation in a sweep, which goes through memory, against one of a contraction
 UNITS, PARAMETERS = "enter at units", "enter at parameters"
+
+VECTOR = 16  # columns: a vector register of float32
+_SWEEP_BYTES = 1 << 25  # tangents of a sweep that stay near the cache,
+_FEW_COLUMNS = 64  # unless that is fewer columns than keep the products efficient
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def _work(program: Program, tape: Tape, i: int) -> int:
     return 2 * source * (W.numel() // len(W))
 
 
-def passing_flops(tape: Tape, t: int, entries: tuple[Entry, ...]) -> int:
+def _passing_flops(tape: Tape, t: int, entries: tuple[Entry, ...]) -> int:
     """Operations that the tangents of these entries cost in node t, forward and back."""
     columns = sum(
         tape.values[e.node + 1].shape[-1] if e.path == UNITS else sum(tape.theta[s].numel() for s in e.slots)
@@ -126,3 +133,47 @@ def _unit_flops(tape: Tape, t: int) -> int:
 
 def _after(tape: Tape, t: int) -> list[int]:
     return [i for i in tape.program.parametrised if i > t]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of ``HessianOperator.explain``.
+
+    Attributes:
+        name: qualified name of the layer ("(model)" for the functional engine).
+        path: how its rows of H are computed.
+        flops: floating point operations of its blocks of the dense H, or of all tangents in a layer left to torch.
+        bytes: bytes that these blocks take.
+        why: the reason for the path.
+    """
+
+    name: str
+    path: str
+    flops: int
+    bytes: int
+    why: str
+
+
+def reports(tape: Tape, space: ParameterSpace) -> Iterator[LayerReport]:
+    """The plan for users, and what layers without a rule cost the sweeps that pass through them."""
+    entries, nodes = plan(tape), tape.program.nodes
+    sizes = [sum(space.sizes[s] for s in e.slots) for e in entries]
+    for i, e in enumerate(entries):
+        block = sizes[i] * (2 * sum(sizes[i + 1 :]) + sizes[i])
+        yield LayerReport(nodes[e.node].name, e.path, e.flops, block * space.dtype.itemsize, e.why)
+    for i, node in enumerate(nodes):
+        if isinstance(node.rule, AutoRule):
+            why = f"no layer rule: {node.rule.why}"
+            yield LayerReport(node.name, node.rule.path, _passing_flops(tape, i, entries), 0, why)
+
+
+def sweep_columns(tape: Tape, space: ParameterSpace, entered: int, first: int, most_bytes: int = _MOST_BYTES) -> int:
+    """Columns of one sweep from node ``first`` on whose tangents fit, a multiple of VECTOR.
+
+    The tangents are those of what enters (``entered`` numbers a column) and leaves, of all values, which are kept for
+    the way back, and two of a cotangent.
+    """
+    sizes = [t.numel() for t in tape.values[first + 1 :]]
+    per_column = (entered + space.size + sum(sizes) + 2 * max(sizes)) * tape.theta[0].element_size()
+    few, many = min(_FEW_COLUMNS, most_bytes // per_column), min(_SWEEP_BYTES, most_bytes) // per_column
+    return max(VECTOR, few // VECTOR * VECTOR, many // VECTOR * VECTOR)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..base import memory
+from ..curvature.basis import Columns, Coordinates
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, NotConvergedError
-from .lanczos import WHICH, eigh, lanczos
-from .spectrum import Columns, Coordinates, Spectrum
+from .eigh import eigh
+from .lanczos import WHICH, lanczos
+from .spectrum import Spectrum
 from .tridiagonal import EigenColumns, Tridiagonal
 
 log = logging.getLogger("chaos_ext")
@@ -55,12 +55,9 @@ def spectrum(
         raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)
-    key = ("spectrum", dtype, tolerance)
     if k is not None:
         return _partial(op, k, which, dtype, tolerance, tol, max_products)
-    if key not in op._cache:
-        op._cache[key] = _complete(op, dtype, tolerance)
-    return op._cache[key]  # type: ignore[return-value]
+    return op.results.once(("spectrum", dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=True))
 
 
 def directions(
@@ -73,25 +70,15 @@ def directions(
     """
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)
-    if ("spectrum", dtype, tolerance) in op._cache or op.device.type != "cpu":
+    if ("spectrum", dtype, tolerance) in op.results or op.device.type != "cpu":
         return spectrum(op, zero_tol=tolerance, spectrum_dtype=dtype)
-    key = ("directions", dtype, tolerance)
-    if key not in op._cache:
-        op._cache[key] = _complete(op, dtype, tolerance, form=False)
-    return op._cache[key]  # type: ignore[return-value]
+    return op.results.once(("directions", dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=False))
 
 
-def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool = True) -> Spectrum:
-    bound = op.compressed_bound(dtype)
-    size = op.shape[0]
-    if bound is not None and bound < 0.95 * size:
-        compressed = op.compressed(dtype)
-        basis, S = cast(Columns, compressed.basis), compressed.S
-    else:
-        need = (4 * dtype.itemsize if form else 24 + dtype.itemsize) * size * size
-        memory.require(need, op.device, "dense eigendecomposition", "use spectrum(op, k=...)", op._budget)
-        basis, S = Coordinates(size), op.dense_in(dtype)
-    spec = _decomposed(S, basis, size, zero_tol, op.gradient_in(dtype), form)
+def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
+    # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
+    basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
+    spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
 

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..base import memory
 from ..base.snapshot import Origin
-from ..curvature.basis import Basis, LayerBasis
+from ..curvature.basis import Basis, Columns, Coordinates, LayerBasis
 from ..errors import CheckpointError
 from .tridiagonal import EigenColumns
 
 _FORMAT = "chaos_ext.Spectrum/1"
-
-
-class Columns(Protocol):
-    """Orthonormal columns Q [P, n] in which eigenvectors are expressed."""
-
-    columns: int
-
-    def coordinates(self, v: Tensor) -> Tensor: ...
-    def lift(self, c: Tensor) -> Tensor: ...
-
-
-class Coordinates:
-    """Q = I: eigenvectors in theta itself."""
-
-    def __init__(self, size: int) -> None:
-        self.columns = size
-
-    def coordinates(self, v: Tensor) -> Tensor:
-        return v
-
-    def lift(self, c: Tensor) -> Tensor:
-        return c
 
 
 class Spectrum:
@@ -200,7 +177,7 @@ class Spectrum:
             layers, size = state["layers"], state["size"]
             basis: Columns = Coordinates(size)
             if layers is not None:
-                basis = cast(Columns, Basis(tuple(LayerBasis(**b) for b in layers), size))
+                basis = Basis(tuple(LayerBasis(**b) for b in layers), size)
             spec = cls(
                 state["eigenvalues"],
                 state["Z"],

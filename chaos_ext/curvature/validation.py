@@ -1,0 +1,130 @@
+"""Checks that layer rules give what torch gives: of every new program once, and of one operator on request.
+
+Both make a *twin* to compare with, take the *reference* from double backward, and *compare* what both say.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..base.parameters import ParameterSpace
+from ..base.tensors import all_finite
+from ..errors import ChaosExtError
+from ..graph.program import Program
+from ..rules.losses import rule_for
+from ..rules.rule import NotLayerwise
+from ..rules.table import is_registered
+from .functional import DOUBLE_BACKWARD, ForwardError, FunctionalEngine, describe
+from .layerwise import LayerwiseEngine
+
+# What a program that does not fit its model may raise: a rule of the user's own can be wrong in any of these ways.
+_FAILURES = (NotLayerwise, ChaosExtError, RuntimeError, TypeError, ValueError, IndexError, AssertionError)
+
+
+@torch.inference_mode(False)
+def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
+    """Why a new program must not be used, or None: output, gradient and one H v against torch in float64.
+
+    This catches what torch.fx does not record, such as ``torch.no_grad`` inside forward.
+
+    Raises:
+        ChaosExtError: the program is wrong, and it uses rules that the user has registered.
+    """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as e:  # whatever the user's module raises
+        return f"it cannot be copied for validation ({type(e).__name__}: {e})"
+    twin.double()
+    x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
+    output = forward(twin, x.clone())
+    if not isinstance(output, Tensor):
+        return "its output is not a tensor"
+    # Random targets: on the batch itself a fitted model leaves only rounding to compare. The loss rules need no check.
+    y = output + _normal(output.shape, seed=1).to(x.device)
+    reference = FunctionalEngine(twin, nn.MSELoss(), ParameterSpace.of(twin), x, y, path=DOUBLE_BACKWARD)
+    try:
+        product = reference.hvp(_direction(reference.space))
+    except ChaosExtError as e:
+        return str(e)
+    theirs = {"output": output, "gradient": reference.gradient, "H v": product}
+    problem = _compare(program, reference.space, x, y, theirs)
+    own = sorted({type(m).__name__ for m in model.modules() if is_registered(type(m))})
+    if problem and own:
+        raise ChaosExtError(f"model: {problem}; check the rule registered for {', '.join(own)}")
+    return problem
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _direction(space: ParameterSpace) -> Tensor:
+    return _normal((space.size, 1), seed=0).to(space.device)
+
+
+def _compare(program: Program, space: ParameterSpace, x: Tensor, y: Tensor, theirs: dict[str, Tensor]) -> str | None:
+    """What the program does differently with the mean squared error, or None."""
+    rule = rule_for(nn.MSELoss())
+    assert rule is not None
+    try:
+        engine = LayerwiseEngine(program, space, [p.detach() for p in space.params], x, y, rule)
+        ours = {"output": engine.output, "gradient": engine.gradient, "H v": engine.hvp(_direction(space))}
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as e:
+        return f"a rule failed on it ({type(e).__name__}: {e})"
+    wrong = [name for name in ours if not close(ours[name], theirs[name])]
+    return f"its {wrong[0]} differs from torch's" if wrong else None
+
+
+def forward(model: nn.Module, x: Tensor) -> object:
+    """model(x) without a graph.
+
+    Raises:
+        ForwardError: the model raised.
+    """
+    try:
+        with torch.no_grad():
+            return model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
+
+
+def close(ours: Tensor, torchs: object) -> bool:
+    """Whether two results are the same up to rounding; one with a NaN or an infinity is close to nothing."""
+    if not isinstance(torchs, Tensor) or torchs.shape != ours.shape:
+        return False
+    # Semantics differ by far more; torch itself is off by 1e-8 in places (it rounds 1/alpha of CELU to float32).
+    limit = 1e-4 if ours.dtype == torch.float32 else 1e-7
+    if ours.is_cpu and torch.equal(ours, torchs) and all_finite(ours):
+        return True  # the usual case, the same kernels; a GPU would have to be waited for
+    torchs = torchs.to(ours.dtype)
+    # The largest number of each, in one pass.
+    return bool(torch.dist(ours, torchs, math.inf) <= limit * torch.linalg.vector_norm(torchs, math.inf))
+
+
+def verify(products: Tensor, reference: FunctionalEngine, v: Tensor) -> None:
+    """Checks H v [P, 2] of an operator: symmetric, and what double backward gives.
+
+    Raises:
+        ChaosExtError: it is not.
+    """
+    dtype, tiny = v.dtype, torch.finfo(v.dtype).tiny
+    limit = 1e-3 if dtype == torch.float32 else 1e-7
+    scale = (v[:, 0].norm() * products.norm()).clamp_min(tiny)
+    gap = float((v[:, 0] @ products[:, 1] - v[:, 1] @ products[:, 0]).abs() / scale)
+    if not gap <= limit:
+        raise ChaosExtError(f"verify: u^T H v and v^T H u differ by {gap:.2g} of their scale (limit {limit:g})")
+    theirs = reference.hvp(v)
+    error = float((products - theirs).norm() / theirs.norm().clamp_min(tiny))
+    if not error <= limit:
+        raise ChaosExtError(f"verify: H v differs from double backward by {error:.2g} (limit {limit:g})")
+
+
+def probes(space: ParameterSpace) -> Tensor:
+    """Two fixed random vectors [P, 2] for ``verify``."""
+    return _normal((space.size, 2), seed=0).to(space.device, space.dtype)
