@@ -29,7 +29,7 @@ class LayerwiseEngine:
     def __init__(
         self, program: Program, space: ParameterSpace, theta: Sequence[Tensor], x: Tensor, y: Tensor, rule: LossRule
     ) -> None:
-        self._program, self.space, self._theta = program, space, theta
+        self.program, self.space, self._theta = program, space, theta
         self._x, self._y, self._rule = x, y, rule
         self._tapes: dict[torch.dtype, Tape] = {}
         self._natives: dict[torch.dtype, Native | None] = {}
@@ -46,7 +46,7 @@ class LayerwiseEngine:
                 theta = [t if t.dtype == dtype else t.to(dtype) for t in self._theta]
                 x = self._x.detach()
                 x = x.to(dtype) if x.is_floating_point() else x
-                self._tapes[dtype] = Tape(self._program, theta, x, self._y, self._rule)
+                self._tapes[dtype] = Tape(self.program, theta, x, self._y, self._rule)
         return self._tapes[dtype]
 
     def flat_gradient(self, dtype: torch.dtype) -> Tensor:

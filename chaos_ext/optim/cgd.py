@@ -7,7 +7,8 @@ with V the eigenvectors of H(theta) selected at this step (Herrmann, Granz, Land
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,16 +16,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..base.guards import commit_running_stats, refuse_autocast
-from ..base.parameters import FLOAT_DTYPES, ParameterSpace
-from ..chaos import Threshold, chaotic_threshold, check_selection, select
+from ..base.parameters import FLOAT_DTYPES
 from ..curvature.hessian import HessianOperator
-from ..errors import CheckpointError, NonFiniteError, UnsupportedError
-from ..spectra.decompose import check_options, directions, spectrum_of_matrix
+from ..errors import CheckpointError, UnsupportedError
 from ..spectra.spectrum import Spectrum
-from .pruning import Pruned, StepInfo, check_fixed, check_pruning, factors, frozen_projection, norm_squared
+from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection
 from .sgd import Update, check_group
+from .source import Resolved, Source, called, directions_of, resolve
 
-Source = HessianOperator | Spectrum | Tensor
+
+def _option(name: str) -> Any:
+    """An option of ``Pruning`` as an attribute of the optimizer; setting it checks it like a new one."""
+
+    def read(self: CGD) -> Any:
+        return getattr(self.pruning, name)
+
+    def write(self: CGD, value: Any) -> None:
+        self.pruning = replace(self.pruning, **{name: value})
+
+    return property(read, write)
 
 
 class CGD(Optimizer):
@@ -52,6 +62,7 @@ class CGD(Optimizer):
             lambda's place.
 
     Attributes:
+        pruning: the pruning options of the next step; each is also an attribute of its own name, to be read and set.
         last_step: StepInfo of the last step, or None.
         steps: number of steps done.
 
@@ -81,26 +92,35 @@ class CGD(Optimizer):
         generator: torch.Generator | None = None,
         threshold: str = "paper",
     ) -> None:
-        check_selection(prune, k, order)
-        check_pruning(start, stop, mix, noise, threshold)
-        check_options(spectrum_dtype or torch.float64, zero_tol)
-        self.prune, self.k, self.order, self.threshold = prune, k, order, threshold
-        self.start, self.stop, self.mix, self.noise = start, stop, float(mix), noise
-        self.fixed, self.zero_tol, self.spectrum_dtype, self.generator = spectrum, zero_tol, spectrum_dtype, generator
+        self.pruning = Pruning(
+            prune, k, order, start, stop, float(mix), noise, spectrum, zero_tol, spectrum_dtype, threshold
+        )
+        self.generator = generator
         self.steps = 0
         self.last_step: StepInfo | None = None
-        self._drawn: tuple[str, Spectrum, Tensor] | None = None
+        self._drawn: tuple[object, Spectrum, Tensor] | None = None
         self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize})
         size = sum(p.numel() for p in self._trained())
         if not size:
             raise ValueError("params: expected at least one parameter with requires_grad=True, got none")
-        check_selection(prune, k, order, size)
-        check_fixed(spectrum, size)
+        self.pruning.check_size(size)
+
+    prune, k, order, threshold = _option("prune"), _option("k"), _option("order"), _option("threshold")
+    start, stop, mix, noise = _option("start"), _option("stop"), _option("mix"), _option("noise")
+    spectrum, zero_tol, spectrum_dtype = _option("spectrum"), _option("zero_tol"), _option("spectrum_dtype")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim.SGD does; pruning options hold for the whole optimizer and are refused here."""
+        """Adds a group as torch.optim.SGD does.
+
+        Args:
+            param_group: ``params`` and any of lr, momentum, dampening, weight_decay, nesterov, maximize.
+
+        Raises:
+            ValueError: an option that SGD refuses, or a pruning option: these hold for the whole optimizer.
+            TypeError: parameters that are not float32 or float64. The optimizer is then as it was.
+        """
         unknown = set(param_group) - set(self.defaults) - {"params", "param_names", "initial_lr"}
         if unknown:
             raise ValueError(
@@ -132,53 +152,54 @@ class CGD(Optimizer):
 
         After an exception, parameters and optimizer state are as they were.
         """
-        if source is not None and not isinstance(source, (HessianOperator, Spectrum, Tensor)):
-            source = _call(source)
-        space = self._space(source)
-        gradient, loss = self._gradient(source, space)
-        pruned = self._prune(source, space, gradient) if self.is_pruning() else None
-        updates = self._updates(space, gradient, pruned)
-        info = self._info(loss, pruned)
-        if isinstance(source, (HessianOperator, Spectrum)) and source.origin is not None:
-            commit_running_stats(source.origin.model, source.origin.x)
+        resolved = self._resolve(called(source))
+        pruned = self._prune(resolved) if self.is_pruning() else None
+        updates = self._updates(resolved, pruned)
+        info = StepInfo.of(self.steps, resolved.loss, pruned)
+        if resolved.origin is not None:
+            commit_running_stats(resolved.origin.model, resolved.origin.x)
         for update in updates:
             update.apply_()
         self.last_step, self._drawn = info, None
         self.steps += 1
-        return loss
+        return resolved.loss
 
     def is_pruning(self) -> bool:
         """Whether the next step prunes: a set is chosen, t is in start..stop, and mix or noise is not zero."""
-        in_time = self.start <= self.steps and (self.stop is None or self.steps < self.stop)
-        return self.prune is not None and self.k != 0 and in_time and (self.mix != 0 or bool(self.noise))
+        return self.pruning.acts_at(self.steps)
 
     def selection(self, spec: Spectrum) -> Tensor:
-        """What the next step prunes of this spectrum, a mask [r]. Drawn once per step and spectrum: looking is free."""
+        """What the next step prunes of this spectrum.
+
+        Drawn once per step and spectrum: looking is free, and the step that follows sees the same directions.
+
+        Args:
+            spec: a spectrum at the theta of the next step.
+
+        Returns:
+            A bool mask [r] over its eigenvalues.
+
+        Raises:
+            UnsupportedError: "chaotic" with parameter groups whose lr (or what the threshold needs) differs.
+        """
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        key = repr((self.steps, self.prune, self.k, self.order, self.threshold, groups))
+        key = (self.steps, self.pruning, repr(groups))
         if self._drawn is not None and self._drawn[0] == key and self._drawn[1] is spec:
             return self._drawn[2]
-        mask = self._select(spec)
+        mask = self.pruning.select(spec, self.param_groups, self.generator)
         self._drawn = (key, spec, mask)
         return mask
-
-    def _select(self, spec: Spectrum) -> Tensor:
-        chaotic = self.prune == "chaotic"
-        t = chaotic_threshold(self.param_groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
-        return select(
-            spec, t.lr, self.prune, self.k, self.order, self.generator, upper=t.upper, sign=t.sign, shift=t.shift
-        )
 
     def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
         """The projector I - mix V V^T of the next step, in place on a block [P, k]; None where it prunes nothing.
 
         The protocol by which ``TangentMap`` learns the frozen tangent map I - lr (I - mix V V^T) H of this step.
         """
-        self._space(op)
-        if not self.is_pruning() or self.mix == 0:
+        resolved = self._resolve(op)
+        if not self.pruning.projects_at(self.steps):
             return None
-        spec = self._directions(op)
-        return frozen_projection(spec, self.selection(spec), self.mix)
+        spec = resolved.spectrum()
+        return frozen_projection(spec, self.selection(spec), self.pruning.mix)
 
     def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
         """The pruned gradient [P] at the operator's theta, and how many directions were taken out.
@@ -186,18 +207,15 @@ class CGD(Optimizer):
         Raises:
             UnsupportedError: random order or noise, for which it is not a function of theta.
         """
-        if self.noise or (self.k is not None and self.order == "random"):
+        if self.pruning.is_random:
             raise UnsupportedError("jacobian='true': noise and order='random' make no differentiable map of theta")
-        if not self.is_pruning() or self.mix == 0:
+        if not self.pruning.projects_at(self.steps):
             return op.gradient, 0
-        spec = self._directions(op)
-        mask = self._select(spec)
+        spec = directions_of(op, self.pruning)
+        mask = self.pruning.select(spec, self.param_groups, self.generator)
         direction = op.gradient.clone().unsqueeze(1)
-        frozen_projection(spec, mask, self.mix)(direction)
+        frozen_projection(spec, mask, self.pruning.mix)(direction)
         return direction.squeeze(1), int(mask.sum())
-
-    def _directions(self, op: HessianOperator) -> Spectrum:
-        return self.fixed or directions(op, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.SGD's, with steps and generator under "chaos_ext". Fixed directions are not part of it."""
@@ -224,8 +242,7 @@ class CGD(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: torch's Optimizer keeps only its own three fields."""
-        own = ("prune", "k", "order", "threshold", "start", "stop", "mix", "noise", "fixed", "zero_tol")
-        names = (*own, "spectrum_dtype", "generator", "steps", "last_step")
+        names = ("pruning", "generator", "steps", "last_step")
         return {**super().__getstate__(), **{n: getattr(self, n) for n in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -236,8 +253,8 @@ class CGD(Optimizer):
     def _trained(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
-    def _space(self, source: Source | None) -> ParameterSpace:
-        """The order of theta for this step, checked against the optimizer's parameters."""
+    def _resolve(self, source: Source | None) -> Resolved:
+        """What the source means for this optimizer, whose parameters must still be where they were."""
         trained = self._trained()
         refuse_autocast(trained[0].device)
         for p in trained:
@@ -246,113 +263,19 @@ class CGD(Optimizer):
                     f"params: a parameter moved from {self._places[p]} to {(p.device, p.dtype)} after CGD(...); "
                     "make the optimizer after model.to(...)"
                 )
-        known = source if isinstance(source, (HessianOperator, Spectrum)) else self.fixed
-        if isinstance(source, Spectrum) and source.origin is None:
-            raise ValueError(
-                "spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source"
-            )
-        if known is None or known.origin is None:
-            self._check_order(source, trained)
-            return ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
-        if isinstance(source, (HessianOperator, Spectrum)):
-            known.origin.snapshot.require_fresh()
-        space = known.origin.snapshot.space
-        if {id(p) for p in trained} != set(space.index):
-            raise ValueError(
-                "operator: its model's trainable parameters are not this optimizer's (another model, a replaced "
-                "parameter, or a parameter left out: set requires_grad=False on what is not trained)"
-            )
-        return space
+        return resolve(source, trained, len(self.param_groups), self.pruning)
 
-    def _check_order(self, source: Source | None, trained: list[Tensor]) -> None:
-        """Without an operator, theta is taken in the optimizer's order: refused where that cannot be the model's."""
-        shapes = [tuple(p.shape) for p in trained]
-        size = sum(p.numel() for p in trained)
-        if isinstance(source, Tensor) and tuple(source.shape) != (size, size):
-            raise ValueError(f"step: expected a dense Hessian of shape [{size}, {size}], got {tuple(source.shape)}")
-        if isinstance(source, Tensor) and len(self.param_groups) > 1:
-            raise UnsupportedError(
-                "step: a dense Hessian with several parameter groups has no agreed order; pass a HessianOperator"
-            )
-        if self.fixed is not None and self.fixed.shapes is not None and self.fixed.shapes != shapes:
-            raise ValueError(
-                f"spectrum: its parameters have shapes {self.fixed.shapes}, the optimizer's, in order, {shapes}; give "
-                "CGD the parameters in model.parameters() order, or step with a HessianOperator"
-            )
+    def _prune(self, resolved: Resolved) -> Pruned:
+        spec = resolved.spectrum()
+        c = resolved.coefficients(spec)
+        mask, norm_squared = self.selection(spec), resolved.norm_squared(spec)
+        return Pruned.of(spec, mask, c, norm_squared, self.pruning, self.generator)
 
-    def _gradient(self, source: Source | None, space: ParameterSpace) -> tuple[Tensor, Tensor | None]:
-        if isinstance(source, (HessianOperator, Spectrum)):
-            assert source.gradient is not None
-            return source.gradient, source.loss
-        if source is None and self.fixed is None:
-            raise ValueError(
-                "step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for spectrum="
-            )
-        missing = [n for n, p in zip(space.names, space.params, strict=True) if p.grad is None]
-        if missing:
-            raise ValueError(f"step: .grad is required and missing for {', '.join(missing)}; call backward() first")
-        gradient = space.flatten([p.grad for p in space.params])  # type: ignore[misc]
-        if not bool(torch.isfinite(gradient).all()):
-            raise NonFiniteError("step: .grad has NaN or inf")
-        return gradient, None
-
-    def _prune(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> Pruned:
-        if self.fixed is not None:
-            spec = self.fixed
-            c = spec.coefficients(gradient.to(spec.dtype))
-        else:
-            spec = self._spectrum(source, space, gradient)
-            c = spec.gradient_coefficients()
-        mask = self.selection(spec)
-        kept = c * mask
-        share = kept.double().square().sum() / norm_squared(spec, gradient, self.fixed is not None)
-        removed = self.mix * kept
-        if self.noise:
-            xi = torch.randn(c.shape, generator=self.generator, dtype=torch.float64, device=_device(self.generator, c))
-            removed = removed - self.noise * xi.to(c) * mask
-        return Pruned(spec, removed, int(mask.sum()), torch.nan_to_num(share))
-
-    def _spectrum(self, source: Source | None, space: ParameterSpace, gradient: Tensor) -> Spectrum:
-        if isinstance(source, Spectrum):
-            return source
-        if isinstance(source, HessianOperator):
-            return self._directions(source)
-        assert isinstance(source, Tensor)
-        if source.dtype != space.dtype or source.device != space.device:
-            raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {source.dtype}")
-        return spectrum_of_matrix(
-            source, gradient, zero_tol=self.zero_tol, spectrum_dtype=self.spectrum_dtype, form=False
-        )
-
-    def _updates(self, space: ParameterSpace, gradient: Tensor, pruned: Pruned | None) -> list[Update]:
-        removed: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
-        if pruned is not None and pruned.count:
-            removed = factors(space, pruned)
+    def _updates(self, resolved: Resolved, pruned: Pruned | None) -> list[Update]:
+        space, gradient = resolved.space, resolved.gradient
+        removed = factors(space, pruned) if pruned is not None and pruned.count else [None] * len(space.params)
         groups = {p: g for g in self.param_groups for p in g["params"]}
         return [
             Update(p, gradient[space.slice(i)].view(p.shape), removed[i], groups[p], self.state[p])
             for i, p in enumerate(space.params)
         ]
-
-    def _info(self, loss: Tensor | None, pruned: Pruned | None) -> StepInfo:
-        value = None if loss is None else float(loss)
-        if pruned is None:
-            return StepInfo(self.steps, value)
-        values, zero = pruned.spec.eigenvalues, pruned.spec.zero_threshold
-        ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
-        negative, positive = int((values < -zero).sum()), int((values > zero).sum())
-        return StepInfo(self.steps, value, pruned.count, float(pruned.share), negative, positive, *ends)
-
-
-def _call(closure: object) -> Source:
-    if not callable(closure):
-        raise TypeError(f"step: expected a HessianOperator, Spectrum, Tensor or closure, got {type(closure).__name__}")
-    with torch.enable_grad():
-        source = closure()
-    if not isinstance(source, (HessianOperator, Spectrum, Tensor)):
-        raise TypeError(f"step: the closure returned {type(source).__name__}, expected a HessianOperator or Spectrum")
-    return source
-
-
-def _device(generator: torch.Generator | None, like: Tensor) -> torch.device:
-    return like.device if generator is None else generator.device

@@ -1,16 +1,118 @@
-"""What a CGD step takes out of the gradient, and how it is described."""
+"""What a CGD step takes out of the gradient: the options, the selection, the part removed, and how it is described."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..base.parameters import ParameterSpace
+from ..base.parameters import Group, ParameterSpace
+from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..curvature.basis import Basis
+from ..spectra.decompose import check_options
 from ..spectra.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The options of CGD that SGD does not have; see ``CGD`` for their meaning.
+
+    Raises:
+        ValueError, TypeError: an option outside its range.
+    """
+
+    prune: str | None = "chaotic"
+    k: int | None = None
+    order: str = "top_abs"
+    start: int = 0
+    stop: int | None = None
+    mix: float = 1.0
+    noise: float | None = None
+    spectrum: Spectrum | None = None
+    zero_tol: float | None = None
+    spectrum_dtype: torch.dtype | None = None
+    threshold: str = "paper"
+
+    def __post_init__(self) -> None:
+        check_selection(self.prune, self.k, self.order)
+        if self.threshold not in ("paper", "optimizer"):
+            raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {self.threshold!r}")
+        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0:
+            raise ValueError(f"start: expected an int >= 0, got {self.start!r}")
+        if self.stop is not None and (not isinstance(self.stop, int) or self.stop < self.start):
+            raise ValueError(f"stop: expected an int >= start = {self.start} or None, got {self.stop!r}")
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"mix: expected 0 <= mix <= 1, got {self.mix!r}")
+        if self.noise is not None and not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise: expected a finite standard deviation >= 0 or None, got {self.noise!r}")
+        if self.spectrum is not None and not isinstance(self.spectrum, Spectrum):
+            raise TypeError(f"spectrum: expected a Spectrum, got {type(self.spectrum).__name__}")
+        check_options(self.spectrum_dtype or torch.float64, self.zero_tol)
+
+    def check_size(self, size: int) -> None:
+        """Raises ValueError for more directions than parameters, or fixed directions of another number of them."""
+        check_selection(self.prune, self.k, self.order, size)
+        if self.spectrum is not None and self.spectrum.size != size:
+            raise ValueError(f"spectrum: expected one of P = {size} like the parameters, got P = {self.spectrum.size}")
+
+    def acts_at(self, step: int) -> bool:
+        """Whether step t prunes: a set is chosen, t is in start..stop, and mix or noise is not zero."""
+        in_time = self.start <= step and (self.stop is None or step < self.stop)
+        return self.prune is not None and self.k != 0 and in_time and (self.mix != 0 or bool(self.noise))
+
+    def projects_at(self, step: int) -> bool:
+        """Whether step t takes out a part of the gradient: noise alone does not."""
+        return self.acts_at(step) and self.mix != 0
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the pruned gradient is more than a function of theta."""
+        return bool(self.noise) or (self.k is not None and self.order == "random")
+
+    def select(self, spec: Spectrum, groups: Sequence[Group], generator: torch.Generator | None) -> Tensor:
+        """What an optimizer with these parameter groups prunes of a spectrum, a mask [r]."""
+        chaotic = self.prune == "chaotic"
+        t = chaotic_threshold(groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
+        return select(spec, t.lr, self.prune, self.k, self.order, generator, upper=t.upper, sign=t.sign, shift=t.shift)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """V c' to be subtracted from the gradient.
+
+    Attributes:
+        spec: the spectrum whose eigenvectors are V.
+        coefficients: c' [r] = mix V^T g - noise xi on the selected directions, 0 elsewhere.
+        count: how many are selected.
+        share: ||V^T g||^2 / ||g||^2 of these, in float64.
+    """
+
+    spec: Spectrum
+    coefficients: Tensor
+    count: int
+    share: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        spec: Spectrum,
+        mask: Tensor,
+        coefficients: Tensor,
+        norm_squared: Tensor,
+        options: Pruning,
+        generator: torch.Generator | None,
+    ) -> Pruned:
+        """From V^T g [r], ||g||^2 and the mask [r] of the selected directions; draws the noise."""
+        kept = coefficients * mask
+        share = torch.nan_to_num(kept.double().square().sum() / norm_squared)
+        removed = options.mix * kept
+        if options.noise:
+            device = kept.device if generator is None else generator.device
+            xi = torch.randn(kept.shape, generator=generator, dtype=torch.float64, device=device)
+            removed = removed - options.noise * xi.to(kept) * mask
+        return cls(spec, removed, int(mask.sum()), share)
 
 
 @dataclass(frozen=True)
@@ -35,20 +137,16 @@ class StepInfo:
     lambda_min: float | None = None
     lambda_max: float | None = None
 
-
-@dataclass(frozen=True)
-class Pruned:
-    """V c' to be subtracted from the gradient: the spectrum, c' [r] and the share of ||g||^2 that V holds."""
-
-    spec: Spectrum
-    coefficients: Tensor
-    count: int
-    share: Tensor
-
-
-def norm_squared(spec: Spectrum, gradient: Tensor, fixed: bool) -> Tensor:
-    """||g||^2 in float64, of the very gradient whose coefficients are used."""
-    return gradient.double().square().sum() if fixed else spec.gradient_norm_squared
+    @classmethod
+    def of(cls, step: int, loss: Tensor | None, pruned: Pruned | None) -> StepInfo:
+        """From what the step is about to do."""
+        value = None if loss is None else float(loss)
+        if pruned is None:
+            return cls(step, value)
+        values, zero = pruned.spec.eigenvalues, pruned.spec.zero_threshold
+        ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
+        negative, positive = int((values < -zero).sum()), int((values > zero).sum())
+        return cls(step, value, pruned.count, float(pruned.share), negative, positive, *ends)
 
 
 def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor] | None]:
@@ -78,23 +176,3 @@ def frozen_projection(spec: Spectrum, mask: Tensor, mix: float) -> Callable[[Ten
         block.sub_(spec.project(block.to(spec.dtype), mask).to(block.dtype), alpha=mix)
 
     return project_
-
-
-def check_pruning(start: int, stop: int | None, mix: float, noise: float | None, threshold: str) -> None:
-    if threshold not in ("paper", "optimizer"):
-        raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {threshold!r}")
-    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-        raise ValueError(f"start: expected an int >= 0, got {start!r}")
-    if stop is not None and (not isinstance(stop, int) or stop < start):
-        raise ValueError(f"stop: expected an int >= start = {start} or None, got {stop!r}")
-    if not 0 <= mix <= 1:
-        raise ValueError(f"mix: expected 0 <= mix <= 1, got {mix!r}")
-    if noise is not None and not 0 <= noise < float("inf"):
-        raise ValueError(f"noise: expected a finite standard deviation >= 0 or None, got {noise!r}")
-
-
-def check_fixed(spec: Spectrum | None, size: int) -> None:
-    if spec is not None and not isinstance(spec, Spectrum):
-        raise TypeError(f"spectrum: expected a Spectrum, got {type(spec).__name__}")
-    if spec is not None and spec.size != size:
-        raise ValueError(f"spectrum: expected one of P = {size} like the parameters, got P = {spec.size}")

@@ -1,0 +1,177 @@
+"""What ``CGD.step`` may be given, made into one thing: the order of theta, a gradient, its loss, a spectrum.
+
+HessianOperator   all of them are its own
+Spectrum          of a HessianOperator: the gradient and loss that it carries
+dense H [P, P]    the optimizer's order of parameters, and their ``.grad``
+nothing           likewise, with the fixed directions of ``CGD(..., spectrum=...)``
+a closure         that returns one of the first three
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..base.parameters import ParameterSpace
+from ..base.snapshot import Origin
+from ..curvature.hessian import HessianOperator
+from ..errors import NonFiniteError, UnsupportedError
+from ..spectra.decompose import directions, spectrum_of_matrix
+from ..spectra.spectrum import Spectrum
+from .pruning import Pruning
+
+Source = HessianOperator | Spectrum | Tensor
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a step works on.
+
+    Attributes:
+        space: the order of theta.
+        gradient: [P].
+        loss: at theta, detached; None where it is not known.
+        origin: the model and batch behind it, None where they are not known.
+        spectrum: the directions to choose from; computed when called.
+        fixed: whether these are the fixed ones, which do not carry this gradient.
+    """
+
+    space: ParameterSpace
+    gradient: Tensor
+    loss: Tensor | None
+    origin: Origin | None
+    spectrum: Callable[[], Spectrum]
+    fixed: bool
+
+    def coefficients(self, spec: Spectrum) -> Tensor:
+        """V^T g [r]."""
+        return spec.coefficients(self.gradient.to(spec.dtype)) if self.fixed else spec.gradient_coefficients()
+
+    def norm_squared(self, spec: Spectrum) -> Tensor:
+        """||g||^2 in float64, of the very gradient whose coefficients are used."""
+        return self.gradient.double().square().sum() if self.fixed else spec.gradient_norm_squared
+
+
+def called(source: object) -> Source | None:
+    """The source itself, or what it returns if it is a closure.
+
+    Raises:
+        TypeError: something else.
+    """
+    if source is None or isinstance(source, (HessianOperator, Spectrum, Tensor)):
+        return source
+    if not callable(source):
+        raise TypeError(f"step: expected a HessianOperator, Spectrum, Tensor or closure, got {type(source).__name__}")
+    with torch.enable_grad():
+        result = source()
+    if not isinstance(result, (HessianOperator, Spectrum, Tensor)):
+        raise TypeError(f"step: the closure returned {type(result).__name__}, expected a HessianOperator or Spectrum")
+    return result
+
+
+def resolve(source: Source | None, trained: Sequence[Tensor], groups: int, options: Pruning) -> Resolved:
+    """Checks a source against the optimizer's parameters.
+
+    Args:
+        source: as of ``CGD.step``, no closure.
+        trained: the optimizer's parameters that require a gradient, in its order.
+        groups: how many parameter groups it has.
+        options: of the optimizer.
+
+    Raises:
+        TypeError: a dense Hessian of another dtype or device, once it is needed.
+        ValueError: parameters of another model, another shape, ``.grad`` missing where it is required.
+        StaleOperatorError: the parameters changed since the operator was made.
+        NonFiniteError: ``.grad`` has NaN or infinity.
+        UnsupportedError: a dense Hessian with several parameter groups.
+    """
+    if isinstance(source, HessianOperator):
+        return _of_operator(source, trained, options)
+    if isinstance(source, Spectrum):
+        return _of_spectrum(source, trained, options)
+    return _of_grad(source, trained, groups, options)
+
+
+def directions_of(op: HessianOperator, options: Pruning) -> Spectrum:
+    """The directions that a step with this operator chooses from."""
+    if options.spectrum is not None:
+        return options.spectrum
+    return directions(op, zero_tol=options.zero_tol, spectrum_dtype=options.spectrum_dtype)
+
+
+def _of_operator(op: HessianOperator, trained: Sequence[Tensor], options: Pruning) -> Resolved:
+    op.snapshot.require_fresh()
+    space, fixed = _same_parameters(op.space, trained), options.spectrum is not None
+    return Resolved(space, op.gradient, op.loss, op.origin, lambda: directions_of(op, options), fixed)
+
+
+def _of_spectrum(spec: Spectrum, trained: Sequence[Tensor], options: Pruning) -> Resolved:
+    if spec.origin is None:
+        raise ValueError("spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source")
+    spec.origin.snapshot.require_fresh()
+    space, fixed = _same_parameters(spec.origin.snapshot.space, trained), options.spectrum
+    assert spec.gradient is not None
+    return Resolved(space, spec.gradient, spec.loss, spec.origin, lambda: fixed or spec, fixed is not None)
+
+
+def _of_grad(H: Tensor | None, trained: Sequence[Tensor], groups: int, options: Pruning) -> Resolved:
+    fixed = options.spectrum
+    if fixed is not None and fixed.origin is not None:
+        space = _same_parameters(fixed.origin.snapshot.space, trained)
+    else:
+        _check_order(H, trained, groups, fixed)
+        space = ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
+    if H is None and fixed is None:
+        raise ValueError("step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for spectrum=")
+    gradient = _grad(space)
+
+    def spectrum() -> Spectrum:
+        return fixed or _of_matrix(H, space, gradient, options)  # type: ignore[arg-type]
+
+    return Resolved(space, gradient, None, None, spectrum, fixed is not None)
+
+
+def _of_matrix(H: Tensor, space: ParameterSpace, gradient: Tensor, options: Pruning) -> Spectrum:
+    if H.dtype != space.dtype or H.device != space.device:
+        raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {H.dtype}")
+    zero_tol, dtype = options.zero_tol, options.spectrum_dtype
+    return spectrum_of_matrix(H, gradient, zero_tol=zero_tol, spectrum_dtype=dtype, form=False)
+
+
+def _same_parameters(space: ParameterSpace, trained: Sequence[Tensor]) -> ParameterSpace:
+    if {id(p) for p in trained} != set(space.index):
+        raise ValueError(
+            "operator: its model's trainable parameters are not this optimizer's (another model, a replaced "
+            "parameter, or a parameter left out: set requires_grad=False on what is not trained)"
+        )
+    return space
+
+
+def _check_order(H: Tensor | None, trained: Sequence[Tensor], groups: int, fixed: Spectrum | None) -> None:
+    """Without an operator, theta is taken in the optimizer's order: refused where that cannot be the model's."""
+    size = sum(p.numel() for p in trained)
+    if H is not None and tuple(H.shape) != (size, size):
+        raise ValueError(f"step: expected a dense Hessian of shape [{size}, {size}], got {tuple(H.shape)}")
+    if H is not None and groups > 1:
+        raise UnsupportedError(
+            "step: a dense Hessian with several parameter groups has no agreed order; pass a HessianOperator"
+        )
+    shapes = [tuple(p.shape) for p in trained]
+    if fixed is not None and fixed.shapes is not None and fixed.shapes != shapes:
+        raise ValueError(
+            f"spectrum: its parameters have shapes {fixed.shapes}, the optimizer's, in order, {shapes}; give CGD the "
+            "parameters in model.parameters() order, or step with a HessianOperator"
+        )
+
+
+def _grad(space: ParameterSpace) -> Tensor:
+    missing = [n for n, p in zip(space.names, space.params, strict=True) if p.grad is None]
+    if missing:
+        raise ValueError(f"step: .grad is required and missing for {', '.join(missing)}; call backward() first")
+    gradient = space.flatten([p.grad for p in space.params])  # type: ignore[misc]
+    if not bool(torch.isfinite(gradient).all()):
+        raise NonFiniteError("step: .grad has NaN or inf")
+    return gradient
