@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from .chaos import chaotic_threshold, local_lyapunov_exponents
 from .curvature.hessian import HessianOperator
+from .dynamics.projected import Projected
 from .errors import UnsupportedError
 from .spectra.spectrum import Spectrum
 
@@ -149,7 +150,7 @@ def distance_to_threshold(source: Spectrum | float, opt: Optimizer) -> Stability
     Raises:
         UnsupportedError: another optimizer; parameter groups that differ.
     """
-    if type(opt) is not SGD and not hasattr(opt, "tangent_projection"):
+    if type(opt) is not SGD and not isinstance(opt, Projected):
         raise UnsupportedError(f"distance_to_threshold: known for torch.optim.SGD and CGD, got {type(opt).__name__}")
     groups: Sequence[dict[str, Any]] = opt.param_groups
     t = chaotic_threshold(groups, "optimizer")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,14 +14,14 @@ from ..base.files import read_or_previous, write_keeping_previous
 from ..base.parameters import ParameterSpace
 from ..base.progress import Progress
 from ..curvature.hessian import HessianOperator
-from ..errors import CheckpointError, UnsupportedError
-from .benettin import KEEP, Benettin, start_block
+from ..errors import UnsupportedError
+from . import checkpoint
+from .benettin import KEEP, Benettin, check_count, check_every, start_block
 from .csv_stream import ExponentStream
 from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
-from .maps import History, check_count, check_every, ordered, running_history
+from .result import History, ordered, running_history
 from .tangent_map import TangentMap, Units
 
-_FORMAT = "chaos_ext.LyapunovAnalyzer/1"
 METHODS = ("qr",)
 
 
@@ -106,7 +104,7 @@ class LyapunovAnalyzer:
         self._expected: str | None = None
         self._stream = None if csv is None else ExponentStream(csv)
         self._bar = Progress(None if isinstance(progress, bool) else progress, shown=progress is not False)
-        self._fingerprint = self._describe(space, k, gali)
+        self._fingerprint = checkpoint.fingerprint(space, self.tangent, self._run, method)
 
     @property
     def steps(self) -> int:
@@ -128,11 +126,8 @@ class LyapunovAnalyzer:
             raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
         if op.origin.model is not self.model:
             raise ValueError("op: its model is not this analyzer's; make the operator from the model that is trained")
-        if self._expected is not None and _digest(op.snapshot.theta) != self._expected:
-            raise CheckpointError(
-                "load_state_dict: the model's parameters are not those with which this state was saved; load the "
-                "model's and the optimizer's checkpoints of the same step"
-            )
+        if self._expected is not None:
+            checkpoint.require_theta(op.snapshot.theta, self._expected)
         units = self.tangent.units(op) if self._units is None else self._units
         measured = self._run.advance(lambda Y: (Y, self.tangent.advance_(op, Y, units)))
         self._units, self._expected = units, None
@@ -200,14 +195,7 @@ class LyapunovAnalyzer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a bit-identical continuation needs beside the checkpoints of model and optimizer of the same moment."""
-        theta = torch.cat([p.detach().reshape(-1) for p in ParameterSpace.of(self.model).params])
-        units = None if self._units is None else [list(u) for u in self._units]
-        return {
-            "fingerprint": self._fingerprint,
-            "run": self._run.state_dict(),
-            "units": units,
-            "theta": _digest(theta),
-        }
+        return checkpoint.pack(self._fingerprint, self._run, self._units, ParameterSpace.of(self.model))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict()``. A CSV stream goes on after the rows up to its step.
@@ -215,14 +203,7 @@ class LyapunovAnalyzer:
         Raises:
             CheckpointError: the state of another kind of run, or incomplete. The analyzer is then as it was.
         """
-        if not isinstance(state, dict) or not {"fingerprint", "run", "units", "theta"} <= set(state):
-            raise CheckpointError("state: expected the state_dict of a LyapunovAnalyzer, got something else")
-        theirs = state["fingerprint"]
-        for name, ours in self._fingerprint.items():
-            got = theirs.get(name) if isinstance(theirs, dict) else None
-            if got != ours:
-                raise CheckpointError(f"state: it belongs to another run: expected {name} = {ours!r}, got {got!r}")
-        _check_run(state["run"], self._run)
+        checkpoint.require_fit(state, self._fingerprint, self._run)
         self._run.load_state_dict(state["run"])
         self._units = None if state["units"] is None else [tuple(u) for u in state["units"]]
         self._expected = state["theta"]
@@ -244,24 +225,6 @@ class LyapunovAnalyzer:
         """
         self.load_state_dict(read_or_previous(Path(path)))
 
-    def _describe(self, space: ParameterSpace, k: int, gali: bool) -> dict[str, Any]:
-        """What a state must have been made with to fit."""
-        run = self._run
-        return {
-            "format": _FORMAT,
-            "parameters": [[n, *s] for n, s in zip(space.names, space.shapes, strict=True)],
-            "optimizer": type(self.tangent.opt).__name__,
-            "S": self.tangent.size,
-            "k": k,
-            "dtype": str(space.dtype),
-            "method": self.method,
-            "state": self.tangent.state,
-            "jacobian": self.tangent.jacobian,
-            "qr_every": run.every,
-            "transient": run.transient,
-            "gali": gali,
-        }
-
 
 def _check_method(method: str) -> None:
     if method == "svd":
@@ -276,20 +239,3 @@ def _require_memory(size: int, k: int, space: ParameterSpace, budget: int | None
     memory.require(
         need, space.device, f"LyapunovAnalyzer with k = {k} of S = {size}", "ask for fewer exponents", budget
     )
-
-
-def _digest(theta: Tensor) -> str:
-    return hashlib.sha256(theta.contiguous().cpu().numpy().tobytes()).hexdigest()
-
-
-def _check_run(state: Any, run: Benettin) -> None:
-    """Raises CheckpointError unless the state has every part, in the run's shapes and dtypes."""
-    own = run.state_dict()
-    if not isinstance(state, dict) or set(state) != set(own):
-        raise CheckpointError("state: parts of it are missing; it is damaged or of another version")
-    for name in ("Y", "growth"):
-        got = state[name]
-        if not isinstance(got, Tensor) or got.shape != own[name].shape or got.dtype != own[name].dtype:
-            raise CheckpointError(f"state: expected {name} of shape {tuple(own[name].shape)}, {own[name].dtype}")
-    if len(state["ends"]) != len(state["blocks"]):
-        raise CheckpointError("state: its history is damaged")

@@ -3,80 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..base.progress import Progress
 from ..errors import NonFiniteError
-from .benettin import Benettin, start_block
-from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
-
-
-class History(NamedTuple):
-    """How the exponents converged.
-
-    Attributes:
-        steps: after which step, int64 [m], transient included.
-        exponents: means per step until then, float64 [m, k], columns in the order of the final exponents.
-    """
-
-    steps: Tensor
-    exponents: Tensor
-
-
-@dataclass(frozen=True)
-class LyapunovResult:
-    """A Lyapunov spectrum and how far to trust it.
-
-    Attributes:
-        exponents: float64 [k], descending, in nats per step.
-        errors: one standard error of each, by block means [k]; NaN where the run has too few blocks.
-        steps: measured steps.
-        transient: steps before them.
-        history: the convergence.
-        x: the state at the end [d].
-        directions: orthonormal columns [d, k]; the first j span the j fastest growing directions at x.
-        log_gali: ln GALI_1 .. ln GALI_k of the free deviations over the measured steps [k]: GALI_j stays away from zero
-            on tori of dimension >= j and falls exponentially with chaos (Skokos, Bountis, Antonopoulos 2007).
-    """
-
-    exponents: Tensor
-    errors: Tensor
-    steps: int
-    transient: int
-    history: History
-    x: Tensor
-    directions: Tensor
-    log_gali: Tensor | None
-
-    @property
-    def kaplan_yorke_dimension(self) -> float:
-        """See ``chaos_ext.kaplan_yorke_dimension``."""
-        return kaplan_yorke_dimension(self.exponents, len(self.x))
-
-    @property
-    def sum_of_positive_exponents(self) -> float:
-        """In nats per step."""
-        return sum_of_positive_exponents(self.exponents)
-
-
-def ordered(run: Benettin) -> tuple[Tensor, Tensor, int]:
-    """Exponents, descending, with the order of their columns and the number of measured steps."""
-    reading = run.reading()
-    if not reading.steps:
-        raise ValueError("exponents: expected at least one step after the transient, got none yet")
-    exponents, order = (reading.growth / reading.steps).sort(descending=True, stable=True)
-    return exponents, order, reading.steps
-
-
-def running_history(run: Benettin, order: Tensor) -> History:
-    """The running means after each kept block."""
-    ends, blocks = run.history()
-    steps = (ends - run.transient).double().unsqueeze(1).to(blocks.device)
-    return History(ends, (blocks.cumsum(0) / steps)[:, order])
+from .benettin import Benettin, check_count, check_every, start_block
+from .result import LyapunovResult, ordered, result_of
 
 
 def lyapunov_spectrum(
@@ -128,7 +62,7 @@ def lyapunov_spectrum(
     with Progress(total if progress is True else None, shown=progress is True) as bar:
         after = progress if callable(progress) else lambda done, of: bar.report(1, False)
         x = _follow(run, step, tangent, x0.detach(), total, after)
-    return _result(run, x) if full_output else ordered(run)[0]
+    return result_of(run, x) if full_output else ordered(run)[0]
 
 
 def _follow(
@@ -147,19 +81,11 @@ def _follow(
             if not bool(torch.isfinite(following).all()):
                 raise NonFiniteError(f"step {t}: the state has NaN or infinity; results until then are kept")
         except NonFiniteError as error:
-            error.result = _result(run, x) if run.reading().steps else None
+            error.result = result_of(run, x) if run.reading().steps else None
             raise
         x = following
         after(t + 1, total)
     return x
-
-
-def _result(run: Benettin, x: Tensor) -> LyapunovResult:
-    reading = run.reading()
-    exponents, order, steps = ordered(run)
-    history = running_history(run, order)
-    errors, gali = run.errors()[order], reading.log_gali
-    return LyapunovResult(exponents, errors, steps, run.transient, history, x, reading.directions, gali)
 
 
 def _check(x0: Tensor, steps: int, k: int | None, transient: int) -> int:
@@ -173,17 +99,3 @@ def _check(x0: Tensor, steps: int, k: int | None, transient: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an int >= {least}, got {value!r}")
     return check_count(k, len(x0), "d")
-
-
-def check_count(k: int | None, size: int, name: str) -> int:
-    """k, or all of them."""
-    if k is None:
-        return size
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
-        raise ValueError(f"k: expected an int in 1..{name} = {size} or None, got {k!r}")
-    return k
-
-
-def check_every(qr_every: int | str) -> None:
-    if qr_every != "auto" and (isinstance(qr_every, bool) or not isinstance(qr_every, int) or qr_every < 1):
-        raise ValueError(f"qr_every: expected 'auto' or an int >= 1, got {qr_every!r}")

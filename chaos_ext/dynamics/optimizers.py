@@ -16,7 +16,7 @@ heavy-ball step has condition 7e3 at lambda = 80, lr = 1e-3 in (theta, v), and 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ from .. import _ops
 from ..base.parameters import Group
 from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MOMENTUM_BUFFER, STEP
 from ..errors import UnsupportedError
+from .projected import Projected
 
-Lists = tuple[list[Tensor], list[int], list[float], list[int]]
 _BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
 
 
@@ -94,20 +94,33 @@ class Rule:
     units: Callable[[Group, float], tuple[float, ...]]
 
 
-def as_lists(slots: list[Slot], updates: list[Update]) -> Lists:
-    """The last arguments of ``_ops.tangent_update_``, and how many rows each parameter has in Y that are updated."""
-    vectors: list[Tensor] = []
-    places: list[int] = []
-    coefficients: list[float] = []
-    rows: list[int] = []
-    for slot, update in zip(slots, updates, strict=True):
-        size = slot.theta.stop - slot.theta.start
-        first, second = (*(b.start for b in slot.buffers), 0, 0)[:2]
-        places += (update.kind, slot.theta.start, size, first, second)
-        coefficients += update.coefficients
-        vectors += update.vectors
-        rows.append(size * (1 + _BUFFERS[update.kind]))
-    return vectors, places, coefficients, rows
+class UpdateLists(NamedTuple):
+    """What ``_ops.tangent_update_`` takes last: the updates of all parameters as flat lists.
+
+    Attributes:
+        vectors, slots, coefficients: its arguments of these names.
+        rows: how many rows of Y the updates write, over all parameters.
+    """
+
+    vectors: list[Tensor]
+    slots: list[int]
+    coefficients: list[float]
+    rows: int
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], updates: Sequence[Update]) -> UpdateLists:
+        vectors: list[Tensor] = []
+        places: list[int] = []
+        coefficients: list[float] = []
+        rows = 0
+        for slot, update in zip(slots, updates, strict=True):
+            size = slot.theta.stop - slot.theta.start
+            first, second = (*(b.start for b in slot.buffers), 0, 0)[:2]
+            places += (update.kind, slot.theta.start, size, first, second)
+            coefficients += update.coefficients
+            vectors += update.vectors
+            rows += size * (1 + _BUFFERS[update.kind])
+        return cls(vectors, places, coefficients, rows)
 
 
 def sgd(slot: Slot, gradient: Tensor) -> Update:
@@ -219,10 +232,10 @@ ADAM_RULE = Rule(lambda group: 2, check_adam, adam, _adam_units)
 def rule_for(opt: Optimizer) -> Rule | None:
     """The rule of this optimizer's very class (a subclass may step differently), or None.
 
-    An optimizer that offers ``tangent_projection`` declares torch.optim.SGD's recurrence on a projected gradient.
+    An optimizer that is ``Projected`` declares torch.optim.SGD's recurrence on a projected gradient.
     """
     if type(opt) in (Adam, AdamW):
         return ADAM_RULE
-    if type(opt) is SGD or hasattr(opt, "tangent_projection"):
+    if type(opt) is SGD or isinstance(opt, Projected):
         return SGD_RULE
     return None

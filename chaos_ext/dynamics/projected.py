@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..curvature.hessian import HessianOperator
 from ..errors import UnsupportedError
 
 
+@runtime_checkable
 class Projected(Protocol):
     """What an optimizer offers that runs torch.optim.SGD's recurrence on a projected gradient (CGD does)."""
 

@@ -2,10 +2,10 @@
 
 theta(t + 1) = F(theta(t)) for plain SGD, (theta, v) -> (theta, v) with momentum, (theta, m, v) for Adam. The Jacobian J
 of exactly the optimizer that trains acts on deviation columns Y [S, k] in place, at one block Hessian-vector product a
-step. See ``tangent_rules`` for the formulas.
+step. See ``optimizers`` for the formulas.
 
-Where the native sweep knows the whole model (``native``), sweep and update are one: Y is never multiplied by a matrix,
-and H Y never goes to memory. Other models are swept in blocks of columns, each followed by its update.
+Where the native sweep knows the whole model (``native_sweep``), sweep and update are one: Y is never multiplied by a
+matrix, and H Y never goes to memory. Other models are swept in blocks of columns, each followed by its update.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..base.parameters import ParameterSpace
 from ..base.tensors import fresh, rows_contiguous
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
-from .optimizers import Lists, Rule, Slot, as_lists, rule_for
+from .layout import Layout
+from .optimizers import Rule, Slot, UpdateLists, rule_for
 from .projected import Projected, differences
 
 STATES = ("auto", "theta", "full")
 JACOBIANS = ("frozen", "true")
 Units = list[tuple[float, ...]]
-Layout = list[tuple[slice, tuple[slice, ...]]]
 Custom = Callable[[Any, HessianOperator, Tensor], None]
 
 
@@ -90,10 +90,11 @@ class TangentMap:
         self.gap: float | None = None
         self._custom = _CUSTOM.get(type(opt))
         self._rule = _rule(opt) if self._custom is None else None
-        if jacobian == "true" and not hasattr(opt, "tangent_direction"):
+        self._projected = opt if isinstance(opt, Projected) else None
+        if jacobian == "true" and self._projected is None:
             raise ValueError(f"jacobian='true': only for optimizers that project, got {type(opt).__name__}")
-        self._rows: tuple[tuple[int, ...], Layout, int] | None = None
-        self._buffers = {id(p): self._count(g) for g in opt.param_groups for p in g["params"]}
+        self._layout: Layout | None = None
+        self._counts = {id(p): self._count(g) for g in opt.param_groups for p in g["params"]}
 
     def _count(self, group: dict[str, Any]) -> int:
         return self._custom[1] if self._custom is not None else cast(Rule, self._rule).buffers(group)
@@ -106,7 +107,7 @@ class TangentMap:
     @property
     def size(self) -> int:
         """S, the rows of Y."""
-        return sum(p.numel() * (1 + self._buffers.get(id(p), 0)) for p in self._trained())
+        return sum(p.numel() * (1 + self._counts.get(id(p), 0)) for p in self._trained())
 
     @property
     def is_cocycle(self) -> bool:
@@ -114,8 +115,21 @@ class TangentMap:
         return self.state != "theta" or self.size == self.parameters
 
     def start(self, op: HessianOperator, k: int | None = None) -> Tensor:
-        """The first k unit deviations of theta, buffers undisturbed: (I; 0) [S, k], in theta's dtype."""
+        """The first k unit deviations of theta, buffers undisturbed: (I; 0).
+
+        Args:
+            op: an operator of the optimizer's model, for dtype, device and order.
+            k: number of columns; None: all P.
+
+        Returns:
+            Y [S, k], in theta's dtype.
+
+        Raises:
+            ValueError: k outside 0..P.
+        """
         P = op.space.size
+        if k is not None and not 0 <= k <= P:
+            raise ValueError(f"k: expected 0 <= k <= P = {P}, got {k}")
         Y = fresh((self.size, P if k is None else k), op.dtype, op.device).zero_()
         Y.diagonal()[:P] = 1
         return Y
@@ -146,29 +160,32 @@ class TangentMap:
     @torch.no_grad()
     def advance_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor | None:
         """``apply_`` without its last check: returns the sums of squares of Y's new columns [k], or None if unknown."""
-        slots = self._slots(op, units)
-        self._check(op, Y)
+        layout = self._layout_for(op)
+        _check_deviations(Y, op, layout.size)
         if self._custom is not None:
             op.snapshot.require_fresh()
             self._custom[0](self.opt, op, Y)
             return None
-        rule = cast(Rule, self._rule)
-        for slot in slots:
-            rule.check(slot.group, len(slot.buffers))
-        lists = as_lists(slots, [rule.update(slot, op.gradient) for slot in slots])
+        lists = self._updates(op, self._slots(op, layout, units))
         rows = rows_contiguous(Y)
         squares = self._advance_rows_(op, rows, lists)
         if rows is not Y:
             Y.copy_(rows)
         # A buffer that this step leaves alone is not in the sums.
-        return squares if sum(lists[3]) == len(Y) else None
+        return squares if lists.rows == len(Y) else None
 
-    def _advance_rows_(self, op: HessianOperator, Y: Tensor, lists: Lists) -> Tensor:
-        vectors, places, coefficients, _ = lists
+    def _updates(self, op: HessianOperator, slots: list[Slot]) -> UpdateLists:
+        rule = cast(Rule, self._rule)
+        for slot in slots:
+            rule.check(slot.group, len(slot.buffers))
+        return UpdateLists.of(slots, [rule.update(slot, op.gradient) for slot in slots])
+
+    def _advance_rows_(self, op: HessianOperator, Y: Tensor, lists: UpdateLists) -> Tensor:
+        updates = lists.vectors, lists.slots, lists.coefficients
         project_ = self._projection(op)
         sweep = op.native_sweep() if project_ is None else None
         if sweep is not None:
-            return _ops.tangent_update_(Y, None, *sweep.args, vectors, places, coefficients)[0]
+            return _ops.tangent_update_(Y, None, *sweep.args, *updates).sum(0)
         moves = project_ is not None and self.jacobian == "true"
         width = max(Y.shape[1], 1) if moves else op.block_columns()
         squares = [Y.new_zeros(0)]
@@ -178,20 +195,20 @@ class TangentMap:
             if project_ is not None:
                 project_(HY)
             HY = self._moving(op, block[: op.space.size], HY) if moves else HY
-            squares.append(_ops.tangent_update_(block, HY, [], [], [], [], vectors, places, coefficients).sum(0))
+            squares.append(_ops.tangent_update_(block, HY, [], [], [], [], *updates).sum(0))
         return torch.cat(squares)
 
     def _projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
-        if not hasattr(self.opt, "tangent_projection"):
+        if self._projected is None:
             return None
-        project_ = cast(Projected, self.opt).tangent_projection(op)
+        project_ = self._projected.tangent_projection(op)
         if self.jacobian == "true" and project_ is None:
             self.gap = 0.0
         return project_
 
     def _moving(self, op: HessianOperator, Y: Tensor, frozen: Tensor) -> Tensor:
         """The derivative of the projected gradient along Y with the projector's own, for that without."""
-        true = differences(cast(Projected, self.opt), op, Y)
+        true = differences(cast(Projected, self._projected), op, Y)
         scale = float(frozen.norm())
         self.gap = float((true - frozen).norm()) / scale if scale else 0.0
         return true
@@ -216,13 +233,22 @@ class TangentMap:
         """Constants c, per parameter in theta order, that keep the map well conditioned: (theta, lr v) for momentum.
 
         For Adam (theta, lr m / r, lr v / r^2), with r the root mean square of the gradient.
+
+        Args:
+            op: of the run's first batch.
+
+        Returns:
+            For each parameter the c of each of its buffers: a deviation y in Y stands for y / c in the buffer's units.
+
+        Raises:
+            ValueError: an operator of another model.
         """
         self.check(op.space)
         if self._rule is None:
-            return [(1.0,) * self._buffers[id(p)] for p in op.space.params]
+            return [(1.0,) * self._counts[id(p)] for p in op.space.params]
         rms = float(op.gradient.double().square().mean().sqrt())
         groups = self._groups()
-        return [self._rule.units(groups[id(p)], rms)[: self._buffers[id(p)]] for p in op.space.params]
+        return [self._rule.units(groups[id(p)], rms)[: self._counts[id(p)]] for p in op.space.params]
 
     def _trained(self) -> list[Tensor]:
         return [p for g in self.opt.param_groups for p in g["params"] if p.requires_grad]
@@ -230,41 +256,31 @@ class TangentMap:
     def _groups(self) -> dict[int, dict[str, Any]]:
         return {id(p): g for g in self.opt.param_groups for p in g["params"]}
 
-    def _check(self, op: HessianOperator, Y: Tensor) -> None:
-        if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
-            got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
-            raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
-        assert self._rows is not None  # _slots has been here
-        size = self._rows[2]
-        if Y.dim() != 2 or Y.shape[0] != size:
-            raise ValueError(f"Y: expected shape [S, k] with S = {size}, got {tuple(Y.shape)}")
-
-    def _slots(self, op: HessianOperator, units: Units | None) -> list[Slot]:
-        """Where each parameter's rows are, checked against the operator."""
+    def _layout_for(self, op: HessianOperator) -> Layout:
+        """Where each parameter's rows are: made once for the operators of one model, and checked against it."""
         if not isinstance(op, HessianOperator):
             raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
-        key = tuple(map(id, op.space.params))
-        if self._rows is None or self._rows[0] != key or len(self._buffers) != len(self._groups()):
+        known = self._layout
+        same = known is not None and known.parameters == tuple(map(id, op.space.params))
+        if known is None or not same or len(self._counts) != len(self._groups()):
             self.check(op.space)
-            self._rows = key, self._layout(op.space), self.size
-        groups, state = self._groups(), self.opt.state
-        return [
-            Slot(p, groups[id(p)], state.get(p, {}), theta, rows, (1.0,) * len(rows) if units is None else units[i])
-            for i, (p, (theta, rows)) in enumerate(zip(op.space.params, self._rows[1], strict=True))
-        ]
+            known = self._layout = Layout.of(op.space, self._counts)
+        return known
 
-    def _layout(self, space: ParameterSpace) -> Layout:
-        """Rows of each parameter: in theta, then in buffer 0 of those that have one, then in buffer 1."""
-        if any(id(p) not in self._buffers for p in space.params):
-            raise ValueError("opt: a parameter joined the optimizer after the TangentMap was made; make a new one")
-        rows: list[list[slice]] = [[] for _ in space.params]
-        start = space.size
-        for j in range(max(self._buffers.values())):
-            for own, p in zip(rows, space.params, strict=True):
-                if self._buffers[id(p)] > j:
-                    own.append(slice(start, start + p.numel()))
-                    start += p.numel()
-        return [(space.slice(i), tuple(own)) for i, own in enumerate(rows)]
+    def _slots(self, op: HessianOperator, layout: Layout, units: Units | None) -> list[Slot]:
+        groups, state = self._groups(), self.opt.state
+        if units is None:
+            units = [(1.0,) * len(own) for own in layout.buffers]
+        places = zip(op.space.params, layout.theta, layout.buffers, units, strict=True)
+        return [Slot(p, groups[id(p)], state.get(p, {}), theta, own, c) for p, theta, own, c in places]
+
+
+def _check_deviations(Y: object, op: HessianOperator, size: int) -> None:
+    if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
+        got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
+        raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
+    if Y.dim() != 2 or Y.shape[0] != size:
+        raise ValueError(f"Y: expected shape [S, k] with S = {size}, got {tuple(Y.shape)}")
 
 
 def _rule(opt: Optimizer) -> Rule:
