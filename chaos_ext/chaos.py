@@ -30,6 +30,16 @@ def local_lyapunov_exponents(eigenvalues: Tensor, lr: float) -> Tensor:
     Args:
         eigenvalues: of H, any shape.
         lr: learning rate >= 0.
+
+    Returns:
+        Of the same shape.
+
+    Raises:
+        ValueError: lr negative or not finite.
+
+    Example:
+        >>> ce.local_lyapunov_exponents(torch.tensor([-1.0, 1.0, 25.0]), lr=0.1)
+        tensor([ 0.0953, -0.1054,  0.4055], dtype=torch.float64)
     """
     _check_lr(lr)
     x = lr * torch.as_tensor(eigenvalues).double()
@@ -68,8 +78,16 @@ def select(
         sign: -1 where the optimizer maximises.
         shift: weight decay.
 
+    Returns:
+        The mask, on the spectrum's device.
+
     Raises:
-        ValueError: an unknown string, a negative or non-integer k, k > P, lr < 0.
+        ValueError: an unknown string, a negative k, k > P, lr < 0.
+        TypeError: no spectrum, a k that is no int.
+
+    Example:
+        >>> mask = ce.select(spec, lr=0.1, prune="chaotic")
+        >>> pruned = op.gradient - spec.project(op.gradient, mask)  # what CGD steps along
     """
     if not hasattr(spec, "zero_threshold"):
         raise TypeError(f"spec: expected a Spectrum, got {type(spec).__name__}")
@@ -108,7 +126,10 @@ def _set_of(values: Tensor, zero: float, prune: str, *, upper: float, sign: floa
 
 
 def check_selection(prune: str | None, k: int | None, order: str, size: int | None = None) -> None:
-    """Raises ValueError or TypeError for arguments that ``select`` would refuse."""
+    """Raises ValueError or TypeError for ``prune``, ``k`` and ``order`` that ``select`` would refuse.
+
+    ``size`` is P, the most that k may be; None where it is not known yet.
+    """
     if prune not in PRUNE:
         raise ValueError(f"prune: expected one of {PRUNE}, got {prune!r}")
     if order not in ORDER:
@@ -161,6 +182,10 @@ class SpectralSummary:
 def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:
     """Counts and gradient shares of a complete spectrum that carries its gradient.
 
+    Args:
+        spec: of ``spectrum(op)`` or ``directions(op)``.
+        lr: learning rate, which sets the chaotic threshold 2 / lr.
+
     Raises:
         ValueError: a partial spectrum, or one without gradient; lr < 0.
     """
@@ -199,7 +224,14 @@ def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Which curvatures are chaotic: kappa < 0 or kappa > upper, kappa = sign * lambda + shift."""
+    """Which curvatures are chaotic: kappa < 0 or kappa > upper, kappa = sign * lambda + shift.
+
+    Attributes:
+        lr: learning rate, by which exponents of single directions are ranked.
+        upper: the other threshold, 2 / lr of plain SGD.
+        sign: -1 under ``maximize``.
+        shift: weight decay, where the rule counts it.
+    """
 
     lr: float
     upper: float
@@ -212,6 +244,10 @@ def chaotic_threshold(groups: Sequence[Group], rule: str) -> Threshold:
 
     SGD: kappa < 0 or lr kappa > 2. Heavy ball: lr (1 - dampening) kappa > 2 (1 + mu). Nesterov:
     lr kappa > (2 + 2 mu) / (1 + 2 mu). Under ``maximize`` the step ascends and kappa = -lambda (+ weight decay).
+
+    Args:
+        groups: the optimizer's parameter groups, with the options of torch.optim.SGD.
+        rule: "paper", 2 / lr whatever the momentum, or "optimizer".
 
     Raises:
         UnsupportedError: groups that differ in what the threshold needs.

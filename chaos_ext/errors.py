@@ -16,6 +16,10 @@ class StaleOperatorError(ChaosExtError):
 class NonFiniteError(ChaosExtError):
     """A NaN or an infinity in the batch, the loss, the gradient, the Hessian or a trajectory.
 
+    Args:
+        message: names what is not finite.
+        result: see below.
+
     Attributes:
         result: of a run that was stopped, what it had until then; else None.
     """
@@ -27,6 +31,10 @@ class NonFiniteError(ChaosExtError):
 
 class NotConvergedError(ChaosExtError):
     """An eigensolver did not reach its tolerance.
+
+    Args:
+        message: says which, and what to do.
+        residuals: see below.
 
     Attributes:
         residuals: ``||H v - lambda v||`` of each eigenpair that was sought.

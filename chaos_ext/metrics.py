@@ -22,6 +22,10 @@ def lle_spectrum(spec: Spectrum, lr: float) -> Tensor:
 
     The ``nullity`` directions beyond the zero tolerance have exponent exactly 0.
 
+    Args:
+        spec: a complete spectrum.
+        lr: learning rate.
+
     Raises:
         ValueError: a partial spectrum, lr < 0.
     """
@@ -57,6 +61,9 @@ def gradient_alignment(spec: Spectrum, mask: Tensor, gradient: Tensor | None = N
         spec: the spectrum.
         mask: bool [r].
         gradient: [P] in the spectrum's dtype, such as that of another batch; default: the spectrum's own.
+
+    Raises:
+        ValueError: a mask that is no bool [r]; no gradient given, and the spectrum carries none.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (len(spec.eigenvalues),):
         raise ValueError(f"mask: expected bool [{len(spec.eigenvalues)}], got {getattr(mask, 'dtype', mask)}")
@@ -69,7 +76,21 @@ def gradient_alignment(spec: Spectrum, mask: Tensor, gradient: Tensor | None = N
 
 
 def gradient_cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two vectors [P], such as consecutive gradients, in float64; NaN if one is zero."""
+    """Cosine of the angle between two vectors, such as consecutive gradients: a^T b / (||a|| ||b||), in float64.
+
+    Args:
+        a, b: [P], of any floating dtype.
+
+    Returns:
+        A number in [-1, 1]; NaN if one of them is zero.
+
+    Raises:
+        ValueError: two shapes, or no vectors.
+
+    Example:
+        >>> round(ce.gradient_cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])), 4)
+        0.7071
+    """
     if a.shape != b.shape or a.dim() != 1:
         raise ValueError(f"a, b: expected two vectors of one length, got {tuple(a.shape)} and {tuple(b.shape)}")
     u, v = a.detach().double(), b.detach().double()
@@ -96,8 +117,10 @@ class Similarity:
 def subspace_similarity(A: Tensor, B: Tensor) -> Similarity:
     """Overlap of the column spaces of A [P, a] and B [P, b], beside what dimension alone would give.
 
-    Columns need not be orthonormal, but independent. Even unrelated subspaces overlap by max(a, b) / P on average, so
-    only the excess over that is evidence.
+    Even unrelated subspaces overlap by max(a, b) / P on average, so only the excess over that is evidence.
+
+    Args:
+        A, B: columns that need not be orthonormal, but independent.
 
     Raises:
         ValueError: shapes that do not fit, dependent columns.
@@ -169,6 +192,12 @@ def batch_sharpness(op: HessianOperator) -> float:
 
     Averaged over batches this is the quantity that stays near 2 / lr in mini-batch training (Andreyev, Beneventano,
     "Edge of Stochastic Stability", 2024). NaN for a zero gradient.
+
+    Args:
+        op: the operator of the batch.
+
+    Raises:
+        StaleOperatorError: the parameters or the batch changed since it was made.
     """
     g = op.gradient
     norm = g.double().square().sum()

@@ -42,6 +42,12 @@ class HessianOperator:
 
     The model's mode, buffers and ``.grad`` are never changed.
 
+    Example:
+        >>> op = ce.HessianOperator(model, loss_fn, x, y)
+        >>> H, v = op.dense(), torch.ones(op.shape[0])
+        >>> bool((H == H.T).all()), bool(torch.allclose(H @ v, op @ v, atol=1e-5))
+        (True, True)
+
     Args:
         model: any module whose forward takes ``x``.
         loss_fn: ``loss_fn(output, y)``, a scalar.
@@ -49,6 +55,12 @@ class HessianOperator:
         y: targets (or whatever the loss takes).
         verify: compare the result with double backward on two random vectors, at construction.
         memory_budget: bytes that a dense result may take; default: the memory that is available.
+
+    Attributes:
+        space: the order of theta: names, shapes and offsets of the parameters that span it.
+        snapshot: theta [P] as it was at construction (``snapshot.theta``), and whether it still is.
+        origin: the model, the batch x and the snapshot that every result of this operator carries.
+        results: what has been computed already.
 
     Raises:
         ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar.
@@ -133,7 +145,7 @@ class HessianOperator:
         return self._engine.native(self.dtype) if isinstance(self._engine, LayerwiseEngine) else None
 
     def block_columns(self) -> int:
-        """How many columns ``op @ v`` takes at a time."""
+        """How many columns ``op @ v`` takes at a time: blocks of this width are swept without waste."""
         return self._engine.block_columns(self.dtype)
 
     def dense(self, out: Tensor | None = None) -> Tensor:
@@ -282,5 +294,22 @@ class HessianOperator:
 def hessian(
     model: nn.Module, loss_fn: Callable[..., Tensor], x: object, y: object, out: Tensor | None = None
 ) -> Tensor:
-    """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``."""
+    """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``.
+
+    Args:
+        model, loss_fn, x, y: as of ``HessianOperator``.
+        out: a contiguous [P, P] tensor to write to, of the parameters' dtype; default: a fresh one.
+
+    Returns:
+        H, bit for bit symmetric, with rows and columns in the order of theta.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit.
+        MemoryBudgetError: P * P numbers do not fit.
+        UnsupportedError, NonFiniteError: as of ``HessianOperator``.
+
+    Example:
+        >>> ce.hessian(model, loss_fn, x, y).shape
+        torch.Size([83, 83])
+    """
     return HessianOperator(model, loss_fn, x, y).dense(out)

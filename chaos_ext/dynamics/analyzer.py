@@ -37,9 +37,10 @@ class LyapunovAnalyzer:
         >>> an = ce.LyapunovAnalyzer(model, opt, k=8)
         >>> for x, y in loader:
         ...     op = ce.HessianOperator(model, loss_fn, x, y)
-        ...     an.update(op)                                    # before the step
-        ...     ...                                              # backward and opt.step(), or opt.step(op) of CGD
-        >>> an.exponents()
+        ...     an.update(op)  # before the step
+        ...     loss = opt.step(op)  # of CGD; of torch's optimizers: backward() and step()
+        >>> an.exponents().shape
+        torch.Size([8])
 
     Args:
         model: the model that is trained.
@@ -108,6 +109,7 @@ class LyapunovAnalyzer:
 
     @property
     def steps(self) -> int:
+        """Number of updates so far, the transient included."""
         return self._run.steps
 
     def update(self, op: HessianOperator) -> None:
@@ -160,7 +162,13 @@ class LyapunovAnalyzer:
 
     @property
     def local_exponents(self) -> Tensor:
-        """Growth per step over the last block between two re-orthonormalisations, float64 [k]."""
+        """Growth per step over the last block between two re-orthonormalisations, float64 [k].
+
+        ln R_ii of that block divided by its steps, in nats per step and in the order of ``exponents()``.
+
+        Raises:
+            ValueError: no block has been measured yet.
+        """
         if self._run.last is None:
             raise ValueError("local_exponents: no block of steps has been measured yet")
         growth, n = self._run.last
@@ -168,7 +176,11 @@ class LyapunovAnalyzer:
 
     @property
     def history(self) -> History:
-        """Running exponents after each block (of a long run, of merged blocks)."""
+        """Running exponents after each block (of a long run, of merged blocks).
+
+        Raises:
+            ValueError: there was no step after the transient yet.
+        """
         return running_history(self._run, ordered(self._run)[1])
 
     def directions(self) -> Tensor:
@@ -179,7 +191,14 @@ class LyapunovAnalyzer:
         return self._run.reading().directions.clone()
 
     def log_gali(self) -> Tensor:
-        """ln GALI_1 .. ln GALI_k of the free deviations since the transient, float64 [k]; needs ``gali=True``."""
+        """ln GALI_1 .. ln GALI_k of the free deviations since the transient, float64 [k].
+
+        GALI_j is the volume of the parallelepiped of the first j deviations, each of length one, were they never
+        re-orthonormalised (Skokos, Bountis, Antonopoulos 2007): it falls exponentially in a chaotic run.
+
+        Raises:
+            ValueError: the analyzer was made without ``gali=True``.
+        """
         gali = self._run.reading().log_gali
         if gali is None:
             raise ValueError("log_gali: expected an analyzer made with gali=True")
@@ -219,6 +238,9 @@ class LyapunovAnalyzer:
         """Restores what ``save`` wrote; where the file is damaged or missing, the previous one, with a warning logged.
 
         Model and optimizer have to be those of the same step: see ``steps``.
+
+        Args:
+            path: as of ``save``.
 
         Raises:
             FileNotFoundError: there is no file. CheckpointError: no whole one, or another run's.

@@ -19,6 +19,13 @@ def perturb(model: nn.Module, direction: Tensor, eps: float) -> None:
 
     Raises:
         ValueError: another shape, a zero or non-finite direction, a non-finite eps.
+
+    Example:
+        >>> before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        >>> ce.perturb(model, torch.ones(83), eps=0.5)
+        >>> moved = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
+        >>> round(float(moved.norm()), 4)
+        0.5
     """
     space = ParameterSpace.of(model)
     if not isinstance(direction, Tensor) or tuple(direction.shape) != (space.size,):

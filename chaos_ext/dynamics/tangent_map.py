@@ -44,8 +44,12 @@ def register_tangent(cls: type[Optimizer], apply_: Custom, buffers: int = 0) -> 
             ``op.space`` order, then each buffer in the same order: S = (1 + buffers) P.
         buffers: number of state blocks beside theta.
 
+    Raises:
+        TypeError: no class of optimizers. ValueError: a negative number of buffers.
+
     Example:
-        >>> class SignSGD(torch.optim.Optimizer): ...       # theta <- theta - lr sign(g): J = I almost everywhere
+        >>> class SignSGD(torch.optim.Optimizer):  # theta <- theta - lr sign(g): J = I almost everywhere
+        ...     pass
         >>> ce.register_tangent(SignSGD, lambda opt, op, Y: None)
     """
     if not isinstance(cls, type) or not issubclass(cls, Optimizer):
@@ -57,6 +61,12 @@ def register_tangent(cls: type[Optimizer], apply_: Custom, buffers: int = 0) -> 
 
 class TangentMap:
     """J of the next step of this optimizer instance: torch.optim.SGD with every option, CGD, Adam, AdamW.
+
+    Example:
+        >>> tm = ce.TangentMap(opt)
+        >>> Y = tm.start(op, k=3)  # [S, 3]
+        >>> Y is tm.apply_(op, Y)  # before opt.step
+        True
 
     Everything is read from the optimizer at each call: group options, so that schedules need nothing, step counts, and
     whether a momentum buffer exists yet. Call ``apply_`` *before* the optimizer's step, with the operator of the batch
@@ -159,7 +169,11 @@ class TangentMap:
 
     @torch.no_grad()
     def advance_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor | None:
-        """``apply_`` without its last check: returns the sums of squares of Y's new columns [k], or None if unknown."""
+        """``apply_(op, Y, units)`` without its last check, for callers that look at the columns anyway.
+
+        Returns:
+            The sums of squares of Y's new columns [k], which are not finite if Y is not; None if unknown.
+        """
         layout = self._layout_for(op)
         _check_deviations(Y, op, layout.size)
         if self._custom is not None:

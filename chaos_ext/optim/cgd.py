@@ -45,6 +45,12 @@ class CGD(Optimizer):
     closure that returns one of these. With fixed directions (``spectrum=``) it also takes nothing, and uses ``.grad``.
     Where nothing is pruned the step is bit-identical to ``torch.optim.SGD(foreach=False, fused=False)``.
 
+    Example:
+        >>> opt = ce.CGD(model.parameters(), lr=0.1, prune="negative")
+        >>> loss = opt.step(ce.HessianOperator(model, loss_fn, x, y))
+        >>> opt.last_step.pruned == opt.last_step.n_negative
+        True
+
     Args:
         params: parameters or parameter groups, as for torch.optim.SGD.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD, per group.
@@ -193,7 +199,8 @@ class CGD(Optimizer):
     def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
         """The projector I - mix V V^T of the next step, in place on a block [P, k]; None where it prunes nothing.
 
-        The protocol by which ``TangentMap`` learns the frozen tangent map I - lr (I - mix V V^T) H of this step.
+        The protocol by which ``TangentMap`` learns the frozen tangent map I - lr (I - mix V V^T) H of this step, which
+        is to be done with the operator ``op``.
         """
         resolved = self._resolve(op)
         if not self.pruning.projects_at(self.steps):

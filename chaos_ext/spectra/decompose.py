@@ -50,6 +50,14 @@ def spectrum(
         NotConvergedError: an eigensolver failed; never a wrong value.
         MemoryBudgetError: no compressed form, and the dense decomposition does not fit.
         StaleOperatorError: the parameters or the batch changed since the operator was made.
+
+    Example:
+        >>> spec = ce.spectrum(op)
+        >>> len(spec.eigenvalues) + spec.nullity == op.shape[0]
+        True
+        >>> V = spec.eigenvectors([0, -1])  # of the smallest and the largest eigenvalue, [P, 2]
+        >>> bool(torch.allclose(op @ V, V * spec.eigenvalues[[0, -1]], atol=1e-5))
+        True
     """
     if not isinstance(op, HessianOperator):
         raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
@@ -67,6 +75,16 @@ def directions(
 
     The same eigenvalues and projections to rounding, several times faster; ``eigenvectors()`` of the result is slow. A
     spectrum that ``op`` has already is taken.
+
+    Args:
+        op: the operator; its loss and gradient are carried over.
+        zero_tol, spectrum_dtype: as of ``spectrum``.
+
+    Returns:
+        A complete Spectrum, for ``project``, ``coefficients``, ``select`` and ``CGD.step``.
+
+    Raises:
+        ValueError, NotConvergedError, MemoryBudgetError, StaleOperatorError: as of ``spectrum``.
     """
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)

@@ -23,6 +23,15 @@ class Spectrum:
     Eigenvalues ascend. A complete spectrum holds every eigenvalue with |lambda| > zero_tol * max|lambda|; the other
     ``nullity`` = P - r count as zero. Eigenvectors are kept as V = Q Z with structured Q and made on demand.
 
+    Made by ``spectrum`` and ``directions``.
+
+    Args:
+        eigenvalues, Z, basis, size, zero_tol, loss, gradient, origin: the attributes of these names.
+        complete: whether every eigenvalue beyond the tolerance is there.
+        scale: max|lambda| of H.
+        exact_gradient: the gradient in the spectrum's dtype, where the model's is another.
+        near: eigenvectors, in the coordinates of Q, of the eigenvalues within 10 % of the zero threshold.
+
     Attributes:
         eigenvalues: [r], ascending.
         size: P.
@@ -73,7 +82,17 @@ class Spectrum:
         return self.eigenvalues.dtype
 
     def eigenvectors(self, index: slice | Tensor | list[int] | None = None) -> Tensor:
-        """The eigenvectors selected by a slice, a list or a tensor of indices or a mask, as columns [P, m]."""
+        """Eigenvectors, made on demand.
+
+        Args:
+            index: a slice, a list or a tensor of indices, or a bool mask [r]; None: all r of them.
+
+        Returns:
+            Orthonormal columns [P, m], in the order of the eigenvalues (or of the indices).
+
+        Raises:
+            MemoryBudgetError: P * m numbers do not fit.
+        """
         chosen = self.Z[:, slice(None) if index is None else index]
         if chosen.dim() == 1:
             chosen = chosen.unsqueeze(1)
@@ -83,13 +102,33 @@ class Spectrum:
         return self.basis.lift(chosen)
 
     def coefficients(self, v: Tensor) -> Tensor:
-        """V^T v for v [P] or [P, k]: [r] or [r, k]."""
+        """V^T v, the coordinates of vectors along the eigenvectors.
+
+        Args:
+            v: [P] or [P, k], in the spectrum's dtype and on its device.
+
+        Returns:
+            [r] or [r, k].
+
+        Raises:
+            ValueError, TypeError: v of another shape, dtype or device.
+        """
         columns = self._columns(v)
         c = self.Z.T @ self.basis.coordinates(columns)
         return c.squeeze(1) if v.dim() == 1 else c
 
     def combine(self, c: Tensor) -> Tensor:
-        """V c for c [r] or [r, k]: [P] or [P, k]."""
+        """V c, the vectors of given coordinates; the adjoint of ``coefficients``.
+
+        Args:
+            c: [r] or [r, k], in the spectrum's dtype.
+
+        Returns:
+            [P] or [P, k].
+
+        Raises:
+            ValueError: c of another shape.
+        """
         if c.dim() not in (1, 2) or len(c) != len(self.eigenvalues):
             raise ValueError(f"c: expected shape [{len(self.eigenvalues)}] or [.., k], got {tuple(c.shape)}")
         columns = c.unsqueeze(1) if c.dim() == 1 else c
@@ -101,7 +140,13 @@ class Spectrum:
 
         Args:
             v: in the spectrum's dtype.
-            mask: bool [r].
+            mask: bool [r], such as ``select`` returns.
+
+        Returns:
+            Of v's shape.
+
+        Raises:
+            ValueError, TypeError: a mask that is no bool [r], v of another shape, dtype or device.
         """
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask: expected a bool tensor, got {type(mask).__name__}")
@@ -119,7 +164,11 @@ class Spectrum:
         return v.unsqueeze(1) if v.dim() == 1 else v
 
     def gradient_coefficients(self) -> Tensor:
-        """V^T g [r] of the gradient that the spectrum carries."""
+        """V^T g [r] of the gradient that the spectrum carries.
+
+        Raises:
+            ValueError: it carries none.
+        """
         if self._exact_gradient is None:
             raise ValueError("spec: it carries no gradient; make it from a HessianOperator")
         if self._coefficients is None:
@@ -145,7 +194,16 @@ class Spectrum:
         return count, float(c.double().square().sum())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the spectrum to a file, whole or not at all."""
+        """Writes the spectrum to a file, whole or not at all.
+
+        Eigenvalues, eigenvectors in structured form, loss and gradient are kept; the model and the batch are not.
+
+        Args:
+            path: replaced if it exists; its folder must exist.
+
+        Raises:
+            OSError: it cannot be written there.
+        """
         layers = [b.__dict__ for b in self.basis.layers] if isinstance(self.basis, Basis) else None
         names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: getattr(self, k) for k in names}
@@ -165,6 +223,13 @@ class Spectrum:
     @classmethod
     def load(cls, path: str | os.PathLike[str], map_location: torch.device | str | None = None) -> Spectrum:
         """Reads what ``save`` wrote.
+
+        Args:
+            path: the file.
+            map_location: the device to put it on; default: where it was.
+
+        Returns:
+            The spectrum, with ``origin`` None.
 
         Raises:
             FileNotFoundError: no such file.
