@@ -12,7 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from . import __version__, build_info
+from .errors import ChaosExtError, DatasetNotFoundError
 from .experiments import fig1
+from .experiments.output import UsageError, WorkerError
 
 _EXPERIMENTS = (fig1,)
 
@@ -50,16 +53,11 @@ def _parser() -> argparse.ArgumentParser:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from . import __version__
-
         print(f"chaos-ext {__version__}")
         parser.exit()
 
 
 def _reproduce(args: argparse.Namespace, experiment: Any, parser: argparse.ArgumentParser) -> int:
-    from .errors import ChaosExtError, DatasetNotFoundError
-    from .experiments.output import UsageError, WorkerError
-
     try:
         status: int = experiment.run(args, parser)
         return status
@@ -75,8 +73,6 @@ def _reproduce(args: argparse.Namespace, experiment: Any, parser: argparse.Argum
 
 
 def _info(args: argparse.Namespace) -> int:
-    from . import build_info
-
     info = build_info()
     if args.json:
         print(json.dumps(info, indent=1, default=str))

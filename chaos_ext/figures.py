@@ -12,6 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+import torch
+
+from .chaos import local_lyapunov_exponents
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -214,10 +218,6 @@ def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
         ax: axes to draw on; None makes a new figure.
     """
     np = import_numpy()
-    import torch
-
-    from .chaos import local_lyapunov_exponents
-
     values = torch.as_tensor(eigenvalues).detach().cpu().double()
     exponents = np.array(local_lyapunov_exponents(values, lr).tolist())
     values = np.array(values.tolist())

@@ -87,7 +87,7 @@ def finished(tmp_path_factory, shared_cache):
     out = tmp_path_factory.mktemp("finished") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fig1, "_QUICK_STEPS", 12)
-        patch.setattr("chaos_ext.data.load", few_digits)
+        patch.setattr(fig1, "load", few_digits)
         assert reproduce(out, "--seeds", "42,7", "--lr", "0.05") == 0
     return out
 

@@ -1,8 +1,7 @@
 """Figure 1: SGD against SGD with its chaotic, negative or positive curvature directions pruned.
 
 Every run of a seed starts from the same parameters and sees the same batches. At each step the Hessian of the
-mini-batch is decomposed, and the gradient loses its components along the pruned eigenvectors. The module's top level
-imports no torch: the command line must answer ``--help`` at once.
+mini-batch is decomposed, and the gradient loses its components along the pruned eigenvectors.
 """
 
 from __future__ import annotations
@@ -13,13 +12,22 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+import chaos_ext as ce
+
+from ..base.files import atomic_write
+from ..base.progress import Progress
+from ..data import NAMES, Dataset, load
+from ..figures import figure_training, import_numpy
+from ..models import ACTIVATIONS, MODELS
+from . import report
+from .output import METRICS, OutputFolder, UsageError
+from .pool import run_units
+from .rows import COLUMNS
 from .settings import RUNS, Settings
-
-if TYPE_CHECKING:
-    from ..data import Dataset
-    from .output import OutputFolder
 
 NAME = "fig1"
 HELP = "accuracy and loss of SGD and of SGD with pruned directions"
@@ -30,9 +38,9 @@ _QUICK_STEPS = 200  # just over one epoch of digits, so that the end of an epoch
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``chaos-ext reproduce fig1``."""
     add = parser.add_argument
-    add("--data", default="digits", choices=("digits", "usps", "fashion_mnist"), help="data set (default: %(default)s)")
+    add("--data", default="digits", choices=NAMES, help="data set (default: %(default)s)")
     add("--root", help="folder that holds the data set's files (default: $CHAOS_EXT_DATA, the cache, a download)")
-    add("--model", default="mlp", choices=("mlp", "cnn"), help="the paper's MLP (P = 5350) or CNN (P = 1158)")
+    add("--model", default="mlp", choices=tuple(MODELS), help="the paper's MLP (P = 5350) or CNN (P = 1158)")
     add("--activation", default="relu", metavar="NAME", help="activation function (default: %(default)s)")
     add("--epochs", type=_count, default=40, help="passes over the training split (default: %(default)s)")
     add("--lr", type=_positive, default=1e-3, help="learning rate (default: %(default)s)")
@@ -96,14 +104,10 @@ def _prune(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Trains what is left to train and writes every result. Returns the exit status: 0, or 1 if a run diverged."""
-    from .output import OutputFolder
-
     _require_figures()
     _check_arguments(args, parser)
     out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")
     with out.claimed(args.resume):
-        from ..data import load
-
         data = load(args.data, args.root)
         if args.batch_size > len(data.y_train):
             parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
@@ -117,9 +121,6 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _require_figures() -> None:
     # Before hours of training, not after.
-    from ..figures import import_numpy
-    from .output import UsageError
-
     try:
         import_numpy()
     except ImportError as error:
@@ -127,11 +128,7 @@ def _require_figures() -> None:
 
 
 def _check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """The checks that need torch; parser.error ends the process with exit status 2."""
-    import torch
-
-    from ..models import ACTIVATIONS, MODELS
-
+    """The checks of what argparse cannot know; parser.error ends the process with exit status 2."""
     if args.activation not in ACTIVATIONS:
         parser.error(f"argument --activation: expected one of {', '.join(ACTIVATIONS)}, got {args.activation!r}")
     if args.root is not None and not Path(args.root).is_dir():
@@ -150,10 +147,6 @@ def _check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) 
 
 
 def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:
-    import torch
-
-    import chaos_ext
-
     copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "seeds", "k", "order", "dtype")
     return Settings(
         **{name: getattr(args, name) for name in copied},
@@ -162,24 +155,17 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:
         runs=("sgd", *args.prune),
         device=str(torch.device(args.device)),
         threads=args.threads,
-        chaos_ext=chaos_ext.__version__,
+        chaos_ext=ce.__version__,
         torch=str(torch.__version__),  # a str subclass, which a checkpoint would not load
     )
 
 
 def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
-    from .report import metrics_intact
-
-    return manifest["status"] != "running" and metrics_intact(out, manifest.get("metrics", {}))
+    return manifest["status"] != "running" and report.metrics_intact(out, manifest.get("metrics", {}))
 
 
 def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
-    from ..base.progress import Progress
-    from . import report
-    from .pool import run_units
-    from .rows import COLUMNS
-
     steps = settings.steps(len(data.y_train))
     with Progress(steps * len(settings.units)) as progress:
         records = run_units(settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report)
@@ -202,8 +188,6 @@ def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: Out
 
 def _finish(settings: Settings, data: Dataset, out: OutputFolder, manifest: dict[str, Any]) -> None:
     """Writes what follows from metrics.csv, then the manifest, then lets go of the parts: safe to repeat."""
-    from . import report
-
     wanted = [out.path / name for name in (*FIGURES, report.SUMMARY)]
     if out.parts.exists() or not all(p.exists() for p in wanted):
         steps_per_epoch = -(-len(data.y_train) // settings.batch_size)
@@ -214,10 +198,6 @@ def _finish(settings: Settings, data: Dataset, out: OutputFolder, manifest: dict
 
 
 def _draw(settings: Settings, out: OutputFolder) -> None:
-    from ..base.files import atomic_write
-    from ..figures import figure_training
-    from .output import METRICS
-
     s, seeds = settings, ", ".join(map(str, settings.seeds))
     title = f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, seed {seeds}"
     figure = figure_training(out.path / METRICS, title=title)
