@@ -1,6 +1,7 @@
-"""Fixtures shared by all tests: the devices and dtypes that every operator is tested on."""
+"""Fixtures shared by all tests: devices and dtypes, the emulator, and what tests of fig1 need."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from emulator import build
 from emulator.ops import EmulatedOps, thread_order
 
-from chaos_ext import _ops
+from chaos_ext import _ops, data
+from chaos_ext.experiments import fig1
 
 
 def _cuda_missing() -> str | None:
@@ -56,3 +58,23 @@ def emulated(request: pytest.FixtureRequest, emulated_kernels: ModuleType) -> It
     torch.manual_seed(int(backwards))
     with thread_order(emulated_kernels, backwards):
         yield EmulatedOps(emulated_kernels)
+
+
+@pytest.fixture(scope="session")
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def digits_cache(_cache_folder: Path) -> Iterator[None]:
+    """Parsed data are cached once for all tests that ask for this, and not where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(_cache_folder))
+        data.load("digits")
+        yield
+
+
+@pytest.fixture
+def fake_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of everything but the figures, which take most of the time of so short a run."""
+    monkeypatch.setattr(fig1, "_draw", lambda settings, out: [(out.path / f).touch() for f in fig1.FIGURES])

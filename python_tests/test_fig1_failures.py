@@ -1,0 +1,87 @@
+"""Runs of ``chaos-ext reproduce fig1`` that diverge or die, and the progress of those that go on."""
+
+import sys
+import time
+from argparse import ArgumentParser
+
+import pytest
+from fig1_command import manifest, read, reproduce
+from terminal import Terminal
+
+from chaos_ext import NonFiniteError
+from chaos_ext.base.progress import Progress
+from chaos_ext.data import load
+from chaos_ext.experiments import fig1, pool, report, unit
+from chaos_ext.experiments.output import OutputFolder, WorkerError
+from chaos_ext.experiments.settings import RUNS, Unit
+
+pytestmark = pytest.mark.usefixtures("digits_cache")
+
+
+def test_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch, capsys, fake_figures):
+    measure = unit.Trainer._measure_and_step
+
+    def diverge(trainer, index):
+        if trainer.unit.run == "chaotic" and trainer.step == 4:
+            raise NonFiniteError("loss: got NaN")
+        return measure(trainer, index)
+
+    monkeypatch.setattr(unit.Trainer, "_measure_and_step", diverge)
+    assert reproduce(tmp_path) == 1
+    assert "chaotic" in capsys.readouterr().err
+    steps = {run: sum(r["run"] == run for r in read(tmp_path)) for run in RUNS}
+    assert steps == {"sgd": 7, "chaotic": 4, "negative": 7, "positive": 7}
+    m = manifest(tmp_path)
+    assert m["status"] == "failed"
+    failures = {r["run"]: r["failure"] for r in m["runs"]}
+    assert failures["chaotic"] == {"step": 4, "error": "NonFiniteError: loss: got NaN"}
+    assert failures["sgd"] is failures["negative"] is failures["positive"] is None
+    assert reproduce(tmp_path, "--resume") == 1  # still failed, and not trained again
+
+
+def test_divergence_at_a_huge_learning_rate_is_a_failed_run(tmp_path, fake_figures):
+    assert reproduce(tmp_path, "--lr", "1e200", "--prune", "none") == 1
+    assert manifest(tmp_path)["runs"][0]["failure"]["error"].startswith("NonFiniteError")
+
+
+def test_runs_that_saw_other_batches_are_not_compared():
+    units = [Unit(1, "sgd"), Unit(1, "chaotic"), Unit(2, "sgd")]
+
+    def records(*hashes, failures=(None, None, None)):
+        return {u: {"epoch_hashes": h, "failure": f} for u, h, f in zip(units, hashes, failures, strict=True)}
+
+    assert report.require_twins(units, records(["a", "b"], ["a", "b"], ["c"])) == {"1": ["a", "b"], "2": ["c"]}
+    with pytest.raises(RuntimeError, match="seed1-chaotic"):
+        report.require_twins(units, records(["a", "b"], ["a", "x"], ["c"]))
+    # A run that broke off has hashed a part of its last epoch only.
+    broken = records(["a", "b"], ["a", "x"], ["c"], failures=(None, {"step": 3}, None))
+    assert report.require_twins(units, broken)["1"] == ["a", "b"]
+
+
+def test_error_in_a_worker_process_is_reported(tmp_path):
+    out = OutputFolder(tmp_path)
+    out.parts.mkdir()
+    parser = ArgumentParser()
+    fig1.add_arguments(parser)
+    settings = fig1._settings(parser.parse_args(["--prune", "negative"]), "a fingerprint that the data do not have")
+    with pytest.raises(WorkerError, match="data set changed"):
+        pool.run_units(settings, load("digits"), None, out, jobs=2, every=1, report=lambda *a: None)
+
+
+def test_progress_is_silent_without_a_terminal(tmp_path, capsys, fake_figures):
+    assert reproduce(tmp_path, "--prune", "none") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_shows_speed_and_time_left_of_the_work_that_is_left(monkeypatch):
+    pytest.importorskip("tqdm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(1000) as progress:
+        progress.report(900, True)
+        time.sleep(0.6)
+        progress.report(10, False)
+    last = terminal.text.split("\r")[-1]
+    assert "910/1000" in last
+    speed = float(last.split("step/s")[0].split(",")[-1])
+    assert 1 < speed < 20  # 10 steps in 0.6 s; with the restored ones it would be 1500

@@ -1,0 +1,135 @@
+"""``chaos-ext reproduce fig1`` killed at any moment, alone or with its workers, ends with the same bytes on resume."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fig1_command import OUTPUTS, STRESS, reproduce
+
+pytestmark = pytest.mark.usefixtures("digits_cache")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, digits_cache):
+    """metrics.csv of a run that nobody disturbed, over the end of an epoch (180 steps)."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    assert reproduce(out, *STRESS, steps=200) == 0
+    return (out / "metrics.csv").read_bytes()
+
+
+COMMAND = """
+import sys
+from chaos_ext import cli
+from chaos_ext.experiments import fig1
+fig1._QUICK_STEPS = int(sys.argv[1])
+if __name__ == "__main__":
+    sys.exit(cli.main(["reproduce", "fig1", "--quick", *sys.argv[2:]]))
+"""
+
+
+def spawn(tmp_path, steps, out, *options):
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    command = [sys.executable, str(script), str(steps), "--out", str(out), "--resume", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_progress(process, out, deadline=60):
+    """Until training writes, or the process has ended."""
+    end, before = time.monotonic() + deadline, written(out)
+    while process.poll() is None and written(out) == before and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def written(out):
+    return [(p.name, p.stat().st_mtime_ns) for p in sorted(out.glob("parts/*")) if not p.name.startswith(".")]
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, reference):
+    out, chance = tmp_path / "out", random.Random(0)
+    options = (*STRESS, "--checkpoint-every", "0.02")
+    kills = 0
+    for _ in range(3):
+        process = spawn(tmp_path, 200, out, *options)
+        wait_for_progress(process, out)
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        process.stderr.close()
+    assert kills >= 2
+    assert not (out / "metrics.csv").exists()
+    assert any(out.glob("parts/*.ckpt"))  # so the next start continues instead of starting anew
+    with spawn(tmp_path, 200, out, *options) as process:
+        assert process.wait() == 0, process.stderr.read()
+    assert (out / "metrics.csv").read_bytes() == reference
+    assert sorted(p.name for p in out.iterdir()) == OUTPUTS
+
+
+def test_processes_share_the_work_without_changing_it_even_when_killed(tmp_path, reference):
+    """The parent is killed: its workers must end by themselves and leave the files to the next start."""
+    out = tmp_path / "out"
+    options = (*STRESS, "--jobs", "2", "--checkpoint-every", "0.02")
+    process = spawn(tmp_path, 200, out, *options)
+    wait_for_progress(process, out)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    with spawn(tmp_path, 200, out, *options) as process:
+        assert process.wait() == 0, process.stderr.read()
+    assert (out / "metrics.csv").read_bytes() == reference
+
+
+EVERY_FILE_OPERATION = """
+import os, sys, torch, torch._dynamo  # what every child would import anew
+torch.set_num_threads(1)  # before any thread pool exists, so that forking is safe
+from pathlib import Path
+from chaos_ext import cli
+from chaos_ext.experiments import fig1
+fig1._QUICK_STEPS = 3
+fig1._draw = lambda settings, out: [(out.path / f).touch() for f in fig1.FIGURES]
+base, stride = Path(sys.argv[1]), int(sys.argv[2])
+options = ["--prune", "positive", "--momentum", "0.9", "--checkpoint-every", "1e-9", "--resume"]
+
+def child(out, die_at):
+    pid = os.fork()
+    if pid == 0:
+        seen = [0]
+        def hook(event, arguments):
+            mine = arguments and isinstance(arguments[0], (str, os.PathLike)) and str(arguments[0]).startswith(str(out))
+            if mine and event.partition(".")[0] in ("open", "os", "shutil", "pathlib", "tempfile"):
+                seen[0] += 1
+                if seen[0] == die_at:
+                    os._exit(9)
+        sys.addaudithook(hook)
+        with open(os.devnull, "w") as sys.stdout:
+            status = cli.main(["reproduce", "fig1", "--quick", "--out", str(out), *options])
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+assert child(base / "whole", None) == 0
+expected = (base / "whole" / "metrics.csv").read_bytes()
+names = sorted(p.name for p in (base / "whole").iterdir())
+for die_at in range(1, 10_000, stride):
+    out = base / str(die_at)
+    first = child(out, die_at)
+    if first == 0:
+        break
+    assert first == 9, (die_at, first)
+    assert child(out, None) == 0, die_at
+    assert (out / "metrics.csv").read_bytes() == expected, die_at
+    assert sorted(p.name for p in out.iterdir()) == names, die_at
+print(die_at)
+"""
+
+
+def test_killed_before_any_file_operation_it_resumes_to_the_same_bytes(tmp_path):
+    """Every operation on a file under --out is a moment to die at; we die at every third of them."""
+    script = tmp_path / "every.py"
+    script.write_text(EVERY_FILE_OPERATION)
+    command = [sys.executable, str(script), str(tmp_path), "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50  # the hook did see the operations
