@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 
 from .chaos import local_lyapunov_exponents
+from .data.sources import INSTALL_HINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-INSTALL_HINT = 'pip install "chaos-ext[figures]"'
 
 RUNS = ("sgd", "chaotic", "negative", "positive")
 LABELS = {
@@ -43,10 +42,10 @@ _METRIC_LABELS = {
 }
 _MAX_POINTS = 2000  # of a smoothed curve; more cannot be seen and makes the PDF heavy
 
-# run -> values over steps [steps], or one such array a seed [seeds, steps]
 _Seed = tuple["NDArray[Any]", "NDArray[Any]"]  # steps, values
+# run -> values over steps [steps], or one such array a seed [seeds, steps]
 Curves = Mapping[str, Any]
-Source = Union[str, "os.PathLike[str]", Curves]
+Source = Union[str, "os.PathLike[str]", Curves]  # a metrics CSV, or curves
 
 
 def import_numpy() -> Any:
@@ -64,7 +63,14 @@ def import_numpy() -> Any:
 
 
 def new_axes(figsize: tuple[float, float] = (6.4, 4.2)) -> Axes:
-    """Axes on a new figure that belongs to nobody else."""
+    """Axes on a new figure that belongs to nobody else.
+
+    Args:
+        figsize: width and height in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     import_numpy()
     from matplotlib.figure import Figure
 
@@ -75,11 +81,17 @@ def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Se
     """Reads one column of a metrics CSV.
 
     Args:
-        path: file with the columns run, seed, step and ``metric``.
-        metric: a column; rows where it is empty are left out.
+        path: file with the columns run, seed, step and ``metric``, in any order and among others.
+        metric: a column of numbers; rows where it is empty are left out.
 
     Returns:
-        run -> one (steps, values) pair a seed, both in the order of the file.
+        run -> one pair a seed of steps [n], integers, and values [n], float64; runs, seeds and rows in the order of the
+        file. A seed all of whose rows are empty has two arrays of length 0.
+
+    Raises:
+        ValueError: a column is missing, or a step or value is no number.
+        OSError: the file cannot be read.
+        ImportError: matplotlib is not installed.
     """
     np = import_numpy()
     points: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
@@ -102,8 +114,14 @@ def smooth(values: Any, window: int) -> NDArray[Any]:
     """Centred moving average; at the ends over the part of the window that exists, so no value is invented.
 
     Args:
-        values: [steps].
-        window: number of steps averaged, at least 1.
+        values: [steps], array-like.
+        window: number of steps averaged, at least 1; an even one reaches one step further back than ahead.
+
+    Returns:
+        float64 [steps].
+
+    Raises:
+        ValueError: ``window`` is below 1.
     """
     np = import_numpy()
     v: NDArray[Any] = np.asarray(values, dtype=np.float64)
@@ -148,6 +166,13 @@ def plot_training(
         runs: which runs, in drawing order; default all, the known ones first.
         raw: whether to draw the unsmoothed curves (as pixels, also in vector formats: they have thousands of points).
         legend: whether to draw the legend.
+
+    Returns:
+        The axes drawn on; ``ax.figure`` is their figure.
+
+    Raises:
+        ValueError: ``runs`` names one that the source does not have, the CSV lacks a column, or ``window`` is below 1.
+        ImportError: matplotlib is not installed.
     """
     series = _series(source, metric)
     if unknown := [r for r in runs or () if r not in series]:
@@ -188,7 +213,20 @@ def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, r
 
 
 def figure_training(source: Source, *, window: int = 50, title: str | None = None) -> Figure:
-    """The two panels of the paper's Figure 1: training accuracy and training loss of every run."""
+    """The two panels of the paper's Figure 1: training accuracy and training loss of every run.
+
+    Args:
+        source: a metrics CSV of ``chaos-ext reproduce fig1``. Arrays, too, but both panels show the same ones then.
+        window: steps that the moving average spans.
+        title: above both panels; None for none.
+
+    Returns:
+        A new figure with one legend for both panels.
+
+    Raises:
+        ValueError: as in ``plot_training``.
+        ImportError: matplotlib is not installed.
+    """
     import_numpy()
     from matplotlib.figure import Figure
 
@@ -214,8 +252,15 @@ def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
 
     Args:
         eigenvalues: [r], array or tensor, in any order.
-        lr: learning rate of the map theta - lr g(theta).
+        lr: learning rate of the map theta - lr g(theta), at least 0.
         ax: axes to draw on; None makes a new figure.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        ValueError: ``lr`` is negative or not finite.
+        ImportError: matplotlib is not installed.
     """
     np = import_numpy()
     values = torch.as_tensor(eigenvalues).detach().cpu().double()

@@ -25,7 +25,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation_module(name: str) -> nn.Module:
-    """A new activation module with torch's default settings."""
+    """A new activation module with torch's default settings.
+
+    Args:
+        name: a name from ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: there is no activation of that name.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]()
@@ -46,15 +53,26 @@ def paper_mlp(
     P = hidden (inputs + 1) + classes (hidden + 1): 5350 for the 256-20-10 of the experiments (16 x 16 images) and 15910
     for the 784-20-10 that the paper's text names (``inputs=784``).
 
+    >>> sum(p.numel() for p in paper_mlp().parameters())
+    5350
+
     Args:
         inputs: pixels of an image.
         hidden: hidden units.
         classes: outputs.
         activation: a name from ``ACTIVATIONS``.
-        seed: seeds torch's default initialisation; None draws from the global random state, as torch does.
-        dtype: of the parameters. The initial values are drawn in float32 and converted, so that float32 and float64
-            models of one seed start at the same point.
-        device: of the parameters; values are drawn on the CPU, so that they do not depend on the device.
+        seed: seeds torch's default initialisation, and leaves the global random state as it was; None draws from that
+            state, as torch does.
+        dtype: of the parameters, by default torch's default dtype. The initial values are drawn in float32 and
+            converted, so that float32 and float64 models of one seed start at the same point.
+        device: of the parameters, by default torch's default device; values are drawn on the CPU, so that they do not
+            depend on the device.
+
+    Returns:
+        A module that maps images [N, 1, h, w], h w = ``inputs``, to logits [N, classes].
+
+    Raises:
+        ValueError: there is no activation of that name.
     """
 
     def build() -> nn.Sequential:
@@ -80,6 +98,9 @@ def paper_cnn(
     2 base and 2 base channels; the pooling leaves one position, which a linear layer classifies. With base = 4,
     P = 40 + 148 + 296 + 584 + 90 = 1158.
 
+    >>> sum(p.numel() for p in paper_cnn().parameters())
+    1158
+
     Args:
         base: channels of the first two convolutions.
         classes: outputs.
@@ -87,6 +108,12 @@ def paper_cnn(
         seed: as in ``paper_mlp``.
         dtype: as in ``paper_mlp``.
         device: as in ``paper_mlp``.
+
+    Returns:
+        A module that maps images [N, 1, 16, 16] to logits [N, classes].
+
+    Raises:
+        ValueError: there is no activation of that name.
     """
 
     def build() -> nn.Sequential:

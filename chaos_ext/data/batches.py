@@ -28,6 +28,14 @@ class BatchOrder:
         n: number of samples.
         batch_size: samples per batch.
         seed: any integer.
+
+    Raises:
+        ValueError: ``n`` or ``batch_size`` is below 1.
+
+    Example:
+        >>> order = BatchOrder(n=10, batch_size=4, seed=0)
+        >>> [len(index) for index in order.epoch(0)]
+        [4, 4, 2]
     """
 
     n: int
@@ -45,13 +53,30 @@ class BatchOrder:
         return -(-self.n // self.batch_size)
 
     def epoch(self, epoch: int) -> tuple[Tensor, ...]:
-        """The index tensors (int64, CPU) of one epoch; together they hold 0..n-1 once each."""
+        """The index tensors (int64, CPU) of one epoch; together they hold 0..n-1 once each.
+
+        Args:
+            epoch: its number, from 0; each has an order of its own.
+
+        Returns:
+            ``steps_per_epoch`` tensors [batch_size], the last one shorter where n is no multiple.
+        """
         generator = torch.Generator().manual_seed(derive_seed("batches", self.seed, epoch))
         return torch.split(torch.randperm(self.n, generator=generator), self.batch_size)
 
 
 def batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Yields the index tensors of one epoch of ``BatchOrder(n, batch_size, seed)``."""
+    """Yields the index tensors of one epoch of ``BatchOrder(n, batch_size, seed)``.
+
+    Args:
+        n: number of samples.
+        batch_size: samples per batch.
+        seed: any integer.
+        epoch: its number, from 0.
+
+    Raises:
+        ValueError: at the first batch, if ``n`` or ``batch_size`` is below 1.
+    """
     yield from BatchOrder(n, batch_size, seed).epoch(epoch)
 
 
@@ -65,6 +90,11 @@ def batch_hash(x: Tensor, y: Tensor, index: Tensor | None = None) -> str:
     """The first 16 hex digits of the SHA-256 of a batch: shapes, dtypes and values, and the indices where given.
 
     Two runs that are to differ in one thing only (twins) can prove with it that they saw the same batches.
+
+    Args:
+        x: inputs of the batch.
+        y: its targets.
+        index: which samples of the data set it holds; None leaves them out of the hash.
     """
     sha = hashlib.sha256()
     for t in (x, y) if index is None else (index, x, y):

@@ -49,7 +49,12 @@ class Dataset:
     classes: int
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Dataset:
-        """The same data with images in another dtype, and images and labels on another device."""
+        """The same data with images in another dtype, and images and labels on another device.
+
+        Args:
+            dtype: of the images; None leaves theirs. Labels stay int64.
+            device: of images and labels; None leaves theirs.
+        """
         return replace(
             self,
             x_train=self.x_train.to(device=device, dtype=dtype),
@@ -79,6 +84,9 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         name: one of ``NAMES``.
         root: folder with ``usps/usps.bz2``, ``usps/usps.t.bz2`` or ``FashionMNIST/raw/*.gz``; default: the environment
             variable CHAOS_EXT_DATA.
+
+    Returns:
+        Both splits, float32 on the CPU, the same bits at every call.
 
     Raises:
         ValueError: unknown name.

@@ -83,6 +83,7 @@ def _download_into(cache: Path, download: Callable[[Path], None]) -> None:
 
 
 def download_usps(folder: Path) -> None:
+    """Puts ``USPS_FILES`` under a folder; needs torchvision."""
     from torchvision.datasets import USPS
 
     (folder / "usps").mkdir()
@@ -91,6 +92,7 @@ def download_usps(folder: Path) -> None:
 
 
 def download_fashion_mnist(folder: Path) -> None:
+    """Puts ``FASHION_MNIST_FILES`` under a folder; needs torchvision."""
     from torchvision.datasets import FashionMNIST
 
     FashionMNIST(str(folder), download=True)
@@ -100,7 +102,11 @@ def download_fashion_mnist(folder: Path) -> None:
 
 
 def find_digits() -> Path:
-    """The UCI digits that scikit-learn carries, found without the second it takes to import scikit-learn."""
+    """The UCI digits that scikit-learn carries, found without the second it takes to import scikit-learn.
+
+    Raises:
+        DatasetNotFoundError: scikit-learn is not installed, or has no such file.
+    """
     spec = importlib.util.find_spec("sklearn")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
@@ -136,7 +142,11 @@ def parse_usps(raw: bytes) -> tuple[Tensor, Tensor]:
 
 
 def parse_idx(raw: bytes) -> Tensor:
-    """A gzipped IDX file of unsigned bytes (big-endian: 0, 0, type 8, rank, sizes, data): uint8 of those sizes."""
+    """A gzipped IDX file of unsigned bytes (big-endian: 0, 0, type 8, rank, sizes, data): uint8 of those sizes.
+
+    Raises:
+        ValueError: it is not a file of unsigned bytes.
+    """
     content = gzip.decompress(raw)
     zero, kind, rank = struct.unpack(">HBB", content[:4])
     if zero != 0 or kind != 8:

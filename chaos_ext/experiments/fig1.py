@@ -103,7 +103,20 @@ def _prune(text: str) -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Trains what is left to train and writes every result. Returns the exit status: 0, or 1 if a run diverged."""
+    """Trains what is left to train and writes every result.
+
+    Args:
+        args: as ``add_arguments`` has them parsed.
+        parser: refuses arguments that only show themselves wrong now, by ending the process with exit status 2.
+
+    Returns:
+        The exit status: 0, or 1 if a run diverged.
+
+    Raises:
+        UsageError: matplotlib is missing, or the output folder is not one to work in.
+        DatasetNotFoundError: the data set's files are missing or damaged.
+        WorkerError: a worker process died or raised; the same command with --resume continues.
+    """
     _require_figures()
     _check_arguments(args, parser)
     out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")

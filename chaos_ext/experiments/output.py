@@ -38,9 +38,11 @@ class OutputFolder:
         self.parts = path / PARTS
 
     def rows(self, unit: Unit) -> Path:
+        """Where the rows of a unit are until all units are done."""
         return self.parts / f"{unit.name}.csv"
 
     def checkpoint(self, unit: Unit) -> Path:
+        """Where its checkpoint is."""
         return self.parts / f"{unit.name}.ckpt"
 
     @contextlib.contextmanager
@@ -99,6 +101,7 @@ class OutputFolder:
         return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replaces manifest.json, all of it or not at all."""
         atomic_write(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 

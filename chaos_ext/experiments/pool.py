@@ -39,6 +39,12 @@ def run_units(
         jobs: number of processes; with 1 all units run in this one.
         every: seconds between checkpoints.
         report: told of steps that are done.
+
+    Returns:
+        unit -> ``Trainer.record()`` at its end, in the order of ``settings.units``.
+
+    Raises:
+        WorkerError: a worker process died or raised; finished units and checkpoints are kept.
     """
     units = settings.units
     if jobs == 1 or len(units) == 1:

@@ -66,6 +66,7 @@ class RowFile:
         self._file.close()
 
     def append(self, row: bytes) -> None:
+        """Adds one line or several; they are safe from a kill after ``flush`` only."""
         self._file.write(row)
         self._sha.update(row)
         self._length += len(row)
@@ -80,6 +81,7 @@ class RowFile:
         return {"length": self._length, "sha256": self._sha.hexdigest()}
 
     def clear(self) -> None:
+        """Drops every row."""
         self.cut_back({"length": 0, "sha256": hashlib.sha256().hexdigest()})
 
     def cut_back(self, mark: dict[str, Any]) -> None:

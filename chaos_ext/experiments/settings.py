@@ -22,6 +22,7 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """Names the unit's files: ``seed42-sgd``."""
         return f"seed{self.seed}-{self.run}"
 
 

@@ -84,6 +84,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
+        """Whether no step is left to take, or none can be taken."""
         return self.failure is not None or self.step >= self.total
 
     def advance(self) -> bytes:
@@ -168,6 +169,7 @@ class Trainer:
         return {name: getattr(self, name) for name in names} | {"steps": self.step, "done": self.done}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Goes back to the ``state`` of a trainer with the same settings, unit and data."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
