@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _ops
-from .conv import Convolution, Geometry, Pad
+from .conv import Convolution, Geometry
 from .linear import Elementwise, Embedding, Linear, PReLU
 from .norm import Normalisation
+from .padding import Pad
 from .pooling import Select
 from .rule import Leaf, NotLayerwise, Rule
 
