@@ -15,9 +15,11 @@ from torch import Tensor
 
 from .. import _ops
 from ..graph.program import Program
+from ..rules.elementwise import Elementwise
 from ..rules.joints import Add, Affine, Reshape
-from ..rules.linear import Elementwise, Linear
+from ..rules.linear import Linear
 from ..rules.losses import ElementwiseLoss, SoftmaxLoss
+from ..rules.rule import as_rows
 from .tape import Tape
 
 
@@ -149,14 +151,9 @@ def _operands(tape: Tape, i: int) -> list[Tensor]:
     assert delta is not None
     if isinstance(tape.program.nodes[i].rule, Linear):
         a, W = saved
-        return [_rows(a), W.contiguous(), _rows(delta)]
+        return [as_rows(a).contiguous(), W.contiguous(), as_rows(delta).contiguous()]
     d1, d2 = saved
     return [d1, d1.new_empty(0) if d2 is None else (d2 * delta).contiguous()]
-
-
-def _rows(t: Tensor) -> Tensor:
-    """[..., F] as a contiguous matrix of rows."""
-    return t.contiguous() if t.dim() == 2 else t.reshape(-1, t.shape[-1]).contiguous()
 
 
 def _loss_operands(tape: Tape) -> list[Tensor]:

@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 Tangent = Tensor | None
@@ -114,6 +113,11 @@ def column(t: Tensor) -> Tensor:
     return t.unsqueeze(-1)
 
 
-def sum_to(t: Tensor, shape: torch.Size, columns: bool = False) -> Tensor:
+def as_rows(t: Tensor) -> Tensor:
+    """[..., I] as a matrix [R, I] of rows."""
+    return t if t.dim() == 2 else t.reshape(-1, t.shape[-1])
+
+
+def sum_to(t: Tensor, shape: Sequence[int], columns: bool = False) -> Tensor:
     """Sums over the axes along which a value of ``shape`` was broadcast; with ``columns`` t has a last axis k."""
-    return t.sum_to_size(*shape, t.shape[-1]) if columns else t.sum_to_size(shape)
+    return t.sum_to_size(*shape, t.shape[-1]) if columns else t.sum_to_size(tuple(shape))

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from .. import _ops
 from .conv import Convolution, Geometry
-from .linear import Elementwise, Embedding, Linear, PReLU
+from .elementwise import Elementwise, PReLU
+from .embedding import Embedding
+from .linear import Linear
 from .norm import Normalisation
 from .padding import Pad
 from .pooling import Select
