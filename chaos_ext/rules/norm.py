@@ -1,4 +1,4 @@
-"""The rule of normalisation: BatchNorm (training and eval mode), LayerNorm, GroupNorm.
+"""The rules of normalisation: BatchNorm (training and eval mode), LayerNorm, GroupNorm.
 
 With means over a set of axes, xc = x - mean(x), r = (mean(xc^2) + eps)^(-1/2), xh = r xc, z = gamma xh + beta:
 
@@ -6,35 +6,127 @@ With means over a set of axes, xc = x - mean(x), r = (mean(xc^2) + eps)^(-1/2), 
     dr/r = - r mean(xh dx)
     delta_x = r (e - mean e - xh q),    e = gamma delta,  q = mean(xh e)
     d(delta_x) = (dr/r) delta_x + r (de - mean de - dxh q - xh dq),    dq = mean(dxh e + xh de)
+    (H v)_gamma = sum xh d(delta) + dxh delta,    (H v)_beta = sum d(delta)
 
-In eval mode BatchNorm is xh = (x - m) r with constants m and r. Batch statistics are part of the function: in training
-mode samples interact.
+Three rules differ in what the mean runs over. ``FixedNorm``: nothing, xh = (x - m) r with constants m and r.
+``GroupStatistics``: samples and positions, so that samples interact; a group is a channel and has one gamma and one
+beta, which the native operators take in the same passes. ``RowStatistics``: entries of one sample, each with its gamma.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _ops
 from ..base.workspace import empty
-from .rule import Leaf, Tangent, add, column
+from .rule import Leaf, Tangent, add, column, sum_to
 
 
-class Normalisation:
-    """z = gamma * xh + beta.
+class Normalised(NamedTuple):
+    """What ``forward`` leaves to the other rules.
+
+    Attributes:
+        xh: [*x].
+        r: one for each group, in a shape that broadcasts against x viewed in groups.
+        gamma: in ``shape`` (None: 1).
+        shape: in which gamma and beta broadcast against x.
+        own: the shape of gamma and beta themselves.
+    """
+
+    xh: Tensor
+    r: Tensor
+    gamma: Tangent
+    shape: tuple[int, ...]
+    own: tuple[int, ...]
+
+
+class FixedNorm:
+    """BatchNorm in eval mode, on x [N, C, ...]: the mean and variance are buffers."""
+
+    path, fresh, rowwise = "layer rule", True, True
+
+    def __init__(self, weight: Leaf, bias: Leaf, mean: Leaf, variance: Leaf, eps: float) -> None:
+        self.weight, self.bias, self.mean, self.variance, self.eps = weight, bias, mean, variance, eps
+        self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
+
+    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Normalised]:
+        x, mean, variance = inputs[0], self.mean(theta), self.variance(theta)
+        assert mean is not None
+        assert variance is not None
+        shape = by_channel(x.shape)
+        r = (variance + self.eps).rsqrt().view(shape)
+        return _affine((x - mean.view(shape)) * r, r, self.weight(theta), self.bias(theta), shape)
+
+    def backward(self, saved: Normalised, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        gradients = _gradients(self.slots, saved, delta)
+        return [_scaled(saved, delta) * saved.r], gradients
+
+    def tangent_forward(self, saved: Normalised, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
+        dx, r, gamma = dinputs[0], saved.r, saved.gamma
+        dz = None if dx is None else dx * column(r if gamma is None else r * gamma)
+        return _moved(dz, saved, dtheta)
+
+    def tangent_backward(
+        self, saved: Normalised, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
+    ) -> tuple[list[Tangent], list[Tangent]]:
+        r = column(saved.r)
+        products = _products(self.slots, saved, delta, dinputs[0], ddelta, lambda dx: dx * r)
+        de = _scaled_tangent(saved, delta, dtheta[0], ddelta)
+        return [None if de is None else de * r], products
+
+
+class GroupStatistics:
+    """BatchNorm in training mode, on x [N, C, ...] as N x C x M: a group is a channel, with means over N and M."""
+
+    path, fresh, rowwise = "layer rule", True, False
+
+    def __init__(self, weight: Leaf, bias: Leaf, eps: float) -> None:
+        self.weight, self.bias, self.eps = weight, bias, eps
+        self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
+
+    @staticmethod
+    def _layout(shape: torch.Size) -> tuple[int, int, int]:
+        return shape[0], shape[1], shape[2:].numel()
+
+    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Normalised]:
+        x = inputs[0]
+        xh, r = _normalise(x, self._layout(x.shape), (0, 2), self.eps)
+        return _affine(xh, r, self.weight(theta), self.bias(theta), by_channel(x.shape))
+
+    def backward(self, saved: Normalised, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        gradients = _gradients(self.slots, saved, delta)
+        return [_adjoint(saved, _scaled(saved, delta), self._layout(saved.xh.shape), (0, 2))], gradients
+
+    def tangent_forward(self, saved: Normalised, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
+        if dinputs[0] is None and dtheta[0] is None and dtheta[1] is None:
+            return None
+        return _tangent(saved, self._layout(saved.xh.shape), dinputs[0], saved.gamma, *dtheta)
+
+    def tangent_backward(
+        self, saved: Normalised, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
+    ) -> tuple[list[Tangent], list[Tangent]]:
+        dx, dgamma = dinputs[0], dtheta[0]
+        if dx is None and dgamma is None and ddelta is None:
+            return [None], [None, None]
+        layout = self._layout(saved.xh.shape)
+        dd_in, sums = _adjoint_tangent(saved, layout, delta, dx, ddelta, saved.gamma, dgamma)
+        return [dd_in], [p if s is not None else None for p, s in zip(sums, self.slots, strict=True)]
+
+
+class RowStatistics:
+    """LayerNorm and GroupNorm: means over the last axis of a view of x.
 
     Args:
-        weight, bias: gamma and beta (their values may be None).
+        weight, bias: leaves of gamma and beta (their values may be None).
         affine: shape of x -> shape in which gamma and beta broadcast against x.
-        group: shape of x -> (shape to view x in, axes of the mean) of the statistics.
+        view: shape of x -> shape with the entries of a group as its last axis.
         eps: added to the variance.
-        rowwise: False where the mean runs over samples.
-        fixed: leaves of the mean and variance in eval mode, instead of statistics of x.
+        rowwise: whether x has an axis of samples besides those of a group.
     """
 
     path, fresh = "layer rule", True
@@ -44,150 +136,164 @@ class Normalisation:
         weight: Leaf,
         bias: Leaf,
         affine: Callable[[torch.Size], tuple[int, ...]],
-        group: Callable[[torch.Size], tuple[tuple[int, ...], tuple[int, ...]]],
+        view: Callable[[torch.Size], tuple[int, ...]],
         eps: float,
         rowwise: bool,
-        fixed: tuple[Leaf, Leaf] | None = None,
     ) -> None:
-        self.weight, self.bias, self.affine, self.group, self.eps = weight, bias, affine, group, eps
-        self.rowwise, self.fixed = rowwise, fixed
+        self.weight, self.bias, self.affine, self.view, self.eps = weight, bias, affine, view, eps
+        self.rowwise = rowwise
         self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
 
-    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
+    def _layout(self, shape: torch.Size) -> tuple[int, int, int]:
+        *rows, entries = self.view(shape)
+        return 1, math.prod(rows), entries
+
+    def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Normalised]:
         x = inputs[0]
-        shape = self.affine(x.shape)
-        if self.fixed is not None:
-            mean, variance = (leaf(theta) for leaf in self.fixed)
-            assert mean is not None
-            assert variance is not None
-            r = (variance + self.eps).rsqrt().view(shape)
-            xh = (x - mean.view(shape)) * r
-        else:
-            view, axes = self.group(x.shape)
-            xc = x.reshape(view) - x.reshape(view).mean(axes, keepdim=True)
-            r = (xc.square().mean(axes, keepdim=True) + self.eps).rsqrt()
-            xh = (xc * r).view(x.shape)
-        weight, bias = self.weight(theta), self.bias(theta)
-        gamma = None if weight is None else weight.view(shape)
-        z = xh if gamma is None else xh * gamma
-        own = next((p.shape for p in (weight, bias) if p is not None), shape)
-        return z if bias is None else z + bias.view(shape), (xh, r, gamma, shape, own)
+        xh, r = _normalise(x, self.view(x.shape), (-1,), self.eps)
+        return _affine(xh, r, self.weight(theta), self.bias(theta), self.affine(x.shape))
 
-    def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
-        xh, r, gamma, shape, own = saved
-        grads: list[Tangent] = [None, None]
-        if self.slots[0] is not None:
-            grads[0] = (delta * xh).sum_to_size(shape).view(own)
-        if self.slots[1] is not None:
-            grads[1] = delta.sum_to_size(shape).view(own)
-        e = delta if gamma is None else delta * gamma
-        return [self._pull(e, xh, r)], grads
+    def backward(self, saved: Normalised, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
+        gradients = _gradients(self.slots, saved, delta)
+        return [_adjoint(saved, _scaled(saved, delta), self.view(saved.xh.shape), (-1,))], gradients
 
-    def _pull(self, e: Tensor, xh: Tensor, r: Tensor) -> Tensor:
-        """The adjoint of x -> xh at e [*x]."""
-        if self.fixed is not None:
-            return e * r
-        view, axes = self.group(xh.shape)
-        e, h = e.reshape(view), xh.view(view)
-        return (r * (e - e.mean(axes, keepdim=True) - h * (h * e).mean(axes, keepdim=True))).view(xh.shape)
-
-    def _by_group(self, xh: Tensor) -> bool:
-        """Batch statistics: every group has one gamma and one beta, which the operator takes in the same passes."""
-        return self.fixed is None and len(self.group(xh.shape)[1]) == 2
-
-    def _layout(self, xh: Tensor) -> tuple[int, int, int]:
-        """x as [B, G, M]: groups G, means over B and M."""
-        view, axes = self.group(xh.shape)
-        return (view[0], view[1], view[2]) if len(axes) == 2 else (1, math.prod(view[:-1]), view[-1])
-
-    def _normalised(self, d: Tangent, saved: Any, affine: Sequence[Tangent] = (None, None, None)) -> Tensor:
-        """Tangent of xh under d [*x, k]; with gamma, dgamma and dbeta that of gamma xh + beta, one of each a group."""
-        xh, r = saved[:2]
-        layout, gamma = self._layout(xh), affine[0]
-        k = next(t.shape[-1] for t in (d, *affine[1:]) if t is not None)
-        out = empty((*layout, k), xh)
-        scale = None if gamma is None else gamma.reshape(-1)
-        own = [None if t is None else t.contiguous() for t in affine[1:]]
-        _ops.norm_tangent_(out, xh.view(layout), r.reshape(-1), _viewed(d, out.shape), scale, *own)
-        return out.view(*xh.shape, k)
-
-    def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        xh, r, gamma, shape, _ = saved
-        dx, (dgamma, dbeta) = dinputs[0], dtheta
-        if dx is None and dgamma is None and dbeta is None:
-            return None
-        if self._by_group(saved[0]):
-            return self._normalised(dx, saved, (gamma, dgamma, dbeta))
+    def tangent_forward(self, saved: Normalised, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         dz: Tangent = None
-        if dx is not None:
-            if self.fixed is not None:
-                dz = dx * column(r if gamma is None else r * gamma)
-            else:
-                dz = self._normalised(dx, saved)
-                dz = dz if gamma is None else dz.mul_(column(gamma))
-        if dgamma is not None:
-            dz = add(dz, dgamma.view(*shape, -1) * column(xh))
-        if dbeta is not None:
-            shifted = dbeta.view(*shape, -1)
-            dz = shifted.expand(*xh.shape, dbeta.shape[-1]).clone() if dz is None else dz.add_(shifted)
-        return dz
+        if dinputs[0] is not None:
+            dz = _tangent(saved, self._layout(saved.xh.shape), dinputs[0])
+            dz = dz if saved.gamma is None else dz.mul_(column(saved.gamma))
+        return _moved(dz, saved, dtheta)
 
     def tangent_backward(
-        self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
+        self, saved: Normalised, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
-        gamma, dx, dgamma = saved[2], dinputs[0], dtheta[0]
+        dx, dgamma = dinputs[0], dtheta[0]
         if dx is None and dgamma is None and ddelta is None:
             return [None], [None, None]
-        if self._by_group(saved[0]):
-            dd_in, products = self._adjoint(saved, delta, dx, ddelta, gamma, dgamma)
-            return [dd_in], [p if s is not None else None for p, s in zip(products, self.slots, strict=True)]
-        products = self._products(saved, delta, dx, ddelta)
-        e = delta if gamma is None else delta * gamma
-        de = ddelta if ddelta is None or gamma is None else ddelta * column(gamma)
-        if dgamma is not None:
-            de = add(de, dgamma.view(*saved[3], -1) * column(delta))
-        if self.fixed is not None:
-            return [None if de is None else de * column(saved[1])], products
-        return [None if dx is None and de is None else self._adjoint(saved, e, dx, de)[0]], products
-
-    def _adjoint(
-        self, saved: Any, e: Tensor, dx: Tangent, de: Tangent, gamma: Tangent = None, dgamma: Tangent = None
-    ) -> tuple[Tensor, list[Tangent]]:
-        """Tangent of what ``_pull`` makes of gamma e, and those of the sums of xh e and of e over each group."""
-        xh, r = saved[:2]
-        layout = self._layout(xh)
-        k = next(t.shape[-1] for t in (dx, de, dgamma) if t is not None)
-        out, sums = empty((*layout, k), xh), xh.new_empty(2, layout[1], k)
-        scale = None if gamma is None else gamma.reshape(-1)
-        plain = (xh.view(layout), r.reshape(-1), e.reshape(layout).contiguous())
-        own = None if dgamma is None else dgamma.contiguous()
-        wide = _viewed(dx, out.shape), _viewed(de, out.shape)
-        _ops.norm_tangent_backward_(out, sums[0], sums[1], *plain, *wide, scale, own)
-        return out.view(*xh.shape, k), [sums[0], sums[1]]
-
-    def _products(self, saved: Any, delta: Tensor, dx: Tangent, ddelta: Tangent) -> list[Tangent]:
-        """The tangents of the gradients, sum xh delta and sum delta, where gamma varies within a group."""
-        xh, r, _, shape, own = saved
-        products: list[Tangent] = [None, None]
-        if self.slots[0] is not None:
-            first = None if ddelta is None else _summed(ddelta, xh, shape, own)
-            if dx is not None:
-                dxh = dx * column(r) if self.fixed is not None else self._normalised(dx, saved)
-                first = add(first, _summed(dxh, delta, shape, own))
-            products[0] = first
-        if self.slots[1] is not None and ddelta is not None:
-            products[1] = _summed(ddelta, torch.ones_like(xh), shape, own)
-        return products
+        layout = self._layout(saved.xh.shape)
+        products = _products(self.slots, saved, delta, dx, ddelta, lambda dx: _tangent(saved, layout, dx))
+        e, de = _scaled(saved, delta), _scaled_tangent(saved, delta, dgamma, ddelta)
+        return [_adjoint_tangent(saved, layout, e, dx, de)[0]], products
 
 
-def _viewed(t: Tangent, shape: torch.Size) -> Tangent:
+def by_channel(shape: torch.Size) -> tuple[int, ...]:
+    """The shape in which [C] broadcasts against x [N, C, ...]."""
+    return (1, shape[1], *(1 for _ in shape[2:]))
+
+
+def _normalise(x: Tensor, view: tuple[int, ...], axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    """xh [*x] and r, with means over the axes of the view."""
+    xc = x.reshape(view) - x.reshape(view).mean(axes, keepdim=True)
+    r = (xc.square().mean(axes, keepdim=True) + eps).rsqrt()
+    return (xc * r).view(x.shape), r
+
+
+def _affine(xh: Tensor, r: Tensor, weight: Tangent, bias: Tangent, shape: tuple[int, ...]) -> tuple[Tensor, Normalised]:
+    """z = gamma xh + beta, with what ``forward`` saves."""
+    gamma = None if weight is None else weight.view(shape)
+    z = xh if gamma is None else xh * gamma
+    own = next((p.shape for p in (weight, bias) if p is not None), shape)
+    return z if bias is None else z + bias.view(shape), Normalised(xh, r, gamma, shape, own)
+
+
+def _gradients(slots: Sequence[int | None], saved: Normalised, delta: Tensor) -> list[Tangent]:
+    """Those of gamma and beta: sum xh delta and sum delta."""
+    gamma = None if slots[0] is None else sum_to(delta * saved.xh, saved.shape).view(saved.own)
+    beta = None if slots[1] is None else sum_to(delta, saved.shape).view(saved.own)
+    return [gamma, beta]
+
+
+def _scaled(saved: Normalised, delta: Tensor) -> Tensor:
+    """e = gamma delta."""
+    return delta if saved.gamma is None else delta * saved.gamma
+
+
+def _scaled_tangent(saved: Normalised, delta: Tensor, dgamma: Tangent, ddelta: Tangent) -> Tangent:
+    """de = gamma d(delta) + dgamma delta."""
+    de = ddelta if ddelta is None or saved.gamma is None else ddelta * column(saved.gamma)
+    return de if dgamma is None else add(de, dgamma.view(*saved.shape, -1) * column(delta))
+
+
+def _adjoint(saved: Normalised, e: Tensor, view: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
+    """delta_x = r (e - mean e - xh mean(xh e)), with means over the axes of the view."""
+    e, h = e.reshape(view), saved.xh.view(view)
+    return (saved.r * (e - e.mean(axes, keepdim=True) - h * (h * e).mean(axes, keepdim=True))).view(saved.xh.shape)
+
+
+def _moved(dz: Tangent, saved: Normalised, dtheta: Sequence[Tangent]) -> Tangent:
+    """dz, with dgamma xh + dbeta added to it (in its memory)."""
+    dgamma, dbeta = dtheta
+    if dgamma is not None:
+        dz = add(dz, dgamma.view(*saved.shape, -1) * column(saved.xh))
+    if dbeta is not None:
+        shifted = dbeta.view(*saved.shape, -1)
+        dz = shifted.expand(*saved.xh.shape, dbeta.shape[-1]).clone() if dz is None else dz.add_(shifted)
+    return dz
+
+
+def _tangent(
+    saved: Normalised,
+    layout: tuple[int, int, int],
+    dx: Tangent,
+    gamma: Tangent = None,
+    dgamma: Tangent = None,
+    dbeta: Tangent = None,
+) -> Tensor:
+    """dxh [*x, k] for x as [B, G, M], means over B and M; with gamma and its tangents [G, k], d(gamma xh + beta)."""
+    k = next(t.shape[-1] for t in (dx, dgamma, dbeta) if t is not None)
+    out = empty((*layout, k), saved.xh)
+    own = _viewed(gamma, (-1,)), _viewed(dgamma, (layout[1], k)), _viewed(dbeta, (layout[1], k))
+    _ops.norm_tangent_(out, saved.xh.view(layout), saved.r.reshape(-1), _viewed(dx, out.shape), *own)
+    return out.view(*saved.xh.shape, k)
+
+
+def _adjoint_tangent(
+    saved: Normalised,
+    layout: tuple[int, int, int],
+    e: Tensor,
+    dx: Tangent,
+    de: Tangent,
+    gamma: Tangent = None,
+    dgamma: Tangent = None,
+) -> tuple[Tensor, list[Tangent]]:
+    """Tangent of what ``_adjoint`` makes of gamma e, and those of the sums of xh e and of e over each group."""
+    k = next(t.shape[-1] for t in (dx, de, dgamma) if t is not None)
+    out, sums = empty((*layout, k), saved.xh), saved.xh.new_empty(2, layout[1], k)
+    plain = saved.xh.view(layout), saved.r.reshape(-1), e.reshape(layout).contiguous()
+    wide = _viewed(dx, out.shape), _viewed(de, out.shape)
+    _ops.norm_tangent_backward_(
+        out, sums[0], sums[1], *plain, *wide, _viewed(gamma, (-1,)), _viewed(dgamma, (layout[1], k))
+    )
+    return out.view(*saved.xh.shape, k), [sums[0], sums[1]]
+
+
+def _viewed(t: Tangent, shape: tuple[int, ...]) -> Tangent:
     return None if t is None else t.reshape(shape).contiguous()
 
 
-def _summed(t: Tensor, weights: Tensor, shape: tuple[int, ...], own: torch.Size) -> Tensor:
+def _products(
+    slots: Sequence[int | None],
+    saved: Normalised,
+    delta: Tensor,
+    dx: Tangent,
+    ddelta: Tangent,
+    normalise: Callable[[Tensor], Tensor],
+) -> list[Tangent]:
+    """(H v)_gamma and (H v)_beta where gamma varies within a group; ``normalise``: dx -> dxh."""
+    products: list[Tangent] = [None, None]
+    if slots[0] is not None:
+        products[0] = None if ddelta is None else _summed(saved, saved.xh, ddelta)
+        if dx is not None:
+            products[0] = add(products[0], _summed(saved, delta, normalise(dx)))
+    if slots[1] is not None and ddelta is not None:
+        products[1] = _summed(saved, torch.ones_like(saved.xh), ddelta)
+    return products
+
+
+def _summed(saved: Normalised, weights: Tensor, t: Tensor) -> Tensor:
     """weights * t summed to gamma's own shape, for t [*x, k]; per channel as products, without a temporary."""
-    k = t.shape[-1]
-    if len(own) == 1 and shape == (1, own[0], *(1 for _ in shape[2:])):
+    k, own = t.shape[-1], saved.own
+    if len(own) == 1 and saved.shape == (1, own[0], *(1 for _ in saved.shape[2:])):
         rows = weights.reshape(len(weights) * own[0], 1, -1)
         return torch.bmm(rows, t.reshape(*rows.shape[::2], k)).view(len(weights), own[0], k).sum(0)
-    return (t * column(weights)).sum_to_size(*shape, k).view(*own, k)
+    return sum_to(t * column(weights), saved.shape, columns=True).view(*own, k)

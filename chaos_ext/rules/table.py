@@ -20,7 +20,7 @@ from .conv import Convolution, Geometry
 from .elementwise import Elementwise, PReLU
 from .embedding import Embedding
 from .linear import Linear
-from .norm import Normalisation
+from .norm import FixedNorm, GroupStatistics, RowStatistics, by_channel
 from .padding import Pad
 from .pooling import Select
 from .rule import Leaf, NotLayerwise, Rule
@@ -119,37 +119,27 @@ def adaptive_max_pool(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule:
 def batch_norm(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule:
     if len(shape) < 2:
         raise NotLayerwise("an input without a channel axis")
-
-    def affine(s: torch.Size) -> tuple[int, ...]:
-        return (1, s[1], *(1 for _ in s[2:]))
-
-    def group(s: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (s[0], s[1], s[2:].numel()), (0, 2)
-
-    fixed = None
-    if not m.training and (m.running_mean is not None or m.running_var is not None):
-        fixed = leaf("running_mean"), leaf("running_var")
-    return Normalisation(leaf("weight"), leaf("bias"), affine, group, m.eps, fixed is not None, fixed)
+    if m.training or (m.running_mean is None and m.running_var is None):
+        return GroupStatistics(leaf("weight"), leaf("bias"), m.eps)
+    return FixedNorm(leaf("weight"), leaf("bias"), leaf("running_mean"), leaf("running_var"), m.eps)
 
 
 def layer_norm(m: nn.LayerNorm, leaf: LeafOf, shape: torch.Size) -> Rule:
-    normalised = tuple(m.normalized_shape)
+    own = torch.Size(m.normalized_shape)
 
-    def group(s: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (*s[: len(s) - len(normalised)], torch.Size(normalised).numel()), (len(s) - len(normalised),)
+    def view(s: torch.Size) -> tuple[int, ...]:
+        return (*s[: len(s) - len(own)], own.numel())
 
-    rowwise = len(shape) > len(normalised)
-    return Normalisation(leaf("weight"), leaf("bias"), lambda s: normalised, group, m.eps, rowwise)
+    return RowStatistics(leaf("weight"), leaf("bias"), lambda s: own, view, m.eps, rowwise=len(shape) > len(own))
 
 
 def group_norm(m: nn.GroupNorm, leaf: LeafOf, shape: torch.Size) -> Rule:
-    def affine(s: torch.Size) -> tuple[int, ...]:
-        return (1, s[1], *(1 for _ in s[2:]))
+    groups = m.num_groups
 
-    def group(s: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (s[0], m.num_groups, s[1:].numel() // m.num_groups), (2,)
+    def view(s: torch.Size) -> tuple[int, ...]:
+        return (s[0], groups, s[1:].numel() // groups)
 
-    return Normalisation(leaf("weight"), leaf("bias"), affine, group, m.eps, True)
+    return RowStatistics(leaf("weight"), leaf("bias"), by_channel, view, m.eps, rowwise=True)
 
 
 def embedding(m: nn.Embedding, leaf: LeafOf, shape: torch.Size) -> Rule:
