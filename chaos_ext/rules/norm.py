@@ -185,7 +185,7 @@ def _normalise(x: Tensor, view: tuple[int, ...], axes: tuple[int, ...], eps: flo
     """xh [*x] and r, with means over the axes of the view."""
     xc = x.reshape(view) - x.reshape(view).mean(axes, keepdim=True)
     r = (xc.square().mean(axes, keepdim=True) + eps).rsqrt()
-    return (xc * r).view(x.shape), r
+    return (xc * r).contiguous().view(x.shape), r
 
 
 def _affine(xh: Tensor, r: Tensor, weight: Tangent, bias: Tangent, shape: tuple[int, ...]) -> tuple[Tensor, Normalised]:
