@@ -66,6 +66,11 @@ class Elementwise:
         return [dd_in], []
 
 
+def gelu(approximate: str) -> Elementwise:
+    """The rule of torch's GELU, ``approximate`` being "tanh" or "none"."""
+    return Elementwise(_ops.GELU_TANH if approximate == "tanh" else _ops.GELU_ERF)
+
+
 class PReLU:
     """a = max(z, 0) + w min(z, 0) with one w, or one w a channel (axis 1); at z = 0 the slope is w, as in torch."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vjp, vmap
 
 from .rule import Leaf, Tangent, add, column, sum_to
@@ -133,16 +133,6 @@ class Reshape:
 
     def __init__(self, function: Callable[[Sequence[Tensor]], Tensor]) -> None:
         self.function = function
-
-    @classmethod
-    def of(cls, m: nn.Module) -> Reshape:
-        """Of a module: the method of tensors that it calls, without the cost of a module call."""
-        if isinstance(m, nn.Flatten):
-            start, end = m.start_dim, m.end_dim
-            return cls(lambda inputs: inputs[0].flatten(start, end))
-        assert isinstance(m, nn.Unflatten)
-        dim, sizes = m.dim, m.unflattened_size
-        return cls(lambda inputs: inputs[0].unflatten(dim, sizes))
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
         z = self.function(inputs)

@@ -6,7 +6,7 @@ raises ``NotLayerwise`` with the reason why torch's own derivatives have to do.
 
 from __future__ import annotations
 
-import operator
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from .. import _ops
 from .conv import Convolution, Geometry
-from .elementwise import Elementwise, PReLU
+from .elementwise import Elementwise, PReLU, gelu
 from .embedding import Embedding
+from .joints import LinearMap, Reshape
 from .linear import Linear
 from .norm import FixedNorm, GroupStatistics, RowStatistics, by_channel
 from .padding import Pad
@@ -160,8 +161,26 @@ def _plain(kind: int) -> Callable[..., Rule]:
     return lambda m, leaf, shape: Elementwise(kind)
 
 
-def _gelu(approximate: str) -> Elementwise:
-    return Elementwise(_ops.GELU_TANH if approximate == "tanh" else _ops.GELU_ERF)
+def flatten(m: nn.Flatten, leaf: LeafOf, shape: torch.Size) -> Rule:
+    start, end = m.start_dim, m.end_dim
+    return Reshape(lambda inputs: inputs[0].flatten(start, end))
+
+
+def unflatten(m: nn.Unflatten, leaf: LeafOf, shape: torch.Size) -> Rule:
+    dim, sizes = m.dim, m.unflattened_size
+    return Reshape(lambda inputs: inputs[0].unflatten(dim, sizes))
+
+
+def linear_map(m: nn.Module, leaf: LeafOf, shape: torch.Size) -> Rule:
+    """The module itself, linear in its input and each sample alone; referenced weakly, as in ``Leaf``."""
+    reference = weakref.ref(m)
+
+    def function(a: Tensor) -> Tensor:
+        own = reference()
+        assert own is not None
+        return own(a)
+
+    return LinearMap(function, rowwise=True)
 
 
 MODULES: dict[type, Callable[[Any, LeafOf, torch.Size], Rule | list[Rule] | None]] = {
@@ -175,7 +194,7 @@ MODULES: dict[type, Callable[[Any, LeafOf, torch.Size], Rule | list[Rule] | None
     nn.ELU: lambda m, leaf, shape: Elementwise(_ops.ELU, m.alpha),
     nn.CELU: lambda m, leaf, shape: Elementwise(_ops.CELU, m.alpha),
     nn.Softplus: lambda m, leaf, shape: Elementwise(_ops.SOFTPLUS, m.beta, m.threshold),
-    nn.GELU: lambda m, leaf, shape: _gelu(m.approximate),
+    nn.GELU: lambda m, leaf, shape: gelu(m.approximate),
     nn.Hardtanh: lambda m, leaf, shape: Elementwise(_ops.HARDTANH, m.min_val, m.max_val),
     nn.ReLU6: lambda m, leaf, shape: Elementwise(_ops.HARDTANH, 0.0, 6.0),
     nn.PReLU: lambda m, leaf, shape: PReLU(leaf("weight")),
@@ -193,6 +212,8 @@ MODULES: dict[type, Callable[[Any, LeafOf, torch.Size], Rule | list[Rule] | None
     nn.BatchNorm3d: batch_norm,
     nn.LayerNorm: layer_norm,
     nn.GroupNorm: group_norm,
+    nn.Flatten: flatten,
+    nn.Unflatten: unflatten,
     nn.Identity: lambda m, leaf, shape: IDENTITY,
     nn.Dropout: _eval_only,
     nn.Dropout1d: _eval_only,
@@ -201,6 +222,16 @@ MODULES: dict[type, Callable[[Any, LeafOf, torch.Size], Rule | list[Rule] | None
     nn.AlphaDropout: _eval_only,
     nn.FeatureAlphaDropout: _eval_only,
 }
+MODULES |= dict.fromkeys(
+    (
+        *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+        *(nn.ZeroPad1d, nn.ZeroPad2d, nn.CircularPad1d, nn.CircularPad2d),
+        *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d),
+        *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+        *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+    ),
+    linear_map,
+)
 
 _builtin = frozenset(MODULES)
 
@@ -240,78 +271,3 @@ def unregister_rule(module_class: type[nn.Module]) -> None:
 
 def is_registered(module_class: type) -> bool:
     return module_class in MODULES and module_class not in _builtin
-
-
-# Functional forms of activations: name of each argument after the input with its default, and the rule they make.
-FUNCTIONS: dict[object, tuple[dict[str, object], Callable[..., Rule]]] = {
-    F.leaky_relu: (
-        {"negative_slope": 0.01, "inplace": False},
-        lambda negative_slope, inplace: Elementwise(_ops.LEAKY_RELU, negative_slope),
-    ),
-    F.elu: ({"alpha": 1.0, "inplace": False}, lambda alpha, inplace: Elementwise(_ops.ELU, alpha)),
-    F.celu: ({"alpha": 1.0, "inplace": False}, lambda alpha, inplace: Elementwise(_ops.CELU, alpha)),
-    F.softplus: ({"beta": 1.0, "threshold": 20.0}, lambda beta, threshold: Elementwise(_ops.SOFTPLUS, beta, threshold)),
-    F.gelu: ({"approximate": "none"}, lambda approximate: _gelu(approximate)),
-    F.hardtanh: (
-        {"min_val": -1.0, "max_val": 1.0, "inplace": False},
-        lambda min_val, max_val, inplace: Elementwise(_ops.HARDTANH, min_val, max_val),
-    ),
-    F.relu6: ({"inplace": False}, lambda inplace: Elementwise(_ops.HARDTANH, 0.0, 6.0)),
-}
-FUNCTIONS.update(
-    {
-        f: ({"inplace": False}, lambda inplace, kind=kind: Elementwise(kind))
-        for kind, group in {
-            _ops.RELU: (F.relu, torch.relu, "relu", "relu_", torch.relu_),
-            _ops.SELU: (F.selu, torch.selu),
-            _ops.SIGMOID: (torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"),
-            _ops.TANH: (torch.tanh, F.tanh, "tanh", "tanh_"),
-            _ops.SILU: (F.silu,),
-        }.items()
-        for f in group
-    }
-)
-
-ADDITIONS: dict[object, float] = {operator.add: 1.0, operator.iadd: 1.0, torch.add: 1.0, "add": 1.0, "add_": 1.0}
-ADDITIONS |= {operator.sub: -1.0, operator.isub: -1.0, torch.sub: -1.0, "sub": -1.0, "sub_": -1.0}
-PRODUCTS: set[object] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
-CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
-MAX_POOLS = {F.max_pool1d: 1, F.max_pool2d: 2, torch.max_pool1d: 1, torch.max_pool2d: 2}
-
-# Functions and methods of one tensor that keep its numbers and their order.
-RESHAPES: set[object] = {torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten}
-RESHAPES |= {"view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "contiguous", "view_as"}
-RESHAPE_MODULES = {nn.Flatten, nn.Unflatten}
-
-# Linear in their one tensor; the value says how to tell whether samples stay apart.
-POOLS: set[object] = {
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.interpolate,
-    F.pixel_shuffle,
-}
-POOLS |= {torch.avg_pool1d, torch.adaptive_avg_pool1d}
-REDUCTIONS: set[object] = {torch.mean, torch.sum, "mean", "sum"}
-PERMUTATIONS: set[object] = {torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose"}
-LINEAR_MODULES = {
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.ZeroPad1d,
-    nn.ZeroPad2d,
-    nn.CircularPad1d,
-    nn.CircularPad2d,
-    nn.ReflectionPad1d,
-    nn.ReflectionPad2d,
-    nn.ReplicationPad1d,
-    nn.ReplicationPad2d,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-    nn.Upsample,
-    nn.UpsamplingNearest2d,
-    nn.UpsamplingBilinear2d,
-}
