@@ -1,4 +1,6 @@
 """The calculus of layers and losses, a rule a file: forward, backward, and the tangents of both.
 
-``rule`` is the protocol, ``table`` says which torch module or setting gets which rule.
+``rule`` is the protocol. Layers: ``linear``, ``embedding``, ``conv`` with ``padding``, ``norm``, ``elementwise``,
+``pooling``; what connects them: ``joints``; any other: ``automatic``, by torch's derivatives; at the end: ``losses``.
+``table`` says which torch module with which settings gets which rule (functions: ``graph.functions``).
 """

@@ -1,4 +1,12 @@
-"""Rules of the nodes that connect layers: sums, products, concatenations, and linear maps without parameters."""
+"""Rules of the nodes that connect layers: sums, products, concatenations, and linear maps without parameters.
+
+    sum          z = alpha a + beta b    dz = alpha da + beta db    d(delta_a) = alpha d(delta)
+    product      z = a b                 dz = b da + a db           d(delta_a) = b d(delta) + delta db
+    linear map   z = L a (+ a number)    dz = L da                  d(delta_a) = L^T d(delta)
+    parameter    z = theta_s             dz = dtheta_s              (H v)_s = d(delta)
+
+An operand that was broadcast gets the sum over the axes along which it was.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The rule of max-pooling: each output is one entry of its input, the first of the largest."""
+"""The rule of max-pooling: each output is one entry of its input, the first of the largest.
+
+With w(j) the entry that output j takes,
+
+    z_j = a_w(j),   dz_j = da_w(j),   d(delta_a)_i = sum over j with w(j) = i of d(delta)_j.
+"""
 
 from __future__ import annotations
 

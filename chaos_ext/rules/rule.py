@@ -46,18 +46,56 @@ class Rule(Protocol):
     path: str
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        """Output and whatever the other rules need."""
+        """z = f(a, theta).
+
+        Args:
+            inputs: the values a that the node reads, for a layer one [N, ...].
+            theta: all parameters of the model, for ``Leaf`` to look up its own.
+
+        Returns:
+            The output z, and whatever the other three methods need, which they get as ``saved``.
+        """
 
     def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
-        """Cotangents of the inputs, and the gradient of each slot."""
+        """delta_a = f_a^T delta and g_theta = f_theta^T delta.
+
+        Args:
+            saved: from ``forward``.
+            delta: [*z.shape], the cotangent at the output; not to be written to, like all arguments here and below.
+
+        Returns:
+            A cotangent [*a.shape] for each input, and a gradient of the parameter's shape for each slot. None is zero,
+            and stands for what is not differentiated: inputs that are indices, slots that are None.
+        """
 
     def tangent_forward(self, saved: Any, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
-        """Tangent of the output under tangents of the inputs and of the slots."""
+        """dz = f_a da + f_theta dtheta.
+
+        Args:
+            saved: from ``forward``.
+            dinputs: for each input its tangent [*a.shape, k].
+            dtheta: for each slot (not for all of theta) its tangent, the parameter's shape with a last axis k.
+
+        Returns:
+            The tangent [*z.shape, k] of the output (None: zero).
+        """
 
     def tangent_backward(
         self, saved: Any, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
     ) -> tuple[list[Tangent], list[Tangent]]:
-        """Tangents of ``backward``'s results."""
+        """The tangents of ``backward``'s results: d(f_a^T) delta + f_a^T d(delta), and likewise for theta.
+
+        Args:
+            saved: from ``forward``.
+            delta: [*z.shape], the cotangent that ``backward`` got.
+            dinputs: for each input its tangent [*a.shape, k].
+            dtheta: for each slot its tangent, the parameter's shape with a last axis k.
+            ddelta: [*z.shape, k], the tangent of delta.
+
+        Returns:
+            A tangent [*a.shape, k] for each input, and for each slot one of the parameter's shape with a last axis k,
+            this node's part of H v; None as in ``backward``.
+        """
 
 
 @runtime_checkable

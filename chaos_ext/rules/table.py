@@ -1,7 +1,7 @@
-"""Which torch modules and functions have a layer rule, and how their settings map to it.
+"""Which torch modules have a layer rule, and how their settings map to it: one dictionary, class -> maker.
 
-A builder gets a ``Site`` (the node, its module or arguments, the shapes there) and returns the rule, ``IDENTITY``, or
-raises ``NotLayerwise`` with the reason why torch's own derivatives have to do.
+A maker gets the module, its parameters by name, and the shape of its input. It returns a rule, a list of rules to be
+applied in turn, or ``IDENTITY``, or raises ``NotLayerwise`` with the reason why torch's own derivatives have to do.
 """
 
 from __future__ import annotations
@@ -241,11 +241,13 @@ def register_rule(
 ) -> None:
     """Gives a layer of your own a rule (see ``Rule``), in place of torch's derivatives of it.
 
+    A class with a registered rule gets the new one. Models captured before are captured again.
+
     Args:
         module_class: exactly this class, not its subclasses; its forward takes one tensor.
         make: ``make(module, leaf, shape)`` returns the rule of one module, a list of rules to be applied in turn, or
-            None for the identity. ``leaf(name)`` is the parameter or buffer of that name, to be called with theta;
-            ``shape`` is that of the input when the model is captured (batches may have other sizes later).
+            None for the identity. ``leaf(name)`` is the parameter or buffer of that name as a ``Leaf``, to be called
+            with theta; ``shape`` is that of the input [N, ...] when the model is captured (N may be another later).
 
     Every captured model is compared with torch in float64 before a rule is used; an operator of a model whose
     registered rule is wrong raises ChaosExtError.
@@ -270,4 +272,5 @@ def unregister_rule(module_class: type[nn.Module]) -> None:
 
 
 def is_registered(module_class: type) -> bool:
+    """Whether the class has a rule by ``register_rule``."""
     return module_class in MODULES and module_class not in _builtin
