@@ -1,4 +1,4 @@
-"""The plan of the house: what a module may import, and who may name the native operators."""
+"""The plan of the house: what a module may import and touch, how long a file is, who names the native operators."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -30,6 +30,7 @@ FLOORS = [
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # Outside of the floors: the table of contents, and the slow twins that only tests and benchmarks may use.
 ASIDE = {"__init__", "reference"}
+LONGEST = 300  # lines
 
 
 def _modules() -> dict[str, Path]:
@@ -112,6 +113,24 @@ def test_the_resolution_of_imports_sees_every_form():
     assert targets("from ..base.files import read_sealed", "reference.layers") == {"base.files"}
     assert targets("import chaos_ext.curvature.tape", "cli") == {"curvature.tape"}
     assert targets("from chaos_ext.base.memory import require", "cli") == {"base.memory"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_file_is_long(name):
+    assert len(MODULES[name].read_text().splitlines()) <= LONGEST
+
+
+def _private(name: str) -> set[str]:
+    """Private attributes of something else than self or cls, such as ``tensor._version``."""
+    nodes = [n for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Attribute)]
+    own = [n for n in nodes if isinstance(n.value, ast.Name) and n.value.id in ("self", "cls")]
+    return {ast.unparse(n) for n in nodes if n.attr.startswith("_") and not n.attr.startswith("__") and n not in own}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_private_attributes_are_their_owners(name):
+    """Of torch's, ``base.torch_internals`` alone knows: the file to review for a new torch."""
+    assert name == "base.torch_internals" or not _private(name)
 
 
 def test_only_ops_names_the_compiled_namespace():

@@ -1,7 +1,7 @@
 """What the package takes from torch beyond its documented interface: for a new torch, this is the file to review.
 
 Every entry was read in torch 2.14.1; the tests also pass with 2.13.0. Nobody else in the package touches an attribute
-of torch's that starts with an underscore (a test holds that).
+of torch's that starts with an underscore (a test holds that). Beside it, ``graph.tracing`` overrides torch.fx's Tracer.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from ..base.guards import without_running_stats
 from ..base.parameters import ParameterSpace
+from ..base.torch_internals import own_buffers, own_parameters
 from ..rules.rule import Leaf
 
 
@@ -64,7 +65,7 @@ class Region:
     def _module_step(self, module: nn.Module) -> Callable[..., Any]:
         places = {}
         for prefix, m in module.named_modules():
-            for name, p in (*m._parameters.items(), *m._buffers.items()):
+            for name, p in (*own_parameters(m).items(), *own_buffers(m).items()):
                 if p is not None:
                     places[f"{prefix}.{name}" if prefix else name] = self._leaf(m, name)
         reference = weakref.ref(module)
@@ -92,4 +93,4 @@ def _has(module: nn.Module, name: str) -> bool:
     """Whether the buffer or parameter is there now: running statistics are taken away while they must not change."""
     owner, _, own = name.rpartition(".")
     m = module.get_submodule(owner)
-    return m._parameters.get(own) is not None or m._buffers.get(own) is not None
+    return own_parameters(m).get(own) is not None or own_buffers(m).get(own) is not None

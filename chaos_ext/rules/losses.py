@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _ops
+from ..base.torch_internals import has_hooks
 from ..errors import NonFiniteError
 from .rule import NotLayerwise
 
@@ -106,7 +107,7 @@ def rule_for(loss_fn: Any) -> LossRule | None:
     if type(loss_fn) not in _RULES:
         loss_fn = as_module(loss_fn)
     rule = _RULES.get(type(loss_fn))
-    if rule is None or loss_fn._forward_hooks or loss_fn._forward_pre_hooks or "forward" in vars(loss_fn):
+    if rule is None or has_hooks(loss_fn) or "forward" in vars(loss_fn):
         return None
     if loss_fn.reduction not in ("mean", "sum"):
         raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {loss_fn.reduction!r}; H needs a scalar")

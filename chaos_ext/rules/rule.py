@@ -114,6 +114,11 @@ class Leaf:
 
     The module is referenced weakly: a program must not keep its model alive. What torch.fx calls ``_tensor_constant``
     was made in forward while it was traced: it is kept here, and taken off the model again.
+
+    Args:
+        module: whose parameter or buffer it is; None: there is none, as of a layer without bias.
+        name: its name in the module.
+        slot: its place among theta's tensors; None: it is not differentiated.
     """
 
     def __init__(self, module: nn.Module | None, name: str, slot: int | None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _ops
+from ..base.torch_internals import padding_of
 from .conv import Convolution, Geometry
 from .elementwise import Elementwise, PReLU, gelu
 from .embedding import Embedding
@@ -54,7 +55,7 @@ def convolution(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule | list[Rule]:
     dims = _dims(m, shape)
     function = F.conv1d if dims == 1 else F.conv2d
     if m.padding_mode != "zeros" or m.padding == "same":
-        pads = list(m._reversed_padding_repeated_twice)
+        pads = padding_of(m)
         mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
         if mode == "constant" and pads[::2] == pads[1::2]:
             padding: Any = tuple(reversed(pads[::2]))
