@@ -1,12 +1,13 @@
-"""Running a user's model without leaving traces: running statistics, other buffers, the random state."""
+"""Running a user's model as it has to be run: without moving its buffers, on kernels that can be differentiated."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UnsupportedError
@@ -40,7 +41,8 @@ _STATS = ("running_mean", "running_var", "num_batches_tracked")
 def borrowed_buffers(modules: Sequence[nn.Module]) -> Iterator[Callable[[], bool]]:
     """Lets the modules of a model run on copies of their buffers; yields whether they have written to them."""
     kept = [(m, dict(internals.own_buffers(m))) for m in modules if internals.own_buffers(m)]
-    copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
+    with torch.inference_mode(False):  # tensors made in inference mode have no version counters
+        copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
     for m, own in copies:
         internals.own_buffers(m).update(own)
 
@@ -68,26 +70,8 @@ def commit_running_stats(model: nn.Module, x: object) -> None:
             model(x)
 
 
-@contextlib.contextmanager
-def refuse_randomness(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Refuses a forward that consumes random numbers, with the generators put back."""
-
-    def states() -> list[Tensor]:
-        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-        return [torch.get_rng_state(), *cuda]
-
-    before = states()
-    yield
-    if all(torch.equal(a, b) for a, b in zip(before, states(), strict=True)):
-        return
-    torch.set_rng_state(before[0])
-    if len(before) > 1:
-        torch.cuda.set_rng_state(before[1], device)
-    names = [n for n, m in model.named_modules() if "Dropout" in type(m).__name__ and m.training]
-    raise UnsupportedError(
-        f"model: its forward draws random numbers ({', '.join(names) or 'no Dropout module; see its forward'}), "
-        "so it has no single Hessian; call .eval() on these modules"
-    )
+# Which kernels torch uses is a setting of the process: threads that change it and put it back take turns.
+_switches = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -98,6 +82,7 @@ def twice_differentiable() -> Iterator[None]:
     that is zero, 9 % off in torch 2.14.)
     """
     with (
+        _switches,
         torch.inference_mode(False),
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .torch_internals import own_parameters
+from .torch_internals import own_children, own_parameters
+from .traces import is_quiet
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
 Group = dict[str, Any]  # options of one parameter group of an optimizer
@@ -26,19 +27,39 @@ class ModuleTree:
     Attributes:
         model: the model.
         modules: as in ``model.modules()``.
+        watched: those whose forward may leave traces: none if all are torch's own, else all.
         named_parameters: as in ``model.named_parameters()``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        named_modules = list(model.named_modules())
+        named_modules = _named_modules(model)
         self.model = model
         self.modules: list[nn.Module] = [m for _, m in named_modules]
+        self.watched = [] if all(map(is_quiet, self.modules)) else self.modules
         if type(model).named_parameters is nn.Module.named_parameters:
             self.named_parameters = _own_parameters(named_modules)
         else:
             self.named_parameters = list(model.named_parameters())
+
+
+def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """``model.named_modules()``, without a generator a level."""
+    named: dict[nn.Module, str] = {}
+    todo: list[tuple[str, nn.Module]] = [("", model)]
+    while todo:
+        name, m = todo.pop()
+        if m in named:
+            continue
+        if type(m).named_modules is not nn.Module.named_modules:
+            return list(model.named_modules())
+        named[m] = name
+        children = own_children(m)
+        if children:
+            dot = f"{name}." if name else ""
+            todo.extend([(dot + k, child) for k, child in reversed(children.items()) if child is not None])
+    return [(name, m) for m, name in named.items()]
 
 
 def _own_parameters(named_modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:

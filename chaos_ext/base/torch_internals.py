@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # torch/utils/_pytree.py: nested tuples, lists and dicts of tensors. The public torch.utils.pytree is not in 2.10.
 tree_leaves = _pytree.tree_leaves
@@ -81,3 +82,13 @@ def without_onednn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=enabled)
+
+
+class Draws(TorchDispatchMode):
+    """Notices operators of this thread that read a generator: they carry the tag ``nondeterministic_seeded``."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found = self.found or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))

@@ -67,7 +67,7 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
     def run() -> tuple[Program | None, object, str]:
         found = capture(tree, space, x, lambda program: validate(program, tree.model, x))
         # On a copy: a forward may edit its input in place.
-        return found.program, None if found.program is None else forward(tree.model, x.clone()), found.reason
+        return found.program, None if found.program is None else forward(tree, x.clone()), found.reason
 
     if not any(own_buffers(m) for m in tree.modules):
         return run()

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from ..base import memory
-from ..base.guards import refuse_randomness, twice_differentiable, without_running_stats
-from ..base.parameters import ParameterSpace
+from ..base.guards import twice_differentiable, without_running_stats
+from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.randomness import without_randomness
 from ..base.tensors import asymmetry, symmetrize_
 from ..base.torch_internals import tree_map
+from ..base.traces import untouched
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 
 log = logging.getLogger("chaos_ext")
@@ -84,6 +86,7 @@ class FunctionalEngine:
         # Tensors made in inference mode cannot be saved for backward; their copies can.
         x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
         self.space, self._x, self._y, self._model = space, x, y, model
+        self._watched = ModuleTree(model).watched
         self._scalar = _Scalar(model, loss_fn)
         self._names = ["model." + n for n in space.names]
         self.loss, self.output, self.gradient, captured = self._first_pass()
@@ -93,7 +96,7 @@ class FunctionalEngine:
         self._probed = False
 
     def _evaluate(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
-        with without_running_stats(self._model):
+        with untouched(self._watched), without_running_stats(self._model):
             buffers = {n: b.detach().clone() for n, b in self._scalar.named_buffers()}
             # A forward that edits its input in place edits a copy.
             x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
@@ -109,8 +112,7 @@ class FunctionalEngine:
 
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
-        with refuse_randomness(self._model, self.space.device):
-            loss, output = self._evaluate(copies)
+        loss, output = without_randomness(lambda: self._evaluate(copies), self._model, self.space.device)
         if not loss.requires_grad:
             return loss.detach(), _detach(output), torch.zeros_like(self._theta()), False
         leaves = [*copies.values(), *self.space.params]

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..base.parameters import ParameterSpace
+from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.tensors import all_finite
+from ..base.traces import untouched
 from ..errors import ChaosExtError
 from ..graph.program import Program
 from ..rules.losses import rule_for
@@ -40,7 +41,7 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
         return f"it cannot be copied for validation ({type(e).__name__}: {e})"
     twin.double()
     x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
-    output = forward(twin, x.clone())
+    output = forward(ModuleTree(twin), x.clone())
     if not isinstance(output, Tensor):
         return "its output is not a tensor"
     # Random targets: on the batch itself a fitted model leaves only rounding to compare. The loss rules need no check.
@@ -81,15 +82,15 @@ def _compare(program: Program, space: ParameterSpace, x: Tensor, y: Tensor, thei
     return f"its {wrong[0]} differs from torch's" if wrong else None
 
 
-def forward(model: nn.Module, x: Tensor) -> object:
-    """model(x) without a graph.
+def forward(tree: ModuleTree, x: Tensor) -> object:
+    """model(x) without a graph, and without a trace on its modules.
 
     Raises:
         ForwardError: the model raised.
     """
     try:
-        with torch.no_grad():
-            return model(x)
+        with torch.no_grad(), untouched(tree.watched):
+            return tree.model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..base.guards import refuse_randomness
 from ..base.parameters import ParameterSpace
+from ..base.randomness import without_randomness
 from ..rules.automatic import AutoRule
 from ..rules.joints import Parameter
 from ..rules.rule import Leaf, NotLayerwise, Rule
@@ -18,30 +18,32 @@ from ..rules.table import MODULES
 from .functions import Operation, handle
 from .program import Node, Program
 from .region import Region
+from .tracing import own_name
 
 
 class Builder:
     """One fx graph, executed once on a real batch to know what its values are."""
 
-    def __init__(self, model: nn.Module, space: ParameterSpace, graph: fx.Graph, x: Tensor) -> None:
+    def __init__(self, model: nn.Sequential, space: ParameterSpace, graph: fx.Graph, x: Tensor) -> None:
         self.model, self.space, self.graph = model, space, graph
         self.nodes: list[Node] = []
         self.value: dict[fx.Node, int] = {}
         self.shape: dict[fx.Node, torch.Size] = {}
         self._discrete: set[fx.Node] = set()  # tensors of integers or booleans
-        self._execute(x)
+        without_randomness(lambda: self._execute(x), model[0], x.device)
 
     def _execute(self, x: Tensor) -> None:
         """Shapes of all tensors; other values (sizes, tuples) have none."""
         env: dict[fx.Node, Any] = {}
         modules = dict(self.model.named_modules())
-        with torch.no_grad(), refuse_randomness(self.model, x.device):
+        with torch.no_grad():
             for node in self.graph.nodes:
                 env[node] = self._run(node, env, modules, x)
-                if isinstance(env[node], Tensor):
-                    self.shape[node] = env[node].shape
-                    if not env[node].is_floating_point():
-                        self._discrete.add(node)
+        for node, value in env.items():
+            if isinstance(value, Tensor):
+                self.shape[node] = value.shape
+                if not value.is_floating_point():
+                    self._discrete.add(node)
 
     def _run(self, node: fx.Node, env: dict[fx.Node, Any], modules: dict[str, nn.Module], x: Tensor) -> Any:
         target: Any = node.target
@@ -74,13 +76,11 @@ class Builder:
     def _placeholder(self, node: fx.Node) -> None:
         if not self.value:
             self.value[node] = 0
-        elif not node.args:
+        else:
             raise NotLayerwise(f"forward takes a second input {node.target!r}")
-        elif node.users:
-            raise NotLayerwise(f"forward uses its optional argument {node.target!r}")
 
     def _append(self, node: fx.Node, rules: Sequence[Rule], inputs: tuple[int, ...]) -> None:
-        name = str(node.target) if node.op == "call_module" else node.name
+        name = _name(node)
         for rule in rules:
             self.nodes.append(Node(name, rule, inputs))
             inputs = (len(self.nodes),)
@@ -96,8 +96,7 @@ class Builder:
             self._automatic(node, str(e))
 
     def _automatic(self, node: fx.Node, why: str) -> None:
-        region = self.region(node)
-        name = str(node.target) if node.op == "call_module" else node.name
+        region, name = self.region(node), _name(node)
         if region.inputs or any(leaf.slot is not None for leaf in region.leaves):
             self._append(node, [AutoRule(region, region.leaves, f"{name} ({why})")], tuple(region.inputs))
         # A constant of the graph is part of whoever reads it.
@@ -141,3 +140,7 @@ class Builder:
     def region(self, node: fx.Node) -> Region:
         """The node as a function, to be run by torch."""
         return Region(node, self.value, self.model, self.space)
+
+
+def _name(node: fx.Node) -> str:
+    return own_name(node.target) if node.op == "call_module" else node.name

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..rules.rule import CONSTANT
 from ..rules.table import is_registered
 
 log = logging.getLogger("chaos_ext")
@@ -51,18 +50,6 @@ class _Tracer(fx.Tracer):
         return is_leaf(m) or qualified_name in self._opaque
 
 
-@contextlib.contextmanager
-def without_constants(root: nn.Module) -> Iterator[None]:
-    """torch.fx hangs tensors that forward makes on the model: takes them off again."""
-    with _tracing:
-        before = set(vars(root))
-        try:
-            yield
-        finally:
-            for name in [n for n in vars(root) if n.startswith(CONSTANT) and n not in before]:
-                delattr(root, name)
-
-
 def _len(value: Any) -> Any:
     """The builtin, which Python lets return nothing but an int, also of what torch.fx traces with."""
     if isinstance(value, fx.Proxy):
@@ -85,8 +72,22 @@ def _traceable_len(root: nn.Module) -> Iterator[None]:
             del scope["len"]
 
 
-def trace(root: nn.Module) -> fx.Graph:
-    """The graph of forward, with submodules that torch.fx cannot trace as single nodes."""
+def enclosed(model: nn.Module) -> nn.Sequential:
+    """A container with the model as its only entry: what torch.fx is given instead of the model.
+
+    torch.fx never treats its root as a layer, passes arguments that have a default to its forward, and hangs tensors
+    that forward makes on it: none of this is to be the user's model.
+    """
+    return nn.Sequential(model)
+
+
+def own_name(target: object) -> str:
+    """The name that the user knows of a module of the enclosed model."""
+    return str(target).partition(".")[2] or "0"
+
+
+def trace(root: nn.Sequential) -> fx.Graph:
+    """The graph of an enclosed model's forward, with submodules that torch.fx cannot trace as single nodes."""
     opaque: set[str] = set()
     with _tracing, _traceable_len(root):
         while True:
@@ -94,8 +95,8 @@ def trace(root: nn.Module) -> fx.Graph:
             try:
                 return tracer.trace(root)
             except Exception as e:
-                where = next((name for name in reversed(tracer.inside) if name not in opaque), None)
-                if where is None:
+                where = next((name for name in reversed(tracer.inside) if name not in opaque), "0")
+                if where == "0":  # the model's own forward
                     raise
-                log.info("%s: torch.fx cannot trace it (%s: %s)", where, type(e).__name__, e)
+                log.info("%s: torch.fx cannot trace it (%s: %s)", own_name(where), type(e).__name__, e)
                 opaque.add(where)

@@ -1,0 +1,200 @@
+"""Running a user's modules without leaving traces on them: attributes, and what these hold, are put back.
+
+A forward may count its calls, fill a cache, append to a list, draw from a generator of its own, or leave symbolic
+values of a tracer where numbers belong. Modules of torch itself write to buffers at most, and cost nothing here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import torch_internals as internals
+
+_MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
+_PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
+
+
+_torchs: dict[type, bool] = {}
+
+
+def is_quiet(m: nn.Module) -> bool:
+    """Whether calling m runs nothing but a forward of torch's own."""
+    cls = type(m)
+    if cls not in _torchs:
+        _torchs[cls] = cls.__module__.startswith("torch.nn.modules.")
+    return _torchs[cls] and "forward" not in vars(m) and not internals.has_hooks(m)
+
+
+@contextlib.contextmanager
+def untouched(modules: Sequence[nn.Module]) -> Iterator[Callable[[], list[str]]]:
+    """Puts back what the code inside writes to modules; yields a function that names what it has written so far.
+
+    Restored are the attributes of every module, and the lists, dicts, sets, generators and plain objects that they
+    hold, in place: whoever else holds one of these sees it restored too. Tensors and arrays among them get their values
+    back. Parameters and buffers are not looked at (see ``borrowed_buffers``), only which there are.
+
+    Args:
+        modules: ``ModuleTree.watched`` of the model that runs.
+    """
+    kept = list(_walk(modules))
+
+    def written() -> list[str]:
+        return [k.name for k in kept if k.changed()]
+
+    try:
+        yield written
+    finally:
+        for k in kept:
+            if k.changed():
+                k.restore()
+
+
+class _Kept(Protocol):
+    """Something that code may write to, with what it was."""
+
+    name: str
+
+    def changed(self) -> bool: ...
+    def restore(self) -> None: ...
+
+
+class _Container:
+    """A dict, list, set or deque: which objects it holds, in which order."""
+
+    def __init__(self, container: Any, name: str) -> None:
+        self.container, self.name = container, name
+        self.items = _items(container)
+
+    def changed(self) -> bool:
+        now = _items(self.container)
+        return len(now) != len(self.items) or not all(map(_same, now, self.items))
+
+    def restore(self) -> None:
+        if isinstance(self.container, dict):
+            self._restore_dict()
+        elif isinstance(self.container, list):
+            self.container[:] = [item for (item,) in self.items]
+        else:
+            self.container.clear()
+            add = self.container.update if isinstance(self.container, set) else self.container.extend
+            add([item for (item,) in self.items])
+
+    def _restore_dict(self) -> None:
+        """Key by key: a module without attributes, even for a moment, is none."""
+        was, now = dict(self.items), self.container
+        for key in [k for k in now if k not in was]:
+            del now[key]
+        now.update(was)
+        if list(now) != list(was):
+            for key, value in was.items():
+                del now[key]
+                now[key] = value
+
+
+class _Values:
+    """A tensor or array that an attribute holds."""
+
+    def __init__(self, value: Any, name: str, copy: Callable[[Any], Any], same: Callable[..., bool]) -> None:
+        self.value, self.name, self.kept, self._same = value, name, copy(value), same
+
+    def changed(self) -> bool:
+        return not self._same(self.value, self.kept)
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            self.value[...] = self.kept
+
+
+class _Generator:
+    """A source of random numbers, and its state."""
+
+    def __init__(self, generator: Any, name: str) -> None:
+        self.generator, self.name, self.state = generator, name, _state_of(generator)
+
+    def changed(self) -> bool:
+        return repr(_state_of(self.generator)) != repr(self.state)
+
+    def restore(self) -> None:
+        if isinstance(self.generator, torch.Generator):
+            self.generator.set_state(torch.tensor(self.state, dtype=torch.uint8, device="cpu"))
+        elif isinstance(self.generator, random.Random):
+            self.generator.setstate(self.state)
+        else:
+            self.generator.bit_generator.state = self.state
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+
+
+def _items(container: Any) -> list[tuple[Any, ...]]:
+    return list(container.items()) if isinstance(container, dict) else [(item,) for item in container]
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return all(x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(a, b, strict=True))
+
+
+def _walk(modules: Sequence[nn.Module]) -> Iterator[_Kept]:
+    """Everything within reach of the modules' attributes, once."""
+    seen: set[int] = set()
+    todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
+    while todo and len(seen) < _MOST:
+        value, name = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, (dict, list, set, deque)) and len(value) <= _MOST:
+            yield _Container(value, name)
+            if name.rpartition(".")[2] not in _OWN:
+                todo.extend((item[-1], _named(name, item)) for item in _items(value))
+        elif isinstance(value, (tuple, frozenset)) and len(value) <= _MOST:
+            todo.extend((item, name) for item in value)
+        elif isinstance(value, Tensor):
+            if _is_restorable(value):
+                yield _Values(value, name, lambda t: t.detach().clone(), torch.equal)
+        elif _is_of_numpy(value, "ndarray"):
+            yield _Values(value, name, lambda a: a.copy(), _equal_arrays)
+        elif isinstance(value, (torch.Generator, random.Random)) or _is_of_numpy(value, "random.Generator"):
+            yield _Generator(value, name)
+        elif _has_attributes(value):
+            todo.append((vars(value), name))
+
+
+def _is_of_numpy(value: object, name: str) -> bool:
+    numpy = sys.modules.get("numpy")  # without it there are no arrays
+    return numpy is not None and isinstance(value, operator.attrgetter(name)(numpy))
+
+
+def _equal_arrays(a: Any, b: Any) -> bool:
+    return bool((a == b).all()) if a.dtype == b.dtype and a.shape == b.shape else False
+
+
+def _named(name: str, item: tuple[Any, ...]) -> str:
+    return f"{name}.{item[0]}" if len(item) == 2 and isinstance(item[0], str) else name
+
+
+def _is_restorable(t: Tensor) -> bool:
+    plain = t.layout == torch.strided and not t.is_meta and type(t) is Tensor
+    return plain and not t.requires_grad and not t.is_inference()
+
+
+def _has_attributes(value: object) -> bool:
+    """A plain object: no module (it has its turn), class or function, and nothing of torch's."""
+    skipped = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
+    return (
+        not isinstance(value, skipped) and hasattr(value, "__dict__") and not type(value).__module__.startswith("torch")
+    )
