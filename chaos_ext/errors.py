@@ -10,7 +10,12 @@ class ChaosExtError(RuntimeError):
 
 
 class StaleOperatorError(ChaosExtError):
-    """The parameters or the batch changed after the operator was made."""
+    """Something new was asked of an operator whose parameters, batch, buffers or modes have changed since it was made.
+
+    What it has computed before is returned again, and stays valid for the state at construction: ``loss``,
+    ``gradient``, ``output``, ``compressed()``, and the complete spectra of ``spectrum(op)`` and ``directions(op)``.
+    Steps and tangent maps always need a fresh operator.
+    """
 
 
 class NonFiniteError(ChaosExtError):
