@@ -177,7 +177,11 @@ def distance_to_threshold(source: Spectrum | float, opt: Optimizer) -> Stability
         raise UnsupportedError(f"distance_to_threshold: known for torch.optim.SGD and CGD, got {type(opt).__name__}")
     groups: Sequence[dict[str, Any]] = opt.param_groups
     t = chaotic_threshold(groups, "optimizer")
-    values = source.eigenvalues.double() if isinstance(source, Spectrum) else torch.tensor([float(source)]).double()
+    values = (
+        source.eigenvalues.double()
+        if isinstance(source, Spectrum)
+        else torch.tensor([float(source)], dtype=torch.float64, device="cpu")
+    )
     kappa = t.sign * values
     if isinstance(source, Spectrum) and source.nullity:
         kappa = torch.cat([kappa, kappa.new_zeros(1)])

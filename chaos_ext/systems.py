@@ -53,7 +53,7 @@ class System:
 
 
 def _vector(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _published(values: tuple[float, ...], standard: bool) -> tuple[float, ...]:
@@ -251,7 +251,7 @@ def lorenz96(n: int = 40, forcing: float = 8.0, dt: float = 0.05) -> System:
         return (V.roll(-1, 0) - V.roll(2, 0)) * before + slope * V.roll(1, 0) - V
 
     known = _published((1.68,), (n, forcing) == (40, 8.0))
-    x0 = torch.full((n,), forcing, dtype=torch.float64)
+    x0 = torch.full((n,), forcing, dtype=torch.float64, device="cpu")
     x0[n // 2] += 0.01
     step, tangent = runge_kutta(field, jacobian, dt)
     return System(step, tangent, x0, known, -float(n), "Lorenz and Emanuel 1998", dt)

@@ -35,7 +35,7 @@ class Workspace:
             buffer = source[key].pop()
         else:
             self._kept.clear()  # another model, or another number of columns: what is left would only add up
-            buffer = torch.empty(size, dtype=like.dtype)
+            buffer = torch.empty(size, dtype=like.dtype, device=like.device)
         self._used[buffer.data_ptr()] = buffer
         return buffer
 

@@ -161,7 +161,7 @@ class FunctionalEngine:
 
     def _symmetric_at(self, theta: Tensor | None) -> bool:
         generator = torch.Generator().manual_seed(0)
-        pair = torch.randn(2, self.space.size, generator=generator, dtype=torch.float64).to(self.gradient)
+        pair = torch.randn(2, self.space.size, generator=generator, dtype=torch.float64, device="cpu").to(self.gradient)
         products = self._rows(pair, theta)
         gap = (pair[0] @ products[1] - pair[1] @ products[0]).abs()
         return bool(gap <= _asymmetry_limit(pair.dtype) * pair[0].norm() * products.norm())
@@ -169,7 +169,9 @@ class FunctionalEngine:
     def _require_symmetric_nearby(self) -> None:
         """On a fitted batch only rounding is left of H, and is not symmetric; a wrong formula is so elsewhere too."""
         theta = self._theta()
-        noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(theta)
+        noise = torch.randn(
+            len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu"
+        ).to(theta)
         if any(self._symmetric_at(t) for t in (0.3 * noise, theta + 0.1 * theta.abs() * noise)):
             log.warning("the Hessian on this batch is at the level of torch's rounding; its symmetric part is used")
             return
@@ -194,7 +196,7 @@ class FunctionalEngine:
         for i in range(0, len(out), chunk):
             rows = min(chunk, len(out) - i)
             eye = torch.zeros(rows, len(out), dtype=out.dtype, device=out.device)
-            eye[torch.arange(rows), torch.arange(i, i + rows)] = 1
+            eye[:, i : i + rows].fill_diagonal_(1)
             out[i : i + rows] = self._rows(eye)
 
     def _chunk(self) -> int:

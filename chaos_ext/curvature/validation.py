@@ -60,7 +60,7 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
 
 
 def _direction(space: ParameterSpace) -> Tensor:

@@ -62,7 +62,7 @@ class BatchOrder:
             ``steps_per_epoch`` tensors [batch_size], the last one shorter where n is no multiple.
         """
         generator = torch.Generator().manual_seed(derive_seed("batches", self.seed, epoch))
-        return torch.split(torch.randperm(self.n, generator=generator), self.batch_size)
+        return torch.split(torch.randperm(self.n, generator=generator, device="cpu"), self.batch_size)
 
 
 def batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:

@@ -167,7 +167,7 @@ def digits_split(n: int) -> tuple[Tensor, Tensor]:
     """
     ranked = sorted(range(n), key=lambda i: hashlib.sha256(f"digits {i}".encode()).digest())
     cut = n * 4 // 5
-    return torch.tensor(sorted(ranked[:cut])), torch.tensor(sorted(ranked[cut:]))
+    return tuple(torch.tensor(sorted(part), device="cpu") for part in (ranked[:cut], ranked[cut:]))  # type: ignore[return-value]
 
 
 def _load_usps(root: Path | None) -> _Splits:

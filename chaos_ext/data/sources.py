@@ -118,7 +118,7 @@ def find_digits() -> Path:
 def parse_digits(raw: bytes) -> tuple[Tensor, Tensor]:
     """Rows of 64 grey values in 0..16 and a label, comma-separated: uint8 [N, 1, 8, 8] and int64 [N]."""
     rows = [[int(float(v)) for v in line.split(",")] for line in gzip.decompress(raw).decode().split()]
-    table = torch.tensor(rows, dtype=torch.int64)
+    table = torch.tensor(rows, dtype=torch.int64, device="cpu")
     return table[:, :64].to(torch.uint8).reshape(-1, 1, 8, 8), table[:, 64].contiguous()
 
 
@@ -137,8 +137,8 @@ def parse_usps(raw: bytes) -> tuple[Tensor, Tensor]:
             row[int(index) - 1] = float(value)
         labels.append(int(label) - 1)
         values.append(row)
-    grey = (torch.tensor(values, dtype=torch.float32) + 1) / 2 * 255
-    return grey.to(torch.uint8).reshape(-1, 1, 16, 16), torch.tensor(labels)
+    grey = (torch.tensor(values, dtype=torch.float32, device="cpu") + 1) / 2 * 255
+    return grey.to(torch.uint8).reshape(-1, 1, 16, 16), torch.tensor(labels, device="cpu")
 
 
 def parse_idx(raw: bytes) -> Tensor:

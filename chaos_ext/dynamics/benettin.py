@@ -165,7 +165,7 @@ class Benettin:
         """Step after each kept block, [m], and growth in it, [m, k]."""
         k = len(self.growth)
         blocks = torch.stack(self.blocks) if self.blocks else self.growth.new_zeros(0, k)
-        return torch.tensor(self.ends, dtype=torch.int64), blocks
+        return torch.tensor(self.ends, dtype=torch.int64, device="cpu"), blocks
 
     def errors(self) -> Tensor:
         """Standard error of each mean growth per step, float64 [k]."""
@@ -233,7 +233,7 @@ def start_block(size: int, k: int, dtype: torch.dtype, device: torch.device, see
     if k == size:
         return fresh((size, size), dtype, device).zero_().fill_diagonal_(1)
     generator = torch.Generator().manual_seed(seed)
-    G = torch.randn(size, k, generator=generator, dtype=torch.float64)
+    G = torch.randn(size, k, generator=generator, dtype=torch.float64, device="cpu")
     return orthonormalise(G)[0].to(device, dtype).contiguous()
 
 

@@ -56,7 +56,7 @@ def kaplan_yorke_dimension(exponents: Tensor, size: int | None = None) -> float:
     below = (sums < 0).nonzero()
     if len(below):
         j = int(below[0])
-        return float(j + (sums[j - 1] if j else torch.zeros(())) / values[j].abs())
+        return float(j + (float(sums[j - 1]) if j else 0.0) / float(values[j].abs()))
     if size is not None and len(values) < size:
         raise ValueError(
             f"exponents: the sum of the {len(values)} leading ones is not negative, so the dimension is at least "

@@ -34,7 +34,7 @@ def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
         except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
             if not torch.isfinite(attempt).all():
                 raise NonFiniteError("eigh: the matrix has NaN or inf") from e
-            residual = torch.full((1,), float("nan"))
+            residual = torch.full((1,), float("nan"), device=S.device)
         else:
             residual = _defects(attempt, values, vectors)
             if bool((residual <= _limit(len(S), dtype)).all()):

@@ -22,7 +22,7 @@ def largest_of(values: Tensor, k: int, which: str) -> Tensor:
     if which == "magnitude":
         return values.abs().argsort(descending=True, stable=True)[:k].sort().values
     low = k // 2
-    return torch.cat([torch.arange(low), torch.arange(n - (k - low), n)]).to(values.device)
+    return torch.cat([torch.arange(i, j, device=values.device) for i, j in ((0, low), (n - (k - low), n))])
 
 
 def lanczos(
@@ -63,7 +63,7 @@ def lanczos(
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(columns: int) -> Tensor:
-        return torch.randn(size, columns, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.randn(size, columns, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     V = torch.linalg.qr(fresh(max(block, min(k, size)))).Q
     HV, used = apply(V), V.shape[1]

@@ -76,7 +76,7 @@ class Tridiagonal:
         if not self.size:
             return
         n, eps = self.size, torch.finfo(self.dtype).eps
-        w = torch.frac(torch.arange(1, n + 1, dtype=torch.float64) * 0.6180339887498949) - 0.5
+        w = torch.frac(torch.arange(1, n + 1, dtype=torch.float64, device="cpu") * 0.6180339887498949) - 0.5
         w = w / w.norm()
         scale = float(values.abs().max())
         if scale == 0:
@@ -110,7 +110,7 @@ class EigenColumns:
     def __getitem__(self, key: tuple[slice, slice | Tensor | list[int]]) -> Tensor:
         """``Z[:, index]``, formed column by column."""
         assert key[0] == slice(None)
-        unit = torch.eye(self.shape[1], dtype=self._vectors.dtype)[:, key[1]]
+        unit = torch.eye(self.shape[1], dtype=self._vectors.dtype, device=self.device)[:, key[1]]
         return self @ unit
 
 
