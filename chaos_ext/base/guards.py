@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedError
 from . import torch_internals as internals
@@ -63,6 +65,41 @@ def borrowed_buffers(modules: Sequence[nn.Module]) -> Iterator[Callable[[], bool
             internals.own_buffers(m).update(own)
 
 
+@contextlib.contextmanager
+def dense_embeddings(model: nn.Module) -> Iterator[None]:
+    """Embeddings with ``sparse=True`` give dense gradients, which torch can differentiate again."""
+    sparse = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
+    for m in sparse:
+        m.sparse = False
+    try:
+        yield
+    finally:
+        for m in sparse:
+            m.sparse = True
+
+
+@contextlib.contextmanager
+def refuse_edits(named: Sequence[tuple[str, Tensor]]) -> Iterator[None]:
+    """Refuses a forward that writes to parameters, which get their values back.
+
+    Raises:
+        UnsupportedError: it wrote, with the names.
+    """
+    kept = [t.detach().clone() for _, t in named]
+    try:
+        yield
+    finally:
+        edited = [i for i, (_, t) in enumerate(named) if not torch.equal(t, kept[i])]
+        for i in edited:
+            named[i][1].data.copy_(kept[i])
+    if edited:
+        names = ", ".join(named[i][0].removeprefix("model.") for i in edited)
+        raise UnsupportedError(
+            f"model: its forward edits {names} in place (a mask, a clamp, Embedding(max_norm=...)), so it is no "
+            "function of the parameters that differentiation could see; edit them outside of forward, after the step"
+        )
+
+
 def commit_running_stats(model: nn.Module, x: object) -> None:
     """Updates running statistics once, as one forward pass in training mode does."""
     if any(updates_running_stats(m) for m in model.modules()):
@@ -100,4 +137,18 @@ def updates_running_stats(m: nn.Module) -> bool:
 def refuse_autocast(device: torch.device) -> None:
     """Mixed precision would round inside an exact computation."""
     if torch.is_autocast_enabled(device.type):
-        raise UnsupportedError("autocast: H is computed in the parameters' dtype; leave the torch.autocast context")
+        raise UnsupportedError(
+            "autocast: H is computed in the parameters' dtype; leave the torch.autocast context, here or inside forward"
+        )
+
+
+class AutocastInside(TorchFunctionMode):
+    """While it is entered, this thread's torch functions refuse to run under autocast."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        refuse_autocast(self._device)
+        return func(*args, **(kwargs or {}))

@@ -22,13 +22,13 @@ def batch_tensors(name: str, value: object) -> list[Tensor]:
     for t in tensors:
         if t.dim() > 0 and len(t) == 0:
             raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
-        if t.is_floating_point() and not all_finite(t):
+        if t.is_floating_point() and not all_finite(internals.stored_values(t)):
             raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
     return tensors
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    return [(t.data_ptr(), internals.version(t)) for t in tensors]
+    return [(internals.address(t), internals.version(t)) for t in tensors]
 
 
 def _surroundings(tree: ModuleTree) -> tuple[object, ...]:

@@ -31,6 +31,18 @@ def version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
+def address(t: Tensor) -> int:
+    """Where a tensor's values lie; of a sparse one, which has several memories, the object's own identity."""
+    return t.data_ptr() if t.layout == torch.strided else id(t)
+
+
+def stored_values(t: Tensor) -> Tensor:
+    """The values that a tensor of any layout holds (``Tensor._values`` of an uncoalesced one)."""
+    if t.layout == torch.strided:
+        return t
+    return t._values() if t.layout == torch.sparse_coo else t.values()
+
+
 def own_parameters(m: nn.Module) -> dict[str, nn.Parameter | None]:
     """A module's parameters by name, without those of its children: the dict that ``nn.Module`` itself reads."""
     return m._parameters

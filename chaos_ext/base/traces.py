@@ -32,7 +32,8 @@ def is_quiet(m: nn.Module) -> bool:
     """Whether calling m runs nothing but a forward of torch's own."""
     cls = type(m)
     if cls not in _torchs:
-        _torchs[cls] = cls.__module__.startswith("torch.nn.modules.")
+        # Recurrences keep a list of their weights, which they make anew whenever these are substituted.
+        _torchs[cls] = cls.__module__.startswith("torch.nn.modules.") and not issubclass(cls, nn.RNNBase)
     return _torchs[cls] and "forward" not in vars(m) and not internals.has_hooks(m)
 
 

@@ -13,6 +13,7 @@ from ..base.parameters import ParameterSpace
 from ..base.tensors import symmetrize_
 from ..rules.linear import Linear
 from .basis import Basis, LayerBasis
+from .dense import require_finite
 from .plan import UNITS, plan
 from .sweep import hessian_vector_products, unit_sweep
 from .tape import Tape
@@ -175,6 +176,7 @@ def compress(tape: Tape, space: ParameterSpace) -> CompressedHessian:
         _contract(tape, nodes, S)
     else:
         _sweep(tape, space, basis, S)
+    require_finite(S)
     return CompressedHessian(basis, S)
 
 

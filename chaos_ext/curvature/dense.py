@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import _ops
 from ..base import workspace
 from ..base.parameters import ParameterSpace
-from ..base.tensors import symmetrize_
+from ..base.tensors import all_finite, symmetrize_
+from ..errors import NonFiniteError
 from ..rules.rule import Tangent
 from .plan import PARAMETERS, UNITS, VECTOR, plan, sweep_columns
 from .sweep import hessian_vector_products, unit_sweep
@@ -22,6 +23,20 @@ from .tape import Tape
 
 _MOST_BYTES = 1 << 30
 _SWEEP_SHARE = 0.3  # of the dense H: what its sweeps may take
+
+
+def not_finite(what: str) -> str:
+    """The message of a NonFiniteError."""
+    return (
+        f"{what}: NaN or infinity in the second derivatives (a kink such as |x|^1.5 at 0, or an overflow): the loss is "
+        "not twice differentiable at these parameters, on this batch"
+    )
+
+
+def require_finite(*parts: Tangent) -> None:
+    """Raises NonFiniteError. What a dense H is made of is small against it, and no product of finite parts is NaN."""
+    if not all(t is None or all_finite(t) for t in parts):
+        raise NonFiniteError(not_finite("H"))
 
 
 def fill_(out: Tensor, tape: Tape, space: ParameterSpace) -> None:
@@ -49,6 +64,7 @@ def _fill_from_units(out: Tensor, tape: Tape, space: ParameterSpace, s: int, lat
         a_t = a_s if t == s else tape.values[nodes[t].inputs[0]].contiguous()
         J = None if t == s else sweep.dvalues[nodes[t].inputs[0]]
         delta = None if J is None else _contiguous(tape.deltas[t])
+        require_finite(K, J)
         places = (*_offsets(tape, space, s), *_offsets(tape, space, t))
         _ops.hessian_block_(out, a_s, K, a_t, delta, None if J is None else _unit_first(J), *places, t == s)
 
@@ -86,6 +102,7 @@ def _fill_from_parameters(
         dtheta = _unit_tangents(out, space, pieces)
         with workspace.sweep():
             products = hessian_vector_products(tape, dtheta, wanted)
+            require_finite(*products)
             for t in wanted:
                 _write(out, space, t, pieces, products[t], own=t in slots)
     _symmetrise_slots_(out, space, slots)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from ..base.guards import borrowed_buffers, without_running_stats
@@ -35,6 +36,8 @@ def engine_for(
         why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
     elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
         why = "x and y are not tensors"
+    elif x.layout != torch.strided:
+        why = f"x has the layout {x.layout}"
     elif (x.is_floating_point() and x.dtype != space.dtype) or x.device != space.device or y.device != space.device:
         why = f"x is {x.dtype} on {x.device}, y on {y.device}, the parameters are {space.dtype} on {space.device}"
     else:

@@ -7,20 +7,22 @@ Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call
 
 from ..base import memory
-from ..base.guards import twice_differentiable, without_running_stats
+from ..base.guards import AutocastInside, dense_embeddings, refuse_edits, twice_differentiable, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.randomness import without_randomness
-from ..base.tensors import asymmetry, symmetrize_
+from ..base.tensors import all_finite, asymmetry, symmetrize_
 from ..base.torch_internals import tree_map
 from ..base.traces import untouched
-from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
+from ..errors import ChaosExtError, NonFiniteError
+from .dense import not_finite
+from .products import double_backward, forward_over_reverse
 
 log = logging.getLogger("chaos_ext")
 
@@ -40,10 +42,14 @@ class _Scalar(nn.Module):
     def forward(self, x: object, y: object) -> tuple[Tensor, object]:
         try:
             output = self.model(x)
+        except ChaosExtError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError) as e:
-            raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
+            raise ForwardError(forward_failed(x, e)) from e
         try:
             loss = self._loss[0](output, y)
+        except ChaosExtError:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError) as e:
             raise ForwardError(f"y: loss_fn failed on output {describe(output)} and y {describe(y)}: {e}") from e
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
@@ -53,6 +59,13 @@ class _Scalar(nn.Module):
 
 class ForwardError(ValueError):
     """The user's forward or loss raised: a mistake in an argument."""
+
+
+def forward_failed(x: object, error: Exception) -> str:
+    """What to say of a model that raised on x."""
+    hint = "; x is passed whole, model(x): give a model of several inputs a forward that takes one tuple or dict"
+    hint = hint if isinstance(error, TypeError) and "argument" in str(error) else ""
+    return f"x: the model's forward failed on a batch of {describe(x)}: {error}{hint}"
 
 
 def describe(value: object) -> str:
@@ -96,7 +109,7 @@ class FunctionalEngine:
         self._probed = False
 
     def _evaluate(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
-        with untouched(self._watched), without_running_stats(self._model):
+        with untouched(self._watched), without_running_stats(self._model), dense_embeddings(self._model):
             buffers = {n: b.detach().clone() for n, b in self._scalar.named_buffers()}
             # A forward that edits its input in place edits a copy.
             x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
@@ -112,11 +125,12 @@ class FunctionalEngine:
 
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
-        loss, output = without_randomness(lambda: self._evaluate(copies), self._model, self.space.device)
+        loss, output = without_randomness(lambda: self._first(copies), self._model, self.space.device)
         if not loss.requires_grad:
             return loss.detach(), _detach(output), torch.zeros_like(self._theta()), False
         leaves = [*copies.values(), *self.space.params]
         parts = torch.autograd.grad(loss, leaves, allow_unused=True)
+        parts = tuple(g.to_dense() if g is not None and g.layout != torch.strided else g for g in parts)
         inner, outer = parts[: len(copies)], parts[len(copies) :]
         captured = any(g is not None for g in outer)
         total = [
@@ -128,10 +142,12 @@ class FunctionalEngine:
     def _theta(self) -> Tensor:
         return self.space.flatten([p.detach() for p in self.space.params])
 
-    def _loss_at(self, theta: Tensor) -> Tensor:
-        parts = theta.split([s.numel() for s in self.space.shapes])
-        params = {n: t.view(s) for n, t, s in zip(self._names, parts, self.space.shapes, strict=True)}
-        return self._evaluate(params)[0]
+    def _first(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
+        with AutocastInside(self.space.device), refuse_edits(list(params.items())):
+            return self._evaluate(params)
+
+    def _loss_at(self, *params: Tensor) -> Tensor:
+        return self._evaluate(dict(zip(self._names, params, strict=True)))[0]
 
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k], in chunks that respect the memory budget."""
@@ -198,6 +214,8 @@ class FunctionalEngine:
             eye = torch.zeros(rows, len(out), dtype=out.dtype, device=out.device)
             eye[:, i : i + rows].fill_diagonal_(1)
             out[i : i + rows] = self._rows(eye)
+            if not all_finite(out[i : i + rows]):
+                raise NonFiniteError(not_finite("H"))
 
     def _chunk(self) -> int:
         """Columns at once: parameters, and the activations of the pass, are held a few times per column."""
@@ -208,47 +226,35 @@ class FunctionalEngine:
 
     def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
         """H v for v [k, P], one tangent a row, at theta (default: the parameters)."""
-        if self.path == JVP_OF_GRAD:
-            try:
-                gradient, at = grad(self._loss_at), self._theta() if theta is None else theta
-                return vmap(lambda t: jvp(gradient, (at,), (t,))[1], randomness="error")(v).detach()
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ForwardError) as e:
-                log.warning("forward-over-reverse failed (%s); using double backward", str(e).splitlines()[0])
-                self.path = DOUBLE_BACKWARD
-        # The parameters themselves, not copies: a loss may hold on to them.
-        params = [p if p.is_leaf else p.detach().requires_grad_() for p in self.space.params]
-        if theta is not None:
-            parts = theta.split([s.numel() for s in self.space.shapes])
-            params = [t.view(p.shape).clone().requires_grad_() for t, p in zip(parts, self.space.params, strict=True)]
-        with twice_differentiable():  # CGD.step, for one, runs under no_grad
-            return self._double_backward_rows(v, params)
+        tangents = tuple(self._separate(v))
+        at = self.space.params if theta is None else [t[0] for t in self._separate(theta.unsqueeze(0))]
+        parts = self._forward_over_reverse(at, tangents) if self.path == JVP_OF_GRAD else None
+        if parts is None:
+            with twice_differentiable():  # CGD.step, for one, runs under no_grad
+                # The parameters themselves, not copies: a loss may hold on to them.
+                params = [p if p.is_leaf and theta is None else p.detach().requires_grad_() for p in at]
+                parts = double_backward(self._loss_at(*params), params, tangents)
+        return torch.cat([t.detach().reshape(len(v), -1) for t in parts], 1)
 
-    def _double_backward_rows(self, v: Tensor, params: list[Tensor]) -> Tensor:
-        loss, _ = self._evaluate(dict(zip(self._names, params, strict=True)))
-        if not loss.requires_grad:
-            return torch.zeros_like(v)
-        parts = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-        g = self.space.flatten([torch.zeros_like(p) if t is None else t for t, p in zip(parts, params, strict=True)])
-        if not g.requires_grad:
-            return torch.zeros_like(v)
+    def _separate(self, v: Tensor) -> list[Tensor]:
+        """Rows v [k, P] as tensors [k, *shape] with memory of their own."""
+        parts = v.split_with_sizes(self.space.sizes, 1)
+        return [t.clone().view(len(v), *s) for t, s in zip(parts, self.space.shapes, strict=True)]
 
-        def rows(block: Tensor, batched: bool) -> Tensor:
-            t = torch.autograd.grad(g, params, block, retain_graph=True, is_grads_batched=batched, allow_unused=True)
-            lead = block.shape[:1] if batched else ()
-            full = [p.new_zeros(*lead, *p.shape) if u is None else u for u, p in zip(t, params, strict=True)]
-            return torch.cat([u.reshape(*lead, -1) for u in full], -1)
-
+    def _forward_over_reverse(self, at: Sequence[Tensor], tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """None, and double backward from now on, where torch cannot."""
         try:
-            return rows(v, True).detach()
-        except torch.OutOfMemoryError:
+            return forward_over_reverse(self._loss_at, tuple(p.detach() for p in at), tangents)
+        except (torch.OutOfMemoryError, ChaosExtError):
             raise
-        except RuntimeError:
-            try:
-                return torch.stack([rows(r, False) for r in v]).detach()
-            except RuntimeError as e:
-                raise UnsupportedError(f"model: autograd cannot differentiate it twice: {e}") from e
+        except Exception as e:  # torch and compilers raise many kinds where a transformation is not implemented
+            log.warning("forward-over-reverse failed (%s: %s); using double backward", type(e).__name__, _first_line(e))
+            self.path = DOUBLE_BACKWARD
+            return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _detach(output: object) -> object:

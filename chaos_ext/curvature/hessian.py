@@ -13,10 +13,11 @@ from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot, batch_tensors
-from ..base.tensors import fresh
-from ..errors import UnsupportedError
+from ..base.tensors import all_finite, fresh
+from ..errors import NonFiniteError, UnsupportedError
 from .basis import Columns, Coordinates
 from .compressed import CompressedHessian
+from .dense import not_finite
 from .engine import engine_for
 from .functional import DOUBLE_BACKWARD, FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
@@ -125,6 +126,7 @@ class HessianOperator:
 
         Raises:
             ValueError, TypeError: v of another shape, dtype or device.
+            NonFiniteError: NaN or infinity in a second derivative.
             StaleOperatorError: the parameters or the batch changed since construction.
         """
         if not isinstance(v, Tensor) or v.dtype != self.dtype or v.device != self.device:
@@ -133,7 +135,12 @@ class HessianOperator:
             raise ValueError(f"v: expected shape [{self.space.size}] or [{self.space.size}, k], got {tuple(v.shape)}")
         self.snapshot.require_fresh()
         columns = v.detach().unsqueeze(1) if v.dim() == 1 else v.detach()
-        return self._engine.hvp(columns).view(v.shape) if columns.shape[1] else torch.empty_like(v)
+        if not columns.shape[1]:
+            return torch.empty_like(v)
+        products = self._engine.hvp(columns)
+        if not all_finite(products) and all_finite(columns):
+            raise NonFiniteError(not_finite("H v"))
+        return products.view(v.shape)
 
     def native_sweep(self) -> Native | None:
         """The arguments of a native sweep at this theta, or None where the model is swept layer by layer.

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.tensors import all_finite
 from ..base.traces import untouched
@@ -19,7 +20,7 @@ from ..graph.program import Program
 from ..rules.losses import rule_for
 from ..rules.rule import NotLayerwise
 from ..rules.table import is_registered
-from .functional import DOUBLE_BACKWARD, ForwardError, FunctionalEngine, describe
+from .functional import DOUBLE_BACKWARD, ForwardError, FunctionalEngine, forward_failed
 from .layerwise import LayerwiseEngine
 
 # What a program that does not fit its model may raise: a rule of the user's own can be wrong in any of these ways.
@@ -41,7 +42,9 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
         return f"it cannot be copied for validation ({type(e).__name__}: {e})"
     twin.double()
     x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
-    output = forward(ModuleTree(twin), x.clone())
+    tree = ModuleTree(twin)
+    with refuse_edits(tree.named_parameters):
+        output = forward(tree, x.clone())
     if not isinstance(output, Tensor):
         return "its output is not a tensor"
     # Random targets: on the batch itself a fitted model leaves only rounding to compare. The loss rules need no check.
@@ -91,8 +94,10 @@ def forward(tree: ModuleTree, x: Tensor) -> object:
     try:
         with torch.no_grad(), untouched(tree.watched):
             return tree.model(x)
+    except ChaosExtError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
-        raise ForwardError(f"x: the model's forward failed on a batch of {describe(x)}: {e}") from e
+        raise ForwardError(forward_failed(x, e)) from e
 
 
 def close(ours: Tensor, torchs: object) -> bool:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.randomness import without_randomness
 from ..base.torch_internals import has_global_hooks, has_hooks
 from ..base.traces import untouched
 from ..errors import ChaosExtError
@@ -52,7 +54,7 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
     known = _cache.get(model)
     if known is not None and known[0].holds_for(tree, x):
         return known[1]
-    with untouched(tree.watched):
+    with untouched(tree.watched), refuse_edits(tree.named_parameters):
         result = _program(model, space, x)
     if result.program is not None:
         problem = validate(result.program)
@@ -65,7 +67,8 @@ def _program(model: nn.Module, space: ParameterSpace, x: Tensor) -> Capture:
     try:
         _refuse_invisible(model)
         root = enclosed(model)
-        program = Builder(root, space, trace(root), x).build()
+        graph = without_randomness(lambda: trace(root), model, x.device)
+        program = Builder(root, space, graph, x).build()
     except NotLayerwise as e:
         return Capture(None, str(e))
     except ChaosExtError:

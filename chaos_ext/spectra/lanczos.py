@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import NotConvergedError
+from ..errors import NonFiniteError, NotConvergedError
 
 WHICH = ("both_ends", "largest", "smallest", "magnitude")
 
@@ -69,7 +69,7 @@ def lanczos(
     HV, used = apply(V), V.shape[1]
     while True:
         T = V.T @ HV
-        theta, U = torch.linalg.eigh((T + T.T).double() / 2)
+        theta, U = _ritz(T)
         wanted = largest_of(theta, k, which)
         Y, HY = V @ U[:, wanted].to(dtype), HV @ U[:, wanted].to(dtype)
         R = HY - Y * theta[wanted].to(dtype)
@@ -90,6 +90,16 @@ def lanczos(
         W = _orthogonalised(R[:, worst], V, fresh)
         V, HV = torch.cat([V, W], 1), torch.cat([HV, apply(W)], 1)
         used += W.shape[1]
+
+
+def _ritz(T: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenpairs of the Rayleigh-Ritz matrix, in float64."""
+    try:
+        return torch.linalg.eigh((T + T.T).double() / 2)
+    except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
+        if not bool(torch.isfinite(T).all()):
+            raise NonFiniteError("lanczos: products with the operator have NaN or inf") from e
+        raise NotConvergedError("lanczos: LAPACK did not converge on the Rayleigh-Ritz matrix") from e
 
 
 def _orthogonalised(W: Tensor, V: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:

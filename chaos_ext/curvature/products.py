@@ -1,0 +1,78 @@
+"""H v of a scalar function of several tensors, by torch's own transformations: the two ways there are.
+
+Parameters and tangents stay tensors of their own: views of one flat vector begin at odd offsets, where a complex view,
+for one, cannot. Tangents carry their k columns first, as torch's batched derivatives want them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from ..errors import UnsupportedError
+
+Parts = tuple[Tensor, ...]
+
+
+def forward_over_reverse(loss_at: Callable[..., Tensor], params: Parts, tangents: Parts) -> Parts:
+    """vmap of jvp of grad.
+
+    Args:
+        loss_at: of all parameters, a scalar.
+        params: the point.
+        tangents: [k, *shape] for each parameter.
+
+    Returns:
+        [k, *shape] for each parameter.
+    """
+    gradient = grad(loss_at, argnums=tuple(range(len(params))))
+    return vmap(lambda *t: jvp(gradient, params, t)[1], randomness="error")(*tangents)
+
+
+def double_backward(loss: Tensor, params: Sequence[Tensor], cotangents: Parts) -> Parts:
+    """Reverse over reverse, all columns at once, or one by one where torch cannot batch them.
+
+    Args:
+        loss: a scalar with its graph.
+        params: the leaves that it was computed from.
+        cotangents, returns: as in ``forward_over_reverse``.
+
+    Raises:
+        UnsupportedError: autograd cannot differentiate it twice.
+    """
+    k = len(cotangents[0])
+    zero = tuple(p.new_zeros(k, *p.shape) for p in params)
+    if not loss.requires_grad:
+        return zero
+    gradient = _grad([loss], params, None, create_graph=True)
+    places = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
+    if not places:
+        return zero
+    outputs, own = [gradient[i] for i in places], [cotangents[i] for i in places]
+    parts = _batched(outputs, params, own)
+    return tuple(z if t is None else t for z, t in zip(zero, parts, strict=True))
+
+
+def _batched(outputs: Sequence[Tensor | None], params: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor]:
+    try:
+        return _grad(outputs, params, seeds, retain_graph=True, is_grads_batched=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        each = [_grad(outputs, params, [s[i] for s in seeds], retain_graph=True) for i in range(len(seeds[0]))]
+        return [None if ts[0] is None else torch.stack(ts) for ts in zip(*each, strict=True)]  # type: ignore[misc]
+
+
+def _grad(
+    outputs: Sequence[Tensor | None], params: Sequence[Tensor], seeds: Sequence[Tensor] | None, **options: bool
+) -> Sequence[Tensor]:
+    try:
+        parts = torch.autograd.grad(outputs, params, seeds, allow_unused=True, **options)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as e:
+        raise UnsupportedError(f"model: autograd cannot differentiate it twice: {e}") from e
+    return [t.to_dense() if t is not None and t.layout != torch.strided else t for t in parts]
