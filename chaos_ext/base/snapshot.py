@@ -46,7 +46,8 @@ def _surroundings(tree: ModuleTree) -> tuple[object, ...]:
 class Snapshot:
     """What theta and the batch were when an operator was made.
 
-    torch's version counters do not see in-place edits through ``.data``, so the values are compared as well.
+    Parameters are compared by their values: torch's version counters do not see in-place edits through ``.data``, and
+    see edits that change nothing.
 
     Attributes:
         theta: a copy of the parameters [P].
@@ -64,7 +65,7 @@ class Snapshot:
         self._marks = self._read_marks()
 
     def _read_marks(self) -> list[tuple[int, int]]:
-        return _marks((*self.space.params, *self._batch))
+        return [*_marks(self._batch), *((internals.address(p), 0) for p in self.space.params)]
 
     def is_fresh(self) -> bool:
         # Values last: only where all else is unchanged are the shapes and dtypes sure to be.
