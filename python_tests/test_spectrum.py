@@ -110,28 +110,6 @@ def test_float32_spectrum_and_spectrum_dtype():
     assert raised.gradient.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["compressed", "dense"])
-def test_save_and_load(tmp_path, name):
-    op, *_ = _op(n=8 if name == "compressed" else 64, depth=1 if name == "dense" else 3)
-    spec = ce.spectrum(op)
-    spec.save(tmp_path / "s.pt")
-    back = ce.Spectrum.load(tmp_path / "s.pt")
-    assert torch.equal(back.eigenvalues, spec.eigenvalues)
-    assert torch.equal(back.eigenvectors(), spec.eigenvectors())
-    assert torch.equal(back.gradient, spec.gradient)
-    assert (back.nullity, back.zero_tol, back.zero_threshold) == (spec.nullity, spec.zero_tol, spec.zero_threshold)
-    assert ce.spectral_summary(back, 0.1) == ce.spectral_summary(spec, 0.1)
-    data = (tmp_path / "s.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ce.CheckpointError, match=r"cut\.pt"):
-        ce.Spectrum.load(tmp_path / "cut.pt")
-    torch.save({"format": "other"}, tmp_path / "other.pt")
-    with pytest.raises(ce.CheckpointError):
-        ce.Spectrum.load(tmp_path / "other.pt")
-    with pytest.raises(FileNotFoundError):
-        ce.Spectrum.load(tmp_path / "none.pt")
-
-
 @pytest.mark.parametrize("which", ["both_ends", "largest", "smallest", "magnitude"])
 @pytest.mark.parametrize("k", [1, 5, 12])
 def test_lanczos_equals_dense(which, k):
@@ -271,12 +249,3 @@ def test_directions_fall_back_to_eigh(monkeypatch, caplog):
     op, *_ = _op()
     assert isinstance(directions(op).Z, torch.Tensor)
     assert "QL did not converge; using eigh" in caplog.text
-
-
-def test_directions_can_be_saved(tmp_path):
-    op, *_ = _op()
-    lazy = directions(op)
-    lazy.save(tmp_path / "s.pt")
-    back = ce.Spectrum.load(tmp_path / "s.pt")
-    assert relative(back.eigenvectors(), lazy.eigenvectors()) < 1e-14
-    assert ce.spectral_summary(back, 0.1).n_chaotic == ce.spectral_summary(lazy, 0.1).n_chaotic

@@ -1,6 +1,8 @@
 """Files that are either whole or absent, whatever kills the process that writes them.
 
-A *sealed* file carries the SHA-256 of its content, so a truncated or damaged one is noticed instead of believed.
+A *sealed* file carries the SHA-256 of its content, so a truncated or damaged one is noticed instead of believed: a line
+with its name and version, the 32 bytes of the hash, then what ``torch.save`` makes of the content. Every file that the
+package reads back is one, but for those that people read, too (CSV, JSON), whose hash lies elsewhere.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
+import secrets
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,70 +23,127 @@ from ..errors import CheckpointError
 
 _log = logging.getLogger("chaos_ext")
 _MAGIC = b"chaos_ext sealed 1\n"
+_HEAD = len(_MAGIC) + 32
 TEMPORARY_PREFIX = ".tmp-"
 
 
-def atomic_write(path: Path, write: bytes | str | Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: Path, write: bytes | str | Callable[[BinaryIO], object], previous: Path | None = None) -> None:
     """Writes a file beside its destination, forces it to disk, then renames it into place.
 
+    Several processes may write the same file: one of them is last, and its content is whole.
+
     Args:
-        path: destination; its folder must exist.
+        path: destination; its folder must exist. A symbolic link is replaced, not followed.
         write: the content, or a function that writes it to an open binary file.
+        previous: where the file that is replaced goes; None: nowhere.
+
+    Raises:
+        OSError: it cannot be written; the old file is still there.
     """
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    # Nobody can have put a link at a name that nobody can guess, and "x" refuses whatever is there.
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(16)}"
     try:
-        with os.fdopen(handle, "wb") as f:
+        with _create(temporary, path) as f:
             if callable(write):
                 write(f)
             else:
                 f.write(write.encode() if isinstance(write, str) else write)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; results are as public as any other file
-        os.replace(name, path)
+        _rename(temporary, path, previous)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _create(temporary: Path, path: Path) -> BinaryIO:
+    try:
+        return temporary.open("xb")
+    except OSError as error:  # the user knows of no temporary file
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
 
 
-def write_sealed(path: Path, content: Any) -> None:
-    """Writes tensors and plain Python values (nested in dicts and lists) to a sealed file."""
+def _rename(temporary: Path, path: Path, previous: Path | None) -> None:
+    if previous is not None and path.exists():
+        try:
+            os.replace(path, previous)
+        except FileNotFoundError:  # another writer was quicker
+            _log.info("%s: replaced by another process meanwhile", path)
+    os.replace(temporary, path)
+
+
+def write_sealed(path: Path, content: Any, previous: Path | None = None) -> None:
+    """Writes tensors and plain Python values (nested in dicts and lists) to a sealed file.
+
+    Args:
+        path: as of ``atomic_write``.
+        content: what ``torch.load(weights_only=True)`` can read.
+        previous: as of ``atomic_write``.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    payload = buffer.getvalue()
-    atomic_write(path, _MAGIC + hashlib.sha256(payload).digest() + payload)
+    payload = buffer.getbuffer()
+    pieces = (_MAGIC, hashlib.sha256(payload).digest(), payload)
+    atomic_write(path, lambda f: f.writelines(pieces), previous)
 
 
-def read_sealed(path: Path) -> Any:
+def is_sealed(path: Path) -> bool:
+    """Whether a file begins like a sealed one; a damaged beginning counts, too, as long as it resembles one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with path.open("rb") as f:
+        return sum(a == b for a, b in zip(f.read(len(_MAGIC)), _MAGIC, strict=False)) > len(_MAGIC) // 2
+
+
+def read_sealed(path: Path, map_location: Any = "cpu") -> Any:
     """Reads what ``write_sealed`` wrote.
+
+    Args:
+        path: the file.
+        map_location: the device to put tensors on, as of ``torch.load``; None: where they were.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, damaged, or something else.
     """
-    raw = path.read_bytes()
-    head = len(_MAGIC)
-    digest, payload = raw[head : head + 32], raw[head + 32 :]
-    if raw[:head] != _MAGIC or hashlib.sha256(payload).digest() != digest:
+    raw = memoryview(path.read_bytes())
+    digest, payload = raw[len(_MAGIC) : _HEAD], raw[_HEAD:]
+    if raw[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != digest:
         raise CheckpointError(f"{path}: expected a whole file written by chaos_ext, got a damaged or foreign one")
+    return _unpacked(path, io.BytesIO(payload), map_location)
+
+
+def read_unsealed(path: Path, map_location: Any = "cpu") -> Any:
+    """Reads a plain file of ``torch.save``, after checking the CRC-32 that zip keeps of each of its parts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is truncated, damaged, or something else.
+    """
+    raw = io.BytesIO(path.read_bytes())
     try:
-        return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        with zipfile.ZipFile(raw) as parts:
+            damaged = parts.testzip()
+    except Exception as error:  # zipfile raises many kinds on a damaged file
+        raise CheckpointError(f"{path}: damaged, or not written by chaos_ext ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged ({damaged} does not have its checksum)")
+    raw.seek(0)
+    return _unpacked(path, raw, map_location)
+
+
+def _unpacked(path: Path, payload: BinaryIO, map_location: Any) -> Any:
+    try:
+        return torch.load(payload, weights_only=True, map_location=map_location)
     except Exception as error:  # whole, but made by another version; torch raises many kinds
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 
 def write_keeping_previous(path: Path, content: Any) -> None:
     """Writes a sealed file; the one that it replaces stays beside it as ``<name>.previous``."""
-    if path.exists():
-        os.replace(path, _previous(path))
-    write_sealed(path, content)
+    write_sealed(path, content, _previous(path))
 
 
 def read_or_previous(path: Path) -> Any:

@@ -91,6 +91,12 @@ class HessianOperator:
         if verify:
             self._verify()
 
+    def __reduce__(self) -> str:
+        raise TypeError(  # a copy would speak of parameters that nobody trains
+            "HessianOperator: it belongs to live parameters and can be neither copied nor pickled; make another one "
+            "from the model and the batch, or keep ce.spectrum(op), op.dense() or op.gradient"
+        )
+
     @property
     def loss(self) -> Tensor:
         """The loss, a detached scalar."""

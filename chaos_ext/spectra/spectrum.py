@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base import memory
 from ..base.snapshot import Origin
-from ..curvature.basis import Basis, Columns, Coordinates, LayerBasis
-from ..errors import CheckpointError
+from ..curvature.basis import Basis, Columns
+from . import storage
 from .tridiagonal import EigenColumns
-
-_FORMAT = "chaos_ext.Spectrum/1"
 
 
 class Spectrum:
@@ -193,8 +193,23 @@ class Spectrum:
         c = self._near.T @ self.basis.coordinates(self._exact_gradient.unsqueeze(1))
         return count, float(c.double().square().sum())
 
+    def _stored_shapes(self) -> list[tuple[int, ...]] | None:
+        return self.shapes if self.origin is None else [tuple(s) for s in self.origin.snapshot.space.shapes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a pickle: as after ``save`` and ``load``, without the live model and batch."""
+        return {**self.__dict__, "origin": None, "shapes": self._stored_shapes()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Spectrum:
+        """Numbers of its own, but the same origin: a copy of the model would be another model."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "origin": None}, memo))
+        twin.origin = self.origin
+        return twin
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the spectrum to a file, whole or not at all.
+        """Writes the spectrum to a file with a checksum, whole or not at all.
 
         Eigenvalues, eigenvectors in structured form, loss and gradient are kept; the model and the batch are not.
 
@@ -207,22 +222,17 @@ class Spectrum:
         layers = [b.__dict__ for b in self.basis.layers] if isinstance(self.basis, Basis) else None
         names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: getattr(self, k) for k in names}
-        state |= {"format": _FORMAT, "complete": self.nullity is not None, "layers": layers}
-        shapes = self.shapes if self.origin is None else [tuple(s) for s in self.origin.snapshot.space.shapes]
-        state |= {"shapes": shapes}
+        state |= {"complete": self.nullity is not None, "layers": layers, "shapes": self._stored_shapes()}
         near = None if self._near is None else self._near[:, :]
         state |= {"Z": self.Z[:, :], "exact_gradient": self._exact_gradient, "near": near}
-        temporary = f"{os.fspath(path)}.tmp"
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        storage.write(Path(path), state)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], map_location: torch.device | str | None = None) -> Spectrum:
         """Reads what ``save`` wrote.
+
+        A file from before files had a checksum of the whole is read after the checksums of its parts were verified, and
+        a warning is logged: save it again.
 
         Args:
             path: the file.
@@ -235,30 +245,19 @@ class Spectrum:
             FileNotFoundError: no such file.
             CheckpointError: not a spectrum, or damaged.
         """
-        try:
-            state = torch.load(path, map_location=map_location, weights_only=True)
-            if state["format"] != _FORMAT:
-                raise KeyError(state["format"])
-            layers, size = state["layers"], state["size"]
-            basis: Columns = Coordinates(size)
-            if layers is not None:
-                basis = Basis(tuple(LayerBasis(**b) for b in layers), size)
-            spec = cls(
-                state["eigenvalues"],
-                state["Z"],
-                basis,
-                size,
-                complete=state["complete"],
-                zero_tol=state["zero_tol"],
-                scale=0.0,
-                loss=state["loss"],
-                gradient=state["gradient"],
-                exact_gradient=state["exact_gradient"],
-                near=state["near"],
-            )
-            spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
-        except FileNotFoundError:
-            raise
-        except Exception as e:  # torch.load raises many kinds on a damaged file
-            raise CheckpointError(f"{os.fspath(path)}: not a spectrum written by Spectrum.save ({e})") from e
+        state = storage.read(Path(path), map_location)
+        spec = cls(
+            state["eigenvalues"],
+            state["Z"],
+            state["basis"],
+            state["size"],
+            complete=state["complete"],
+            zero_tol=state["zero_tol"],
+            scale=0.0,
+            loss=state["loss"],
+            gradient=state["gradient"],
+            exact_gradient=state["exact_gradient"],
+            near=state["near"],
+        )
+        spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
         return spec
