@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..base.contents import array, count, number, parts, refusing, require
 from ..base.parameters import ParameterSpace
 from ..errors import CheckpointError
 from .benettin import Benettin
@@ -44,7 +48,7 @@ def pack(own: dict[str, Any], run: Benettin, units: Units | None, space: Paramet
 
 
 def require_fit(state: Any, own: dict[str, Any], run: Benettin) -> None:
-    """Raises CheckpointError unless the state is whole, and that of a run with this fingerprint."""
+    """Raises CheckpointError unless the state is whole, consistent, and that of a run with this fingerprint."""
     if not isinstance(state, dict) or not {"fingerprint", "run", "units", "theta"} <= set(state):
         raise CheckpointError("state: expected the state_dict of a LyapunovAnalyzer, got something else")
     theirs = state["fingerprint"]
@@ -52,19 +56,76 @@ def require_fit(state: Any, own: dict[str, Any], run: Benettin) -> None:
         got = theirs.get(name) if isinstance(theirs, dict) else None
         if got != ours:
             raise CheckpointError(f"state: it belongs to another run: expected {name} = {ours!r}, got {got!r}")
-    _check_run(state["run"], run.state_dict())
+    with refusing("state: damaged, or of another version"):
+        _check_run(state["run"], run.state_dict(), run.transient)
+        _check_units(state["units"], len(own["parameters"]))
+        theta = state["theta"]
+        require(isinstance(theta, str) and len(theta) == 64, "theta", "64 hex digits", theta)
 
 
-def _check_run(state: Any, own: dict[str, Any]) -> None:
-    """Every part has to be there, in the run's shapes and dtypes."""
-    if not isinstance(state, dict) or set(state) != set(own):
-        raise CheckpointError("state: parts of it are missing; it is damaged or of another version")
-    for name in ("Y", "growth"):
-        got = state[name]
-        if not isinstance(got, Tensor) or got.shape != own[name].shape or got.dtype != own[name].dtype:
-            raise CheckpointError(f"state: expected {name} of shape {tuple(own[name].shape)}, {own[name].dtype}")
-    if len(state["ends"]) != len(state["blocks"]):
-        raise CheckpointError("state: its history is damaged")
+def _check_run(state: Any, own: dict[str, Any], transient: int) -> None:
+    """Every part has to be there, in the run's shapes and dtypes, and to fit the others."""
+    parts(state, own)
+    for name, least in (("steps", 0), ("pending", 0), ("_merged", 1), ("_open", 0), ("_allowed", 1)):
+        count(name, state[name], least)
+    number("_rate", state["_rate"])
+    require(state["pending"] <= state["steps"], "pending", f"at most {state['steps']}", state["pending"])
+    require(state["_open"] < state["_merged"], "_open", f"below {state['_merged']}", state["_open"])
+    if state["stopped"] is None:  # else the deviations have NaN or infinity: that is why it stopped
+        array("Y", state["Y"], own["Y"].shape, (own["Y"].dtype,))
+    else:
+        count("stopped", state["stopped"])
+        _like("Y", state["Y"], own["Y"])
+    _check_history(state, own["growth"], transient)
+    _check_gali(state["gali"], own["gali"])
+
+
+def _check_history(state: dict[str, Any], growth: Tensor, transient: int) -> None:
+    ends, blocks, last = state["ends"], state["blocks"], state["last"]
+    _growth("growth", state["growth"], growth)
+    require(isinstance(ends, list), "ends", "a list of ints", ends)
+    for before, end in itertools.pairwise([transient, *ends]):
+        count("ends", end, before + 1, state["steps"])
+    closed = state["steps"] - state["pending"]
+    require(not ends or ends[-1] == closed, "ends", f"a last block up to step {closed}", ends[-1:])
+    _growth("blocks", blocks, growth.expand(len(ends), -1))
+    require((last is None) == (not ends), "last", "a block, if there is a history", last)
+    if last is not None:
+        require(isinstance(last, (list, tuple)) and len(last) == 2, "last", "growth and length of a block", last)
+        _growth("last", last[0], growth)
+        count("last", last[1], 1, state["steps"])
+    # Both are sums of the same numbers; rounding is far below.
+    whole = torch.allclose(state["growth"], blocks.sum(0), rtol=1e-6, atol=1e-6)
+    require(whole, "growth", "the sum of its blocks", state["growth"].tolist())
+
+
+def _growth(name: str, t: Any, like: Tensor) -> None:
+    """Logarithms of lengths: -inf where a direction was lost, never NaN or +inf."""
+    _like(name, t, like)
+    require(bool((t < math.inf).all()), name, "numbers below infinity", "NaN or infinity")
+
+
+def _like(name: str, t: Any, like: Tensor) -> None:
+    whole = isinstance(t, Tensor) and t.shape == like.shape and t.dtype == like.dtype
+    require(whole, name, f"{like.dtype} {list(like.shape)}", t)
+
+
+def _check_gali(gali: Any, own: Any) -> None:
+    require((gali is None) == (own is None), "gali", "volumes exactly where they are followed", gali)
+    if own is not None:
+        require(isinstance(gali, (list, tuple)) and len(gali) == len(own), "gali", f"{len(own)} tensors", gali)
+        for t, like in zip(gali, own, strict=True):
+            _like("gali", t, like)
+
+
+def _check_units(units: Any, parameters: int) -> None:
+    if units is None:
+        return
+    require(isinstance(units, list) and len(units) == parameters, "units", f"a list of {parameters} lists", units)
+    for of_one in units:
+        require(isinstance(of_one, (list, tuple)), "units", "lists of numbers", of_one)
+        for value in of_one:
+            number("units", value)
 
 
 def require_theta(theta: Tensor, expected: str) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import math
 import os
 from pathlib import Path
 
 from torch import Tensor
 
 from ..base.files import atomic_write
+from ..errors import CheckpointError
+
+log = logging.getLogger("chaos_ext")
 
 
 class ExponentStream:
@@ -21,24 +27,73 @@ class ExponentStream:
         if not self.path.parent.is_dir():
             raise ValueError(f"csv: expected a path in an existing folder, got {self.path}")
         self._started = False
+        self._width: int | None = None
 
     def append(self, step: int, exponents: Tensor) -> None:
-        """Adds one row, with all the digits of float64."""
+        """Adds one row, with all the digits of float64; after an exception the file is as it was.
+
+        Raises:
+            CheckpointError: a resumed file has another number of exponents.
+        """
         values = exponents.tolist()
-        if not self._started:
+        if self._width not in (None, len(values)):
+            raise CheckpointError(
+                f"csv: expected a file of {len(values)} exponents to go on with, {self.path} has {self._width}; move it"
+            )
+        row = ",".join((str(step), *(repr(v) for v in values))) + "\n"
+        if self._started:
+            _append_whole(self.path, row.encode())
+        else:
+            atomic_write(self.path, _header(len(values)) + row)
             self._started = True
-            names = (f"exponent_{i + 1}" for i in range(len(values)))
-            self.path.write_text(",".join(("step", *names)) + "\n")
-        with self.path.open("a") as f:
-            f.write(",".join((str(step), *(repr(v) for v in values))) + "\n")
 
     def resume(self, step: int) -> None:
-        """Drops rows after this step, and a row that was cut short; further rows are appended."""
-        if not self.path.exists():
+        """Drops rows after this step, and rows that were cut short or damaged; further rows are appended.
+
+        Raises:
+            CheckpointError: the file is there, but is not one of exponents.
+        """
+        try:
+            header, *rows = self.path.read_text().splitlines(keepends=True) or [""]
+        except FileNotFoundError:
             return
-        header, *rows = self.path.read_text().splitlines(keepends=True) or [""]
+        except UnicodeDecodeError:
+            header, rows = "\0", []
         width = header.count(",")
-        kept = [r for r in rows if r.endswith("\n") and r.count(",") == width and int(r.split(",")[0]) <= step]
+        if header and header != _header(width):
+            raise CheckpointError(f"csv: expected a file of exponents to go on with, got {self.path}; move it away")
+        steps = [_step_of(row, width) for row in rows]
+        if lost := sum(s is None for s in steps[:-1]):  # the last one may have been cut short by a kill
+            log.warning("csv: %s has %d damaged rows, which are left out", self.path, lost)
+        kept = [row for row, s in zip(rows, steps, strict=True) if s is not None and s <= step]
         if kept:
             atomic_write(self.path, "".join([header, *kept]))
-        self._started = bool(kept)
+        self._started, self._width = bool(kept), width if kept else None
+
+
+def _header(width: int) -> str:
+    return ",".join(("step", *(f"exponent_{i + 1}" for i in range(width)))) + "\n"
+
+
+def _step_of(row: str, width: int) -> int | None:
+    """The step of a row, or None if it is not whole."""
+    if not row.endswith("\n") or row.count(",") != width:
+        return None
+    step, *values = row.split(",")
+    try:
+        if any(math.isnan(float(v)) for v in values):
+            return None
+        return int(step)
+    except ValueError:
+        return None
+
+
+def _append_whole(path: Path, row: bytes) -> None:
+    with path.open("ab", buffering=0) as f:
+        length = f.tell()
+        try:
+            if f.write(row) != len(row):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except BaseException:
+            f.truncate(length)
+            raise
