@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from data_files import write_fashion_mnist, write_usps
 from emulator import build
 from emulator.ops import EmulatedOps, thread_order
 
@@ -78,3 +79,29 @@ def digits_cache(_cache_folder: Path) -> Iterator[None]:
 def fake_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of everything but the figures, which take most of the time of so short a run."""
     monkeypatch.setattr(fig1, "_draw", lambda settings, out: [(out.path / f).touch() for f in fig1.FIGURES])
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody reads or fills the user's cache of data sets, and nobody downloads."""
+
+    def offline(folder: Path) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CHAOS_EXT_DATA", raising=False)
+    monkeypatch.setattr(data.sources, "download_usps", offline)
+    monkeypatch.setattr(data.sources, "download_fashion_mnist", offline)
+    return tmp_path / "cache" / "chaos_ext"
+
+
+@pytest.fixture
+def usps_root(tmp_path: Path) -> Path:
+    """A small root with usps/."""
+    return write_usps(tmp_path / "root")
+
+
+@pytest.fixture
+def fashion_root(tmp_path: Path) -> Path:
+    """A small root with FashionMNIST/."""
+    return write_fashion_mnist(tmp_path / "root")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("matplotlib", reason='fig1 needs matplotlib: pip install "chaos-ext[figures]"')
-pytest.importorskip("sklearn", reason='fig1 needs scikit-learn for digits: pip install "chaos-ext[figures]"')
+pytest.importorskip("matplotlib", reason='fig1 needs matplotlib: pip install ".[figures]"')
+pytest.importorskip("sklearn", reason='fig1 needs scikit-learn for digits: pip install ".[figures]"')
 
 from chaos_ext import cli
 from chaos_ext.experiments import fig1

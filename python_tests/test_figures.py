@@ -6,7 +6,7 @@ import pytest
 import torch
 
 np = pytest.importorskip("numpy", reason="figures need numpy")
-pytest.importorskip("matplotlib", reason='figures need matplotlib: pip install "chaos-ext[figures]"')
+pytest.importorskip("matplotlib", reason='figures need matplotlib: pip install ".[figures]"')
 
 from matplotlib.colors import to_hex  # noqa: E402
 

@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..base.contents import array, parts, refusing, require
 from ..base.files import read_sealed, write_sealed
 from ..errors import CheckpointError, DatasetNotFoundError
 from . import sources
@@ -20,6 +22,7 @@ from .batches import tensor_bytes
 
 log = logging.getLogger("chaos_ext")
 
+CLASSES = 10  # of each of them
 _CACHE_FORMAT = 1
 _Splits = dict[str, Tensor]  # x_train, y_train, x_test, y_test; images in [0, 1]
 
@@ -90,7 +93,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
 
     Raises:
         ValueError: unknown name.
-        DatasetNotFoundError: the files are missing or damaged.
+        DatasetNotFoundError: the files are missing or damaged; the message says which, and what is wrong.
     """
     if name not in _LOADERS:
         raise ValueError(f"data: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -101,8 +104,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
 def _normalised(name: str, splits: _Splits) -> Dataset:
     mean, std = _mean_and_std(splits["x_train"])
     x_train, x_test = (((splits[k].double() - mean) / std).float() for k in ("x_train", "x_test"))
-    classes = int(splits["y_train"].max()) + 1
-    return Dataset(name, x_train, splits["y_train"], x_test, splits["y_test"], mean, std, classes)
+    return Dataset(name, x_train, splits["y_train"], x_test, splits["y_test"], mean, std, CLASSES)
 
 
 def _mean_and_std(x: Tensor) -> tuple[float, float]:
@@ -119,26 +121,23 @@ def _resize(x: Tensor, antialias: bool) -> Tensor:
     return nn.functional.interpolate(x, size=(16, 16), mode="bilinear", antialias=antialias)
 
 
-def _cached(name: str, paths: Sequence[Path], parse: Callable[[], _Splits]) -> _Splits:
+def _cached(name: str, paths: Sequence[Path], parse: Callable[[Sequence[bytes]], _Splits]) -> _Splits:
     """The parsed splits, from the cache if it holds a whole entry made from files of the same content."""
-    key = sources.content_key(paths)
-    entry = sources.cache_dir() / f"{name}-{_CACHE_FORMAT}-{key}.pt"
+    raws = [sources.read(p) for p in paths]
+    entry = sources.cache_dir() / f"{name}-{_CACHE_FORMAT}-{sources.content_key(raws)}.pt"
     try:
-        cached: _Splits = read_sealed(entry)
-        return cached
+        with refusing(str(entry)):
+            return _checked(read_sealed(entry))
     except FileNotFoundError:
         pass
     except (CheckpointError, OSError) as error:
         log.warning("cache entry ignored and rebuilt: %s", error)
     try:
-        splits = parse()
-    except Exception as error:  # gzip, bz2, struct and int() raise many kinds; each means a damaged file
+        with refusing(f"{name}: expected the official files, but {', '.join(map(str, paths))} do not fit together"):
+            splits = _checked(parse(raws))
+    except (DatasetNotFoundError, CheckpointError) as error:
         sources.forget(paths)
-        damaged = ", ".join(map(str, paths))
-        raise DatasetNotFoundError(
-            f"{name}: expected the official files, but {damaged} cannot be read ({type(error).__name__}: {error}); "
-            "fetch them again"
-        ) from error
+        raise DatasetNotFoundError(str(error)) from error
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(entry, splits)
@@ -147,11 +146,30 @@ def _cached(name: str, paths: Sequence[Path], parse: Callable[[], _Splits]) -> _
     return splits
 
 
+def _checked(splits: Any) -> _Splits:
+    """The splits themselves, if images and labels are what they have to be."""
+    parts(splits, ("x_train", "y_train", "x_test", "y_test"))
+    for split in ("train", "test"):
+        x, y = splits[f"x_{split}"], splits[f"y_{split}"]
+        array(f"x_{split}", x, (None, 1, 16, 16), (torch.float32,))
+        require(len(x), f"x_{split}", "at least one image", x)
+        # Resizing rounds: a white image may come out a little whiter.
+        bounded = bool((x >= -1e-6).all()) and bool((x <= 1 + 1e-6).all())
+        require(bounded, f"x_{split}", "pixels in [0, 1]", [x.min().item(), x.max().item()])
+        array(f"y_{split}", y, (len(x),), (torch.int64,))
+        known = bool(((y >= 0) & (y < CLASSES)).all())
+        require(known, f"y_{split}", f"labels in 0..{CLASSES - 1}", [y.min().item(), y.max().item()])
+    spread = splits["x_train"].amax() - splits["x_train"].amin() > 1e-5  # which resizing does not make of one grey
+    require(spread, "x_train", "images that are not all of one grey", splits["x_train"])
+    whole: _Splits = splits
+    return whole
+
+
 def _load_digits(root: Path | None) -> _Splits:
     path = sources.find_digits()
 
-    def parse() -> _Splits:
-        grey, labels = sources.parse_digits(path.read_bytes())
+    def parse(raws: Sequence[bytes]) -> _Splits:
+        grey, labels = sources.parsed(path, raws[0], sources.parse_digits)
         train, test = digits_split(len(labels))
         x = _resize(grey.float() / 16, antialias=False)
         return {"x_train": x[train], "y_train": labels[train], "x_test": x[test], "y_test": labels[test]}
@@ -167,14 +185,16 @@ def digits_split(n: int) -> tuple[Tensor, Tensor]:
     """
     ranked = sorted(range(n), key=lambda i: hashlib.sha256(f"digits {i}".encode()).digest())
     cut = n * 4 // 5
-    return tuple(torch.tensor(sorted(part), device="cpu") for part in (ranked[:cut], ranked[cut:]))  # type: ignore[return-value]
+    train, test = (torch.tensor(sorted(part), dtype=torch.int64, device="cpu") for part in (ranked[:cut], ranked[cut:]))
+    return train, test
 
 
 def _load_usps(root: Path | None) -> _Splits:
     paths = sources.find_files("usps", sources.USPS_FILES, root, sources.download_usps)
 
-    def parse() -> _Splits:
-        (grey, labels), (grey_test, labels_test) = (sources.parse_usps(p.read_bytes()) for p in paths)
+    def parse(raws: Sequence[bytes]) -> _Splits:
+        files = zip(paths, raws, strict=True)
+        (grey, labels), (grey_test, labels_test) = (sources.parsed(p, raw, sources.parse_usps) for p, raw in files)
         x_train, x_test = grey.float() / 255, grey_test.float() / 255
         return {"x_train": x_train, "y_train": labels, "x_test": x_test, "y_test": labels_test}
 
@@ -185,8 +205,12 @@ def _load_fashion_mnist(root: Path | None) -> _Splits:
     files = sources.FASHION_MNIST_FILES
     paths = sources.find_files("fashion_mnist", files, root, sources.download_fashion_mnist)
 
-    def parse() -> _Splits:
-        x_train, y_train, x_test, y_test = (sources.parse_idx(p.read_bytes()) for p in paths)
+    def parse(raws: Sequence[bytes]) -> _Splits:
+        contents = zip(paths, raws, strict=True)
+        x_train, y_train, x_test, y_test = (sources.parsed(p, raw, sources.parse_idx) for p, raw in contents)
+        for path, images, labels in ((paths[0], x_train, y_train), (paths[2], x_test, y_test)):
+            fits = images.shape == (*labels.shape, 28, 28)
+            require(fits, path.name, "as many images of 28 x 28 as labels", [list(images.shape), list(labels.shape)])
         small, small_test = (_resize(x.unsqueeze(1).float() / 255, antialias=True) for x in (x_train, x_test))
         return {"x_train": small, "y_train": y_train.long(), "x_test": small_test, "y_test": y_test.long()}
 

@@ -7,11 +7,13 @@ import gzip
 import hashlib
 import importlib.util
 import logging
+import math
 import os
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +23,9 @@ from ..errors import DatasetNotFoundError
 
 log = logging.getLogger("chaos_ext")
 
-INSTALL_HINT = 'pip install "chaos-ext[figures]"'
+Parsed = TypeVar("Parsed")
+
+INSTALL_HINT = "pip install matplotlib tqdm scikit-learn torchvision"  # the extra "figures" of pyproject.toml
 USPS_FILES = ("usps/usps.bz2", "usps/usps.t.bz2")
 FASHION_MNIST_FILES = tuple(
     f"FashionMNIST/raw/{split}-{kind}.gz"
@@ -112,14 +116,67 @@ def find_digits() -> Path:
         path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
         if path.is_file():
             return path
-    raise DatasetNotFoundError(f"digits: looked for scikit-learn's datasets/data/digits.csv.gz; run: {INSTALL_HINT}")
+    raise DatasetNotFoundError(
+        f"digits: looked for scikit-learn's datasets/data/digits.csv.gz; to have it: {INSTALL_HINT}"
+    )
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DatasetNotFoundError: it cannot be opened.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetNotFoundError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def parsed(path: Path, raw: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
+    """What ``parse`` makes of the bytes of a file.
+
+    Raises:
+        DatasetNotFoundError: the file is damaged; the message names it and says what is wrong.
+    """
+    try:
+        return parse(raw)
+    except MemoryError:
+        raise
+    except Exception as error:  # gzip, bz2, struct, int() and float() raise many kinds; each means a damaged file
+        what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise DatasetNotFoundError(
+            f"{path}: expected the official file, but it cannot be read ({what}{error}); fetch it again"
+        ) from error
 
 
 def parse_digits(raw: bytes) -> tuple[Tensor, Tensor]:
-    """Rows of 64 grey values in 0..16 and a label, comma-separated: uint8 [N, 1, 8, 8] and int64 [N]."""
-    rows = [[int(float(v)) for v in line.split(",")] for line in gzip.decompress(raw).decode().split()]
+    """Rows of 64 grey values in 0..16 and a label, comma-separated: uint8 [N, 1, 8, 8] and int64 [N].
+
+    Raises:
+        ValueError: other numbers, other columns, or no row at all.
+    """
+    rows = [[_integer(v) for v in line.split(",")] for line in gzip.decompress(raw).decode().split()]
+    if not rows or any(len(row) != 65 for row in rows):
+        raise ValueError(f"expected rows of 65 numbers, got {next((len(r) for r in rows if len(r) != 65), 'none')}")
     table = torch.tensor(rows, dtype=torch.int64, device="cpu")
-    return table[:, :64].to(torch.uint8).reshape(-1, 1, 8, 8), table[:, 64].contiguous()
+    grey, labels = table[:, :64], table[:, 64].contiguous()
+    _require_range("grey values", grey, 0, 16)
+    _require_range("labels", labels, 0, 9)
+    return grey.to(torch.uint8).reshape(-1, 1, 8, 8), labels
+
+
+def _integer(text: str) -> int:
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(f"expected integers, got {text}")
+    return int(value)
+
+
+def _require_range(name: str, values: Tensor, low: int, high: int) -> None:
+    if not bool(((values >= low) & (values <= high)).all()):  # a NaN is in no range
+        bad = values[~((values >= low) & (values <= high))]
+        raise ValueError(f"expected {name} in {low}..{high}, got {bad[0].item():g}")
 
 
 def parse_usps(raw: bytes) -> tuple[Tensor, Tensor]:
@@ -127,39 +184,57 @@ def parse_usps(raw: bytes) -> tuple[Tensor, Tensor]:
 
     The grey value is the integer part of (v + 1) / 2 * 255 in float32, as in ``torchvision.datasets.USPS``. An index
     that is left out has the value 0, as in every libsvm file.
+
+    Raises:
+        ValueError: other labels, indices or values, or no image at all.
     """
     labels, values = [], []
     for line in bz2.decompress(raw).splitlines():
         label, *pairs = line.split()
-        row = [0.0] * 256
-        for pair in pairs:
-            index, _, value = pair.partition(b":")
-            row[int(index) - 1] = float(value)
-        labels.append(int(label) - 1)
-        values.append(row)
-    grey = (torch.tensor(values, dtype=torch.float32, device="cpu") + 1) / 2 * 255
-    return grey.to(torch.uint8).reshape(-1, 1, 16, 16), torch.tensor(labels, device="cpu")
+        labels.append(int(label))
+        values.append(_row(pairs))
+    if not labels:
+        raise ValueError("expected images, got none")
+    table, numbers = torch.tensor(values, dtype=torch.float32, device="cpu"), torch.tensor(labels, device="cpu")
+    _require_range("grey values", table, -1, 1)
+    _require_range("labels", numbers, 1, 10)
+    grey = (table + 1) / 2 * 255
+    return grey.to(torch.uint8).reshape(-1, 1, 16, 16), numbers - 1
+
+
+def _row(pairs: Sequence[bytes]) -> list[float]:
+    row, before = [0.0] * 256, 0
+    for pair in pairs:
+        index, _, value = pair.partition(b":")
+        at = int(index)
+        if not before < at <= 256:
+            raise ValueError(f"expected ascending indices in 1..256, got {at} after {before}")
+        row[at - 1], before = float(value), at
+    return row
 
 
 def parse_idx(raw: bytes) -> Tensor:
     """A gzipped IDX file of unsigned bytes (big-endian: 0, 0, type 8, rank, sizes, data): uint8 of those sizes.
 
     Raises:
-        ValueError: it is not a file of unsigned bytes.
+        ValueError: it is not a file of unsigned bytes, or not as long as its sizes say.
     """
     content = gzip.decompress(raw)
-    zero, kind, rank = struct.unpack(">HBB", content[:4])
-    if zero != 0 or kind != 8:
-        raise ValueError(f"expected an IDX file of unsigned bytes, got magic {content[:4].hex()}")
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    return torch.frombuffer(bytearray(content[4 + 4 * rank :]), dtype=torch.uint8).reshape(shape)
+    if content[:3] != b"\0\0\x08" or len(content) < 4 or len(content) < 4 + 4 * content[3]:
+        got = content[:8].hex() or "nothing"
+        raise ValueError(f"expected an IDX file of unsigned bytes, got one that begins with {got}")
+    rank = content[3]
+    shape, data = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank]), content[4 + 4 * rank :]
+    if rank == 0 or math.prod(shape) != len(data) or not data:
+        raise ValueError(f"expected {math.prod(shape)} bytes for sizes {list(shape)}, got {len(data)}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
 
 
-def content_key(paths: Sequence[Path]) -> str:
-    """Names a cache entry by the content that it was made from."""
+def content_key(raws: Sequence[bytes]) -> str:
+    """Names a cache entry by the content of the files that it was made from."""
     sha = hashlib.sha256()
-    for path in paths:
-        sha.update(hashlib.sha256(path.read_bytes()).digest())
+    for raw in raws:
+        sha.update(hashlib.sha256(raw).digest())
     return sha.hexdigest()[:16]
 
 
