@@ -1,6 +1,7 @@
 """The command ``chaos-ext``.
 
-Exit status: 0 success, 1 a run failed, 2 the command cannot start as given, 130 interrupted.
+Exit status: 0 success, 1 a run failed, 2 the command cannot start as given, 130 interrupted (Ctrl-C),
+143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from . import __version__, build_info
 from .errors import ChaosExtError, DatasetNotFoundError
 from .experiments import fig1
+from .experiments.interruption import Interrupted, handled
 from .experiments.output import UsageError, WorkerError
 
 _EXPERIMENTS = (fig1,)
@@ -28,19 +31,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.command(args)
         return status
     except KeyboardInterrupt:
-        print("\nchaos-ext: interrupted; the same command with --resume continues", file=sys.stderr)
-        return 130
+        return _say_interrupted(Interrupted(signal.SIGINT))
+    except Interrupted as interrupted:
+        return _say_interrupted(interrupted)
+
+
+def _say_interrupted(by: Interrupted) -> int:
+    what = "terminated" if by.signum == signal.SIGTERM else "interrupted"
+    saved = f"; a checkpoint was written ({by.saved})" if by.saved else ""
+    print(f"\nchaos-ext: {what}{saved}; the same command with --resume continues", file=sys.stderr)
+    return 128 + by.signum
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaos-ext", description="Chaos in neural network training, exactly.")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    verbose = ("-v", "--verbose")
+    parser.add_argument(*verbose, action="store_true", help="log more")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="what was built, what is loaded and what is usable")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(command=_info)
+    commands_with_options = [info]
 
     reproduce = commands.add_parser("reproduce", help="run an experiment of the paper and draw its figure")
     figures = reproduce.add_subparsers(required=True, metavar="FIGURE")
@@ -48,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = figures.add_parser(experiment.NAME, help=experiment.HELP, description=experiment.HELP)
         experiment.add_arguments(sub)
         sub.set_defaults(command=lambda args, e=experiment, p=sub: _reproduce(args, e, p))
+        commands_with_options.append(sub)
+    for sub in commands_with_options:  # without a default, which would undo a -v before the command
+        sub.add_argument(*verbose, action="store_true", default=argparse.SUPPRESS, help="log more")
     return parser
 
 
@@ -59,7 +75,8 @@ class _Version(argparse.Action):
 
 def _reproduce(args: argparse.Namespace, experiment: Any, parser: argparse.ArgumentParser) -> int:
     try:
-        status: int = experiment.run(args, parser)
+        with handled():
+            status: int = experiment.run(args, parser)
         return status
     except (UsageError, DatasetNotFoundError) as error:
         print(f"chaos-ext: error: {error}", file=sys.stderr)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,32 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *needed: str) -> No
     assert status == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(word in line for word in needed), line
+
+
+COMMAND = """
+import sys
+from chaos_ext import cli
+from chaos_ext.experiments import fig1
+fig1._QUICK_STEPS = int(sys.argv[1])
+if __name__ == "__main__":
+    sys.exit(cli.main(["reproduce", "fig1", "--quick", *sys.argv[2:]]))
+"""
+
+
+def spawn(tmp_path: Path, steps: int, out: Path, *options: str) -> subprocess.Popen[str]:
+    """The command with ``--resume`` in a process of its own."""
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    command = [sys.executable, str(script), str(steps), "--out", str(out), "--resume", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_progress(process: subprocess.Popen[str], out: Path, deadline: float = 60) -> None:
+    """Until training writes, or the process has ended."""
+    end, before = time.monotonic() + deadline, _written(out)
+    while process.poll() is None and _written(out) == before and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def _written(out: Path) -> list[tuple[str, int]]:
+    return [(p.name, p.stat().st_mtime_ns) for p in sorted(out.glob("parts/*")) if not p.name.startswith(".")]

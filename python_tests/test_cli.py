@@ -50,6 +50,13 @@ def test_values_are_readable(value, text):
     assert cli._readable(value) == text
 
 
+@pytest.mark.parametrize("options", [["-v", "info"], ["info", "-v"], ["-v", "info", "-v"], ["info"]])
+def test_verbose_may_stand_before_or_after_the_command(options):
+    assert cli._parser().parse_args(options).verbose == ("-v" in options)
+    nested = ["reproduce", "fig1"] if options == ["info"] else ["reproduce", "fig1", "--verbose"]
+    assert cli._parser().parse_args(nested).verbose == ("-v" in options)
+
+
 def test_version(capsys):
     assert status("--version") == 0
     assert capsys.readouterr().out.strip() == f"chaos-ext {chaos_ext.__version__}"

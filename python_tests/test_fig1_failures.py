@@ -1,15 +1,11 @@
-"""Runs of ``chaos-ext reproduce fig1`` that diverge or die, and the progress of those that go on."""
+"""Runs of ``chaos-ext reproduce fig1`` that diverge or die."""
 
-import sys
-import time
 from argparse import ArgumentParser
 
 import pytest
 from fig1_command import manifest, read, reproduce
-from terminal import Terminal
 
 from chaos_ext import NonFiniteError
-from chaos_ext.base.progress import Progress
 from chaos_ext.data import load
 from chaos_ext.experiments import fig1, pool, report, unit
 from chaos_ext.experiments.output import OutputFolder, WorkerError
@@ -66,22 +62,3 @@ def test_error_in_a_worker_process_is_reported(tmp_path):
     settings = fig1._settings(parser.parse_args(["--prune", "negative"]), "a fingerprint that the data do not have")
     with pytest.raises(WorkerError, match="data set changed"):
         pool.run_units(settings, load("digits"), None, out, jobs=2, every=1, report=lambda *a: None)
-
-
-def test_progress_is_silent_without_a_terminal(tmp_path, capsys, fake_figures):
-    assert reproduce(tmp_path, "--prune", "none") == 0
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_shows_speed_and_time_left_of_the_work_that_is_left(monkeypatch):
-    pytest.importorskip("tqdm")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress(1000) as progress:
-        progress.report(900, True)
-        time.sleep(0.6)
-        progress.report(10, False)
-    last = terminal.text.split("\r")[-1]
-    assert "910/1000" in last
-    speed = float(last.split("step/s")[0].split(",")[-1])
-    assert 1 < speed < 20  # 10 steps in 0.6 s; with the restored ones it would be 1500

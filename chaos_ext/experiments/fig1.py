@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import math
 import shutil
 import sys
@@ -28,6 +29,8 @@ from .output import METRICS, OutputFolder, UsageError
 from .pool import run_units
 from .rows import COLUMNS
 from .settings import RUNS, Settings
+
+log = logging.getLogger("chaos_ext")
 
 NAME = "fig1"
 HELP = "accuracy and loss of SGD and of SGD with pruned directions"
@@ -116,6 +119,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         UsageError: matplotlib is missing, or the output folder is not one to work in.
         DatasetNotFoundError: the data set's files are missing or damaged.
         WorkerError: a worker process died or raised; the same command with --resume continues.
+        Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
     """
     _require_figures()
     _check_arguments(args, parser)
@@ -174,13 +178,18 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:
 
 
 def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
-    return manifest["status"] != "running" and report.metrics_intact(out, manifest.get("metrics", {}))
+    if manifest["status"] == "running":
+        return False
+    intact = report.metrics_intact(out, manifest["metrics"])
+    if not intact:
+        log.warning("%s is missing, or not the one that was written; it is computed anew", out.path / METRICS)
+    return intact
 
 
 def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
     steps = settings.steps(len(data.y_train))
-    with Progress(steps * len(settings.units)) as progress:
+    with Progress(steps * len(settings.units), lines=NAME) as progress:
         records = run_units(settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report)
     failed = any(r["failure"] for r in records.values())
     return {

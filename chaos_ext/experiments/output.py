@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from .settings import Settings, Unit
 MANIFEST = "manifest.json"
 METRICS = "metrics.csv"
 PARTS = "parts"
+_DIGEST = "sha256"  # of the rest of the manifest
 
 
 class UsageError(Exception):
@@ -72,9 +75,8 @@ class OutputFolder:
             for folder in (self.path, self.parts):
                 for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                     path.unlink()
-            probe = self.path / f"{TEMPORARY_PREFIX}probe"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
         except OSError as error:
             raise UsageError(f"--out {self.path} cannot be written: {error.strerror or error}") from error
 
@@ -86,13 +88,8 @@ class OutputFolder:
         """
         if not any(self.path.iterdir()):
             self.write_manifest({"experiment": experiment, "status": "running", "settings": settings.to_json()})
-        try:
-            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text())
-            stored, found = manifest["settings"], manifest["experiment"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"--out {self.path} holds no run to resume: no readable {MANIFEST}; give another"
-            ) from error
+        manifest = self._read_manifest()
+        stored, found = manifest["settings"], manifest["experiment"]
         if found != experiment:
             raise UsageError(f"--out {self.path} holds a run of {found}, not of {experiment}; give another --out")
         if differences := settings.differences(stored):
@@ -101,8 +98,32 @@ class OutputFolder:
         return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replaces manifest.json, all of it or not at all."""
-        atomic_write(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        """Replaces manifest.json, all of it or not at all; a hash of the rest is its last entry."""
+        atomic_write(self.path / MANIFEST, json.dumps({**manifest, _DIGEST: _digest(manifest)}, indent=1) + "\n")
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.path / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"--out {self.path} holds no run to resume: no readable {MANIFEST}; give another"
+            ) from error
+        whole = isinstance(manifest, dict) and manifest.pop(_DIGEST, None) == _digest(manifest)
+        needed = {"settings": dict, "experiment": str, "status": str}
+        if not whole or not all(isinstance(manifest.get(name), kind) for name, kind in needed.items()):
+            raise UsageError(
+                f"--out {self.path} holds no run to resume: its {MANIFEST} is damaged, edited, or of an older version; "
+                "give another"
+            )
+        own: dict[str, Any] = manifest
+        return own
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of the values, however they are laid out in the file."""
+    plain = {name: value for name, value in manifest.items() if name != _DIGEST}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _lock(handle: int, path: Path) -> None:

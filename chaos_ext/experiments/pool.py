@@ -12,18 +12,22 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 
 from ..data import Dataset, load
+from . import interruption
+from .interruption import Interrupted
 from .output import OutputFolder, WorkerError
 from .settings import Settings, Unit
 from .unit import Report, run_unit
 
 _REPORT_SECONDS = 0.2
+_PATIENCE_SECONDS = 60.0  # with a worker that is asked to end in the middle of a step
 
 
 def run_units(
@@ -45,6 +49,7 @@ def run_units(
 
     Raises:
         WorkerError: a worker process died or raised; finished units and checkpoints are kept.
+        Interrupted: Ctrl-C or SIGTERM came; checkpoints of the last steps were written.
     """
     units = settings.units
     if jobs == 1 or len(units) == 1:
@@ -87,11 +92,33 @@ def _run_parallel(
                     if waiting:
                         busy[pipe] = waiting.popleft()
                         pipe.send(busy[pipe])
+    except Interrupted as stopped:
+        _end(processes)
+        stopped.saved = ", ".join(saved for pipe in busy for saved in _saved(pipe))
+        raise
     finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+        _end(processes)
     return {unit: records[unit] for unit in units}
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Has workers save a checkpoint and end."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_PATIENCE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _saved(pipe: Connection) -> Iterator[str]:
+    """What a worker that has ended told last."""
+    with contextlib.suppress(EOFError, ConnectionError):
+        while pipe.poll():
+            kind, value = pipe.recv()
+            if kind == "saved" and value:
+                yield value
 
 
 def _receive(pipe: Connection, unit: Unit, report: Report) -> dict[str, Any] | None:
@@ -110,8 +137,17 @@ def _receive(pipe: Connection, unit: Unit, report: Report) -> dict[str, Any] | N
 
 
 def _work(pipe: Connection, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
-    """Runs the units that come through the pipe until it breaks."""
+    """Runs the units that come through the pipe until it breaks, or until the parent ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    try:
+        with interruption.handled((signal.SIGTERM,)):
+            _run_waiting(pipe, settings, root, out, every)
+    except Interrupted as interrupted:
+        with contextlib.suppress(ConnectionError):
+            pipe.send(("saved", interrupted.saved))
+
+
+def _run_waiting(pipe: Connection, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
     unfinished = _Throttle(pipe)
     try:
         torch.set_num_threads(settings.threads)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..base.contents import count, parts, refusing
 from ..errors import CheckpointError
 
 # A row describes theta(t), before step t, on the mini-batch of step t; val_* are the exception.
@@ -84,12 +85,14 @@ class RowFile:
         """Drops every row."""
         self.cut_back({"length": 0, "sha256": hashlib.sha256().hexdigest()})
 
-    def cut_back(self, mark: dict[str, Any]) -> None:
-        """Drops everything after the mark.
+    def cut_back(self, mark: Any) -> int:
+        """Drops everything after the mark; returns the number of lines that are left.
 
         Raises:
             CheckpointError: the rows before the mark are not those that it was made of.
         """
+        with refusing(str(self.path)):
+            count("length", parts(mark, ("length", "sha256"))["length"])
         self._file.seek(0)
         kept = self._file.read(mark["length"])
         sha = hashlib.sha256(kept)
@@ -98,6 +101,7 @@ class RowFile:
         self._file.truncate(len(kept))
         self._file.seek(len(kept))
         self._length, self._sha = len(kept), sha
+        return kept.count(b"\n")
 
 
 def _wait_for_lock(handle: int) -> None:

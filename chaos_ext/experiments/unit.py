@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 import chaos_ext as ce
 
+from ..base.contents import UnfitError, count, number, parts, refusing, require
 from ..base.files import read_sealed, write_sealed
 from ..data import BatchOrder, Dataset, batch_hash
 from ..data.batches import derive_seed
 from ..errors import CheckpointError, NonFiniteError, NotConvergedError
 from ..models import MODELS
+from .interruption import Interrupted, between_steps
 from .output import OutputFolder
 from .rows import RowFile, format_row, roll
 from .settings import Settings, Unit
@@ -169,12 +171,38 @@ class Trainer:
         return {name: getattr(self, name) for name in names} | {"steps": self.step, "done": self.done}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes back to the ``state`` of a trainer with the same settings, unit and data."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        """Goes back to the ``state`` of a trainer with the same settings, unit and data.
+
+        Raises:
+            UnfitError: it is not one; the trainer is of no use any more.
+        """
+        self._check(state)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+        except Exception as error:  # each of them raises several kinds
+            raise UnfitError(f"state: {error}") from error
         for name in ("step", "epoch_hashes", "failure", "seconds", "fastest", "near", "zero_tol"):
             setattr(self, name, state[name])
+
+    def _check(self, state: Any) -> None:
+        """Plain values only; model, optimizer and generator check what is theirs."""
+        parts(state, self.state())
+        step, failure, hashes = state["step"], state["failure"], state["epoch_hashes"]
+        count("step", step, 0, self.total)
+        broke_off = failure is not None
+        require(not broke_off or set(parts(failure, ("step", "error"))) == {"step", "error"}, "failure", "two", failure)
+        epochs, rest = divmod(step, self.order.steps_per_epoch)
+        left = broke_off or (step == self.total and rest > 0)
+        whole = isinstance(hashes, list) and all(isinstance(h, str) for h in hashes)
+        require(whole and len(hashes) == epochs + left, "epoch_hashes", f"{epochs + left} hashes", hashes)
+        number("seconds", state["seconds"])
+        fastest = state["fastest"]
+        require(isinstance(fastest, float) and (fastest > 0 if step else True), "fastest", "a time", fastest)
+        require(isinstance(state["near"], list) and len(state["near"]) == 2, "near", "two numbers", state["near"])
+        for value in (*state["near"], *([] if state["zero_tol"] is None else [state["zero_tol"]])):
+            number("near, zero_tol", value)
 
 
 def run_unit(
@@ -192,17 +220,24 @@ def run_unit(
 
     Returns:
         ``Trainer.record()`` at the end.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; a checkpoint of the last step was written.
     """
     with RowFile(out.rows(unit)) as rows:
         trainer = _restore(settings, unit, data, out, rows)
         report(trainer.step, True)
         saved = time.monotonic()
-        while not trainer.done:
-            rows.append(trainer.advance())
-            if trainer.done or time.monotonic() - saved >= every:
-                _save(settings, trainer, out, rows)
-                saved = time.monotonic()
-            report(int(trainer.failure is None), False)
+        with between_steps() as asked_to_end:
+            while not trainer.done:
+                rows.append(trainer.advance())
+                signum = asked_to_end()
+                if trainer.done or signum is not None or time.monotonic() - saved >= every:
+                    _save(settings, trainer, out, rows)
+                    saved = time.monotonic()
+                if signum is not None:
+                    raise Interrupted(signum, f"{unit.name} at step {trainer.step}")
+                report(int(trainer.failure is None), False)
         return trainer.record()
 
 
@@ -217,13 +252,17 @@ def _restore(settings: Settings, unit: Unit, data: Dataset, out: OutputFolder, r
     path = out.checkpoint(unit)
     try:
         content = read_sealed(path)
-        if content["settings"] != settings.to_json() or content["unit"] != unit.name:
-            raise CheckpointError(f"{path}: belongs to another run")
-        rows.cut_back(content["rows"])
-        trainer.load(content["state"])
+        with refusing(str(path)):
+            parts(content, ("settings", "unit", "rows", "state"))
+            own = content["settings"] == settings.to_json() and content["unit"] == unit.name
+            require(own, "checkpoint", f"one of {unit.name} with these settings", content["unit"])
+            trainer.load(content["state"])
+            kept = rows.cut_back(content["rows"])
+            require(kept == trainer.step, "rows", f"{trainer.step}, one a step", kept)
+        return trainer
     except FileNotFoundError:
-        rows.clear()
+        pass
     except CheckpointError as error:
         log.warning("%s; this unit starts anew", error)
-        rows.clear()
-    return trainer
+    rows.clear()
+    return Trainer(settings, unit, data)
