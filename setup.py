@@ -17,6 +17,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -90,6 +92,18 @@ def parse_archs(arch_list: str) -> list[str]:
     return archs
 
 
+def missing_compiler(env: Mapping[str, str]) -> str | None:
+    """None if there is a C++ compiler, else what is missing and what to do."""
+    named = shlex.split(env.get("CXX", ""))[:1]
+    if any(shutil.which(name, path=env.get("PATH")) for name in named or ("c++", "g++")):
+        return None
+    what = f"CXX={named[0]} is not there" if named else "there is none (neither c++ nor g++ on the PATH)"
+    return (
+        f"chaos_ext needs a C++ compiler, and {what}. Install one, then run the same command again: apt install g++, "
+        "dnf install gcc-c++, or conda install gxx; or name one in the variable CXX."
+    )
+
+
 def compiler_version() -> str:
     command = (os.environ.get("CXX") or "c++").split()
     try:
@@ -129,6 +143,7 @@ def main() -> None:
 
     import torch
     from setuptools import setup
+    from setuptools.errors import CompileError
     from torch.utils.cpp_extension import BuildExtension
 
     setting = os.environ.get("CHAOS_EXT_CUDA", "auto").strip().lower()
@@ -150,6 +165,8 @@ def main() -> None:
         """BuildExtension that leaves a record of the build beside the libraries."""
 
         def run(self) -> None:
+            if (missing := missing_compiler(os.environ)) is not None:
+                raise CompileError(missing)  # before torch's check, which speaks of an ABI
             super().run()
             folder = Path(self.get_ext_fullpath("chaos_ext._C")).parent
             if not cuda.build:  # of an earlier build in place

@@ -27,22 +27,26 @@ def build_info() -> dict[str, Any]:
 
     version         of chaos_ext
     torch           running torch;  torch_build: the one whose headers compiled the extension
-    cuda            bool: the CUDA kernels are built and loaded
+    cuda            bool: usable here: the CUDA kernels are built and loaded, and there is a device
     cuda_built      bool: they were built;  cuda_archs: for which architectures, e.g. ["sm_80", "sm_90", "compute_90"]
-    cuda_error      why they are not loaded, or None
+    cuda_loaded     bool: they are loaded;  cuda_error: why they are not, or None
+    cuda_devices    int: how many devices torch sees
     nvcc, compiler  what compiled the libraries
     cpu_capability  the vector instructions the CPU kernels use: "DEFAULT", "AVX2" or "AVX512"
     """
     config = _ops.BUILD_CONFIG
     built = Path(__file__).with_name("_C_cuda.abi3.so").exists()
+    loaded, devices = _ops.CUDA_ERROR is None, torch.cuda.device_count()
     return {
         "version": __version__,
         "torch": torch.__version__,
         "torch_build": config.get("torch_build", "unknown"),
-        "cuda": _ops.CUDA_ERROR is None,
+        "cuda": loaded and devices > 0,
         "cuda_built": built,
         "cuda_archs": list(config.get("cuda_archs", [])) if built else [],
+        "cuda_loaded": loaded,
         "cuda_error": _ops.CUDA_ERROR,
+        "cuda_devices": devices,
         "nvcc": config.get("nvcc") if built else None,
         "compiler": config.get("compiler", "unknown"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

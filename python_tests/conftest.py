@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import installed  # noqa: F401 -- first: it decides which chaos_ext the others import
 import pytest
 import torch
 from data_files import write_fashion_mnist, write_usps

@@ -34,15 +34,27 @@ def test_build_info() -> None:
     assert re.match(r"\d+\.\d+", info["torch_build"])
     assert info["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert isinstance(info["cuda"], bool)
-    assert info["cuda"] == (info["cuda_error"] is None) == (_ops.CUDA_ERROR is None)
-    assert info["cuda_built"] or not info["cuda"]
+    assert info["cuda_loaded"] == (info["cuda_error"] is None) == (_ops.CUDA_ERROR is None)
+    assert info["cuda_built"] or not info["cuda_loaded"]
+    assert info["cuda_devices"] == torch.cuda.device_count()
     assert all(isinstance(arch, str) for arch in info["cuda_archs"])
     assert bool(info["cuda_archs"]) == info["cuda_built"]
 
 
+@pytest.mark.parametrize(("error", "devices"), [(None, 0), (None, 1), ("not built", 2)])
+def test_cuda_is_usable_only_with_kernels_and_a_device(
+    monkeypatch: pytest.MonkeyPatch, error: str | None, devices: int
+) -> None:
+    monkeypatch.setattr(_ops, "CUDA_ERROR", error)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    info = chaos_ext.build_info()
+    assert (info["cuda_loaded"], info["cuda_devices"]) == (error is None, devices)
+    assert info["cuda"] == (error is None and devices > 0)
+
+
 def test_cuda_is_loaded_only_where_torch_has_it() -> None:
     if torch.version.cuda is None:
-        assert not chaos_ext.build_info()["cuda"]
+        assert not chaos_ext.build_info()["cuda_loaded"]
         assert "has no CUDA" in _ops.CUDA_ERROR or "not built" in _ops.CUDA_ERROR
 
 
@@ -107,6 +119,17 @@ def test_cuda_home(setup_py: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch()
     assert setup_py.find_cuda_home({}, str(tmp_path)) == str(tmp_path)
+
+
+def test_a_missing_compiler_is_named_with_the_remedy(setup_py: ModuleType, tmp_path: Path) -> None:
+    empty = {"PATH": str(tmp_path)}
+    assert "apt install g++" in setup_py.missing_compiler(empty)
+    assert "CXX=clang++-99 is not there" in setup_py.missing_compiler({**empty, "CXX": "clang++-99 -stdlib=libc++"})
+    compiler = tmp_path / "g++"
+    compiler.touch(0o755)
+    assert setup_py.missing_compiler(empty) is None
+    assert setup_py.missing_compiler({**empty, "CXX": f"'{compiler}' -O2"}) is None
+    assert setup_py.missing_compiler({**empty, "CXX": "nowhere/g++"}) is not None
 
 
 def test_nvcc_version(setup_py: ModuleType, tmp_path: Path) -> None:

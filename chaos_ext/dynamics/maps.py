@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +12,57 @@ from ..base.progress import Progress
 from ..errors import NonFiniteError
 from .benettin import Benettin, check_count, check_every, start_block
 from .result import LyapunovResult, ordered, result_of
+
+
+@overload
+def lyapunov_spectrum(
+    step: Callable[[Tensor], Tensor],
+    tangent: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    *,
+    steps: int,
+    k: int | None = ...,
+    transient: int = ...,
+    full_output: Literal[False] = ...,
+    qr_every: int | str = ...,
+    gali: bool = ...,
+    seed: int = ...,
+    progress: bool | Callable[[int, int], None] = ...,
+) -> Tensor: ...
+
+
+@overload
+def lyapunov_spectrum(
+    step: Callable[[Tensor], Tensor],
+    tangent: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    *,
+    steps: int,
+    k: int | None = ...,
+    transient: int = ...,
+    full_output: Literal[True],
+    qr_every: int | str = ...,
+    gali: bool = ...,
+    seed: int = ...,
+    progress: bool | Callable[[int, int], None] = ...,
+) -> LyapunovResult: ...
+
+
+@overload
+def lyapunov_spectrum(
+    step: Callable[[Tensor], Tensor],
+    tangent: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    *,
+    steps: int,
+    k: int | None = ...,
+    transient: int = ...,
+    full_output: bool,
+    qr_every: int | str = ...,
+    gali: bool = ...,
+    seed: int = ...,
+    progress: bool | Callable[[int, int], None] = ...,
+) -> Tensor | LyapunovResult: ...
 
 
 def lyapunov_spectrum(
