@@ -33,13 +33,16 @@ LABELS = {
 COLORS = {"sgd": "#000000", "chaotic": "#D55E00", "negative": "#0072B2", "positive": "#009E73"}
 _MORE_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # "chaotic" and "negative" nearly coincide while no eigenvalue passes 2/lr: the dashes leave the other one visible.
-_STYLES = {"negative": (0, (4, 3))}
+# "positive" has a pattern of its own for prints in grey.
+_STYLES = {"negative": (0, (4, 3)), "positive": (0, (8, 1.5, 1.5, 1.5))}
 _METRIC_LABELS = {
     "loss": "training loss",
     "accuracy": "training accuracy",
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy",
 }
+_MAX_RAW = 1000  # of a raw curve that is drawn as it is
+_BINS = 40  # of steps, for the band that stands for a longer one
 _MAX_POINTS = 2000  # of a smoothed curve; more cannot be seen and makes the PDF heavy
 
 _Seed = tuple["NDArray[Any]", "NDArray[Any]"]  # steps, values
@@ -153,7 +156,7 @@ def plot_training(
     raw: bool = True,
     legend: bool = True,
 ) -> Axes:
-    """Draws a metric of training runs over optimizer steps: smoothed curves over faint raw ones.
+    """Draws a metric of training runs over optimizer steps: smoothed curves over what they smooth, faintly.
 
     With several seeds the curve is the mean over seeds of the smoothed curves, in a band from their minimum to their
     maximum. Seeds of different length (a diverged run) are compared over the steps that all of them reached.
@@ -164,7 +167,8 @@ def plot_training(
         metric: column of the CSV, and the label of the y axis.
         window: steps that the moving average spans; 1 draws the values themselves.
         runs: which runs, in drawing order; default all, the known ones first.
-        raw: whether to draw the unsmoothed curves (as pixels, also in vector formats: they have thousands of points).
+        raw: whether to draw the unsmoothed curves. A curve of more than 1000 steps is drawn as a band that holds the
+            middle half of the values of each fortieth of the steps.
         legend: whether to draw the legend.
 
     Returns:
@@ -193,11 +197,8 @@ def plot_training(
 
 def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, raw: bool) -> None:
     np = import_numpy()
-    if raw and window > 1:
-        for steps, values in seeds:
-            # The ink of a raw curve grows with its length: tens of thousands of steps would hide the smoothed ones.
-            faint = min(0.12, max(0.012, 1000 / max(len(steps) * len(seeds), 1)))
-            ax.plot(steps, values, color=color, alpha=faint, linewidth=0.5, rasterized=True, zorder=1)
+    if raw and window > 1 and seeds:
+        _draw_raw(ax, seeds, color)
     label, style = LABELS.get(run, run), _STYLES.get(run, "-")
     length = min((len(s) for s, _ in seeds), default=0)
     if length == 0:
@@ -210,6 +211,21 @@ def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, r
     if len(seeds) > 1:
         band = (smoothed.min(0), smoothed.max(0))
         ax.fill_between(steps, *band, color=color, alpha=0.2, linewidth=0, zorder=2)
+
+
+def _draw_raw(ax: Axes, seeds: list[_Seed], color: str) -> None:
+    """The unsmoothed curves, faintly; long ones would be a wall, so of them the band with the middle half of values."""
+    np = import_numpy()
+    if max(len(steps) for steps, _ in seeds) <= _MAX_RAW:
+        for steps, values in seeds:
+            ax.plot(steps, values, color=color, alpha=0.12, linewidth=0.5, rasterized=True, zorder=1)
+        return
+    steps, values = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
+    order = np.argsort(steps, kind="stable")
+    bins = np.array_split(order, _BINS)
+    centres = [steps[b].mean() for b in bins]
+    low, high = np.transpose([np.quantile(values[b], (0.25, 0.75)) for b in bins])
+    ax.fill_between(centres, low, high, color=color, alpha=0.13, linewidth=0, zorder=1)
 
 
 def figure_training(source: Source, *, window: int = 50, title: str | None = None) -> Figure:

@@ -15,6 +15,7 @@ from chaos_ext.figures import (  # noqa: E402
     LABELS,
     RUNS,
     figure_training,
+    new_axes,
     plot_lle,
     plot_training,
     read_metric,
@@ -153,6 +154,35 @@ def test_long_curves_are_thinned_but_keep_their_ends():
     line = labelled(plot_training({"sgd": values}, window=1))["SGD"]
     assert len(line.get_xdata()) <= 2000
     assert line.get_xydata()[[0, -1]].tolist() == [[0, 0], [36479, 1]]
+
+
+def test_long_raw_curves_are_the_band_of_their_middle_half():
+    """A line through thousands of values of 0, 1/8 .. 1 is a wall that hides the smoothed curves."""
+    values = np.random.default_rng(3).integers(0, 9, (2, 4000)) / 8
+    ax = plot_training({"sgd": values}, window=50, metric="accuracy")
+    assert len(ax.get_lines()) == 1  # the smoothed one
+    raw = min(ax.collections, key=lambda c: c.get_zorder())
+    vertices = raw.get_paths()[0].vertices
+    centre = np.arange(100).mean()  # 4000 / 40 steps, of both seeds
+    heights = vertices[vertices[:, 0] == centre, 1]
+    assert [heights.min(), heights.max()] == np.quantile(values[:, :100], (0.25, 0.75)).tolist()
+    assert raw.get_alpha() < 0.2
+    assert raw.get_zorder() < ax.get_lines()[0].get_zorder()
+    assert len(plot_training({"sgd": values[:, :900]}, window=50).get_lines()) == 3
+    assert not plot_training({"sgd": values[:1]}, window=50, raw=False).collections
+
+
+def test_runs_differ_without_colour(tmp_path):
+    """In grey, the three runs that are not black differ by their dashes: drawn alike, they would be the same pixels."""
+    pixels = set()
+    for run in RUNS[1:]:
+        ax = new_axes()
+        plot_training({run: np.zeros(10)}, ax, raw=False, legend=False)
+        (line,) = ax.get_lines()
+        line.set_color("grey")
+        ax.figure.savefig(tmp_path / "f.png")
+        pixels.add((tmp_path / "f.png").read_bytes())
+    assert len(pixels) == 3
 
 
 def test_runs_chooses_and_orders(metrics):
