@@ -8,6 +8,7 @@ from torch import Tensor
 from chaos_ext import _ops
 
 Lists = tuple[list[Tensor], list[int], list[int], list[float]]
+_node = _ops.NodeRecord
 
 
 def _normal(*shape: int) -> Tensor:
@@ -25,12 +26,12 @@ def _softmax(R: int, C: int) -> list[Tensor]:
 def program(name: str, dtype: torch.dtype = torch.float64) -> tuple[int, Lists]:
     """P and the lists of a program."""
     P, operands, values, nodes, factors = _PROGRAMS[name]()
-    assert len(factors) == len(nodes) // 3
+    assert len(_ops.records(_ops.FactorRecord, factors)) == len(_ops.records(_node, nodes))
     return P, ([t.to(dtype) for t in operands], values, nodes, factors)
 
 
 def _one_layer() -> tuple:
-    nodes = [_ops.LINEAR, -1, -1, 0, 0, 33, _ops.SOFTMAX, 0, -1, -1, -1, -1]
+    nodes = [*_node(_ops.LINEAR, -1, out=0, row_w=0, row_b=33), *_node(_ops.SOFTMAX, 0)]
     return 36, [*_linear(2, 11, 3), *_softmax(2, 3)], [6], nodes, [1.0] * 4
 
 
@@ -38,8 +39,8 @@ def _mlp(R: int = 8, bent: bool = True) -> tuple:
     """9-7-5, bias only in the second layer, the activation piecewise linear or not."""
     curved = _normal(7 * R) if bent else torch.empty(0)
     operands = [*_linear(R, 9, 7), _normal(7 * R), curved, *_linear(R, 7, 5), *_softmax(R, 5)]
-    nodes = [_ops.LINEAR, -1, -1, 0, 0, -1, _ops.SCALE, 0, -1, 1, -1, -1]
-    nodes += [_ops.LINEAR, 1, -1, 2, 63, 98, _ops.SOFTMAX, 2, -1, -1, -1, -1]
+    nodes = [*_node(_ops.LINEAR, -1, out=0, row_w=0), *_node(_ops.SCALE, 0, out=1)]
+    nodes += [*_node(_ops.LINEAR, 1, out=2, row_w=63, row_b=98), *_node(_ops.SOFTMAX, 2)]
     return 103, operands, [7 * R, 7 * R, 5 * R], nodes, [1.0] * 8
 
 
@@ -47,14 +48,14 @@ def _residual() -> tuple:
     """z = A x + a, then 0.5 z - 2 B z + constant, then C: B has no bias, C's weight is frozen, a loss by elements."""
     R = 5
     operands = [*_linear(R, 3, 4), *_linear(R, 4, 4), *_linear(R, 4, 2), _normal(R * 2)]
-    nodes = [_ops.LINEAR, -1, -1, 0, 4, 0, _ops.LINEAR, 0, -1, 1, 16, -1]
-    nodes += [_ops.SUM, 0, 1, 2, -1, -1, _ops.SUM, 2, -1, 3, -1, -1, _ops.LINEAR, 3, -1, 4, -1, 32]
-    nodes += [_ops.DIAGONAL, 4, -1, -1, -1, -1]
+    nodes = [*_node(_ops.LINEAR, -1, out=0, row_w=4, row_b=0), *_node(_ops.LINEAR, 0, out=1, row_w=16)]
+    nodes += [*_node(_ops.SUM, 0, 1, out=2), *_node(_ops.SUM, 2, out=3), *_node(_ops.LINEAR, 3, out=4, row_b=32)]
+    nodes += _node(_ops.DIAGONAL, 4)
     return 34, operands, [4 * R] * 4 + [2 * R], nodes, [1.0, 1.0, 1.0, 1.0, 0.5, -2.0, 3.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def _only_bias() -> tuple:
-    nodes = [_ops.LINEAR, -1, -1, 0, -1, 0, _ops.DIAGONAL, 0, -1, -1, -1, -1]
+    nodes = [*_node(_ops.LINEAR, -1, out=0, row_b=0), *_node(_ops.DIAGONAL, 0)]
     return 4, [*_linear(3, 2, 4), torch.empty(0)], [12], nodes, [1.0, 1.0, 0.7, 1.0]
 
 
@@ -72,13 +73,11 @@ PROGRAMS = list(_PROGRAMS)
 def parameters(nodes: list[int], operands: list[Tensor]) -> list[tuple[int, int]]:
     """(first row, rows) of the parameters that the nodes own."""
     places, start = [], 0
-    counts = {_ops.LINEAR: 3, _ops.SCALE: 2, _ops.SUM: 0, _ops.SOFTMAX: 2, _ops.DIAGONAL: 1}
-    for n in range(len(nodes) // 6):
-        kind, *_, row_w, row_b = nodes[6 * n : 6 * n + 6]
-        if kind == _ops.LINEAR:
+    for node in _ops.records(_node, nodes):
+        if node.kind == _ops.LINEAR:
             O, I = operands[start + 1].shape
-            places += [(row, size) for row, size in ((row_w, O * I), (row_b, O)) if row >= 0]
-        start += counts[kind]
+            places += [(row, size) for row, size in ((node.row_w, O * I), (node.row_b, O)) if row >= 0]
+        start += _ops.OPERANDS[node.kind]
     return places
 
 
@@ -90,10 +89,10 @@ def slots(name: str, P: int, places: list[tuple[int, int]], dtype: torch.dtype) 
     vectors, numbers, coefficients, S = [], [], [], P
     for n, (first, size) in enumerate(places):
         kind = KINDS[name] if KINDS[name] > 0 else (_ops.MOMENTUM, _ops.PLAIN, _ops.ADAM)[n % 3]
-        buffers = [S + i * size for i in range({_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}[kind])]
+        buffers = [S + i * size for i in range(_ops.BUFFERS[kind])]
         S += size * len(buffers)
-        numbers += [kind, first, size, *(*buffers, 0, 0)[:2]]
-        coefficients += torch.randn(7, dtype=torch.float64).tolist()
+        numbers += _ops.SlotRecord(kind, first, size, *buffers)
+        coefficients += torch.randn(len(_ops.CoefficientRecord._fields), dtype=torch.float64).tolist()
         if kind == _ops.ADAM:
             vectors += [torch.randn(size).to(dtype) for _ in range(3)]
     return S, (vectors, numbers, coefficients)

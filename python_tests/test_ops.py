@@ -112,6 +112,7 @@ def _transposed(x: Tensor) -> Tensor:
 
 # operator, index of the argument, what it becomes, the message
 BAD: list[tuple[str, int, Callable[[Any], Any], str]] = [
+    ("use_huge_pages_", 0, _transposed, r"expected t contiguous"),
     ("activation", 0, _transposed, r"expected z contiguous .* strides \[1, 3\]"),
     ("activation", 1, lambda _: 12, r"expected kind in \[0, 12\), got 12"),
     ("norm_tangent_", 0, lambda x: x[0], r"expected out with 4 dimensions, got \[3, 4, 5\]"),
@@ -190,7 +191,7 @@ def test_runs_under_compile_and_fake_tensors() -> None:
         a, _, d2 = _ops.activation(torch.empty(5, 6), _ops.RELU)
         assert a.shape == (5, 6)
         assert d2.shape == (0,)
-        loss, delta, _ = _ops.cross_entropy(torch.empty(5, 6, dtype=torch.float64), torch.empty(5, 6))
+        loss, delta, _ = _ops.cross_entropy(*(torch.empty(5, 6, dtype=torch.float64) for _ in range(2)))
         assert loss.shape == ()
         assert delta.dtype == torch.float64
 

@@ -1,9 +1,13 @@
 """tangent_product and tangent_update_ against their twins, which form every product as a matrix."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from sweeps import KINDS, PROGRAMS, parameters, program, slots
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from chaos_ext import _ops, reference
 
@@ -98,7 +102,9 @@ def test_no_columns(device: torch.device) -> None:
     assert _ops.tangent_update_(Y, None, *lists, *last).shape == (1, 0)
 
 
-def test_broken_lists_are_refused() -> None:
+@pytest.mark.parametrize("fake", [False, True])
+def test_broken_lists_are_refused(fake: bool) -> None:
+    """By the real kernel and by the fake one, with the same message."""
     P, (operands, values, nodes, factors) = program("MLP")
     S, (vectors, numbers, coefficients) = slots("mixed", P, parameters(nodes, operands), torch.float64)
     Y = torch.randn(S, 3, dtype=torch.float64)
@@ -107,7 +113,12 @@ def test_broken_lists_are_refused() -> None:
     def changed(items: list, at: int, value: object) -> list:
         return [value if i == at else x for i, x in enumerate(items)]
 
-    product, update = _ops.tangent_product, _ops.tangent_update_
+    mode = FakeTensorMode()
+
+    def on(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args: operator(*tree_map_only(Tensor, mode.from_tensor, args)) if fake else operator(*args)
+
+    product, update = on(_ops.tangent_product), on(_ops.tangent_update_)
     lists = (operands, values, nodes, factors)
     last = (vectors, numbers, coefficients)
     for match, call in (

@@ -1,45 +1,46 @@
 """The native operators as typed Python functions: the only package that names ``torch.ops.chaos_ext``.
 
-One module a folder of csrc/; ``library`` loads the compiled code first.
+One module a folder of csrc/; ``library`` loads the compiled code first, ``layout`` is what both sides must agree on.
 
 Index legend: N batch, C classes, k tangent columns, O/I output/input features, P parameters, q rank. Formulas: csrc/.
 None of the operators is differentiable: the derivatives are what they compute.
 """
 
-from .dynamics import (
-    ADAM,
-    DIAGONAL,
-    LINEAR,
-    MAX_NODES,
-    MAX_SLOTS,
-    MOMENTUM,
-    PLAIN,
-    SCALE,
-    SOFTMAX,
-    SUM,
-    projected_sgd_,
-    tangent_product,
-    tangent_update_,
-)
+from .dynamics import projected_sgd_, tangent_product, tangent_update_
 from .hessian import hessian_block_, use_huge_pages_
-from .layers import (
+from .layers import CONV_ROLES, activation, conv_lanes_, norm_tangent_, norm_tangent_backward_
+from .layout import (
+    ADAM,
+    BUFFERS,
     CELU,
+    DIAGONAL,
     ELU,
     GELU_ERF,
     GELU_TANH,
     HARDTANH,
     LEAKY_RELU,
+    LINEAR,
+    MAX_NODES,
+    MAX_SLOTS,
+    MOMENTUM,
+    OPERANDS,
     PIECEWISE_LINEAR,
+    PLAIN,
     RELU,
+    SCALE,
     SELU,
     SIGMOID,
     SILU,
+    SOFTMAX,
     SOFTPLUS,
+    SUM,
     TANH,
-    activation,
-    conv_lanes_,
-    norm_tangent_,
-    norm_tangent_backward_,
+    UPDATE_CHUNKS,
+    CoefficientRecord,
+    FactorRecord,
+    NodeRecord,
+    SlotRecord,
+    records,
 )
 from .library import BUILD_CONFIG, CUDA_ERROR
 from .losses import bce_with_logits, cross_entropy, cross_entropy_labels, cross_entropy_tangent, mse
@@ -47,8 +48,10 @@ from .spectrum import tridiagonal_apply, tridiagonal_ql, tridiagonalise
 
 __all__ = [
     "ADAM",
+    "BUFFERS",
     "BUILD_CONFIG",
     "CELU",
+    "CONV_ROLES",
     "CUDA_ERROR",
     "DIAGONAL",
     "ELU",
@@ -60,6 +63,7 @@ __all__ = [
     "MAX_NODES",
     "MAX_SLOTS",
     "MOMENTUM",
+    "OPERANDS",
     "PIECEWISE_LINEAR",
     "PLAIN",
     "RELU",
@@ -71,6 +75,11 @@ __all__ = [
     "SOFTPLUS",
     "SUM",
     "TANH",
+    "UPDATE_CHUNKS",
+    "CoefficientRecord",
+    "FactorRecord",
+    "NodeRecord",
+    "SlotRecord",
     "activation",
     "bce_with_logits",
     "conv_lanes_",
@@ -82,6 +91,7 @@ __all__ = [
     "norm_tangent_",
     "norm_tangent_backward_",
     "projected_sgd_",
+    "records",
     "tangent_product",
     "tangent_update_",
     "tridiagonal_apply",

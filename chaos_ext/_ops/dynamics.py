@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import checks
+from .layout import MAX_SLOTS, UPDATE_CHUNKS
 from .library import OPS
+from .sweep_checks import Program, check_given, check_slots
 
 _tangent_product = OPS.tangent_product.default
 _tangent_update_ = OPS.tangent_update_.default
 _projected_sgd_ = OPS.projected_sgd_.default
-
-# Node kinds of a tangent sweep, and what becomes of H y in an update: csrc/dynamics/tangent_program.h.
-LINEAR, SCALE, SUM, SOFTMAX, DIAGONAL = range(5)
-PLAIN, MOMENTUM, ADAM = 1, 2, 3
-MAX_NODES = MAX_SLOTS = 64
 
 
 def tangent_product(
@@ -24,16 +22,21 @@ def tangent_product(
 ) -> Tensor:
     """H Y [P, k] by one sweep of the nodes of a tape, in blocks of columns; Y with contiguous rows.
 
-    ``values``: rows of each value's tangent. ``nodes``: kind, in, in2, out, row_w, row_b of each node, the loss last
-    (-1: constant); ``factors``: alpha, beta of each. ``operands`` in their order: LINEAR a [R, I], W [O, I], delta
-    [R, O]; SCALE phi' and phi'' delta (or empty); SUM none (alpha in + beta in2); SOFTMAX p [R, C], s [R]; DIAGONAL
-    the curvature (or empty: alpha).
+    ``values``: rows of each value's tangent. ``nodes``: a NodeRecord each, the loss last; ``factors``: a FactorRecord
+    each. ``operands`` in their order: LINEAR a [R, I], W [O, I], delta [R, O]; SCALE phi' and phi'' delta (or empty);
+    SUM none (alpha first + beta second); SOFTMAX p [R, C], s [R]; DIAGONAL the curvature (or empty: alpha).
     """
     return _tangent_product(Y, operands, values, nodes, factors)
 
 
 @torch.library.register_fake("chaos_ext::tangent_product")
-def _tangent_product_fake(Y: Tensor, *args: object) -> Tensor:
+def _tangent_product_fake(
+    Y: Tensor, operands: Sequence[Tensor], values: Sequence[int], nodes: Sequence[int], factors: Sequence[float]
+) -> Tensor:
+    op = "tangent_product"
+    checks.floating(op, "Y", Y)
+    checks.columns(op, "Y", Y)
+    Program(op, Y, operands, values, nodes, factors).check_product()
     return Y.new_empty(Y.shape)
 
 
@@ -50,17 +53,42 @@ def tangent_update_(
 ) -> Tensor:
     """Y [S, k] <- J Y in place; returns partial sums of squares [c, k] of the new columns.
 
-    HY [P, k], or None and the nodes as in ``tangent_product``. ``slots``: kind, first, rows, buffer, buffer of each
-    parameter. ``coefficients``: decay, mu, c1, e1, e2, b2, keep. With K = H y + decay d: PLAIN d - e1 K; MOMENTUM
-    v' = mu v + c1 K, d - e1 K - e2 v'; ADAM also u' = b2 u + q K, keep d - A v' + B u', with q, A, B [rows] in
-    ``vectors``.
+    c = 1, but UPDATE_CHUNKS for every MAX_SLOTS slots on the GPU with HY. HY [P, k], or None and the nodes as in
+    ``tangent_product``. ``slots``: a SlotRecord each parameter, ``coefficients``: a CoefficientRecord each. With
+    K = H y + decay d: PLAIN d - e1 K; MOMENTUM v' = mu v + c1 K, d - e1 K - e2 v'; ADAM also u' = b2 u + q K,
+    keep d - A v' + B u', with q, A, B [rows] in ``vectors``.
     """
     return _tangent_update_(Y, HY, operands, values, nodes, factors, vectors, slots, coefficients)
 
 
 @torch.library.register_fake("chaos_ext::tangent_update_")
-def _tangent_update_fake(Y: Tensor, *args: object) -> Tensor:
-    return Y.new_empty(1, Y.shape[1])
+def _tangent_update_fake(
+    Y: Tensor,
+    HY: Tensor | None,
+    operands: Sequence[Tensor],
+    values: Sequence[int],
+    nodes: Sequence[int],
+    factors: Sequence[float],
+    vectors: Sequence[Tensor],
+    slots: Sequence[int],
+    coefficients: Sequence[float],
+) -> Tensor:
+    op = "tangent_update_"
+    checks.floating(op, "Y", Y)
+    checks.columns(op, "Y", Y)
+    own = check_slots(op, Y, vectors, slots, coefficients)
+    program = Program(op, Y, operands, values, nodes, factors)
+    if HY is None:
+        program.check_update(own)
+    else:
+        check_given(op, HY, Y, own, len(program.nodes))
+    return Y.new_empty(_partial_sums(Y, HY is not None, len(own)), Y.shape[1])
+
+
+def _partial_sums(Y: Tensor, given: bool, slots: int) -> int:
+    """Rows of an update's sums of squares: on the GPU each of the launches that H y given takes leaves several."""
+    launches = (slots + MAX_SLOTS - 1) // MAX_SLOTS
+    return launches * UPDATE_CHUNKS if given and Y.device.type == "cuda" and Y.shape[1] > 0 else 1
 
 
 def projected_sgd_(
@@ -85,5 +113,35 @@ def projected_sgd_(
 
 
 @torch.library.register_fake("chaos_ext::projected_sgd_")
-def _projected_sgd_fake(*args: object) -> None:
-    return None
+def _projected_sgd_fake(
+    param: Tensor,
+    grad: Tensor,
+    L: Tensor,
+    R: Tensor,
+    buf: Tensor | None,
+    first: bool,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    op = "projected_sgd_"
+    checks.floating(op, "param", param)
+    checks.contiguous(op, "param", param)
+    checks.elementwise(op, "grad", grad, "param", param)
+    checks.dim(op, "L", L, 2)
+    checks.dim(op, "R", R, 2)
+    checks.operand(op, "L", L, "param", param, L.shape)
+    checks.operand(op, "R", R, "param", param, (L.shape[1], R.shape[1]))
+    checks.expect(
+        L.shape[0] * R.shape[1] == param.numel(),
+        f"{op}: expected L [O, q] and R [q, I] with O I = {param.numel()}, got {list(L.shape)} and {list(R.shape)}",
+    )
+    checks.expect(
+        buf is not None or (momentum == 0 and not nesterov),
+        f"{op}: expected buf with momentum or nesterov, got none with momentum {momentum}",
+    )
+    if buf is not None:
+        checks.elementwise(op, "buf", buf, "param", param)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from . import checks
+from .layout import ACTIVATIONS, PIECEWISE_LINEAR
 from .library import OPS
 
 _activation = OPS.activation.default
@@ -12,9 +16,8 @@ _conv_lanes_ = OPS.conv_lanes_.default
 _norm_tangent_ = OPS.norm_tangent_.default
 _norm_tangent_backward_ = OPS.norm_tangent_backward_.default
 
-# Values of ``kind``; the parameters that a kind does not name are ignored.
-RELU, LEAKY_RELU, ELU, SELU, CELU, SIGMOID, TANH, SOFTPLUS, SILU, GELU_ERF, GELU_TANH, HARDTANH = range(12)
-PIECEWISE_LINEAR = frozenset((RELU, LEAKY_RELU, HARDTANH))
+# Of each kind of ``conv_lanes_``: out, lanes, scalars.
+CONV_ROLES = ("ZXW", "ZWX", "XZW", "XWZ", "WZX", "WXZ")
 
 
 def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,6 +31,10 @@ def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> t
 
 @torch.library.register_fake("chaos_ext::activation")
 def _activation_fake(z: Tensor, kind: int, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    op = "activation"
+    checks.floating(op, "z", z)
+    checks.contiguous(op, "z", z)
+    checks.expect(0 <= kind < ACTIVATIONS, f"{op}: expected kind in [0, {ACTIVATIONS}), got {kind}")
     d2 = z.new_empty(0) if kind in PIECEWISE_LINEAR else torch.empty_like(z)
     return torch.empty_like(z), torch.empty_like(z), d2
 
@@ -52,8 +59,43 @@ def conv_lanes_(
 
 
 @torch.library.register_fake("chaos_ext::conv_lanes_")
-def _conv_lanes_fake(*args: object) -> None:
-    return None
+def _conv_lanes_fake(
+    out: Tensor,
+    scalars: Tensor,
+    lanes: Tensor,
+    kind: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    accumulate: bool,
+) -> None:
+    op = "conv_lanes_"
+    checks.expect(0 <= kind < len(CONV_ROLES), f"{op}: expected kind in 0..5, got {kind}")
+    checks.floating(op, "out", out)
+    for arg, t, axes in (("out", out, 5), ("scalars", scalars, 4), ("lanes", lanes, 5)):
+        checks.dim(op, arg, t, axes)
+        checks.like(op, arg, t, "out", out)
+        checks.contiguous(op, arg, t)
+    k = out.shape[4]
+    checks.expect(lanes.shape[4] == k, f"{op}: expected lanes with {k} columns like out, got {lanes.shape[4]}")
+    for arg, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        good = len(pair) == 2 and all(x >= least for x in pair)
+        checks.expect(good, f"{op}: expected {arg} of two numbers >= {least}, got {list(pair)}")
+    roles = dict(zip(CONV_ROLES[kind], (out, lanes, scalars), strict=True))
+    _check_channels(op, roles["X"], roles["W"], roles["Z"], groups)
+
+
+def _check_channels(op: str, X: Tensor, W: Tensor, Z: Tensor, groups: int) -> None:
+    O, c, C = W.shape[0], W.shape[1], X.shape[1]
+    checks.expect(
+        groups >= 1 and O % groups == 0 and c * groups == C,
+        f"{op}: expected groups that divide {O} output channels and {C} input channels into {c}, got {groups}",
+    )
+    checks.expect(
+        Z.shape[0] == X.shape[0] and Z.shape[1] == O,
+        f"{op}: expected an output of {X.shape[0]} samples and {O} channels, got {Z.shape[0]} and {Z.shape[1]}",
+    )
 
 
 def norm_tangent_(
@@ -74,8 +116,30 @@ def norm_tangent_(
 
 
 @torch.library.register_fake("chaos_ext::norm_tangent_")
-def _norm_tangent_fake(*args: object) -> None:
-    return None
+def _norm_tangent_fake(
+    out: Tensor,
+    xh: Tensor,
+    r: Tensor,
+    d: Tensor | None,
+    gamma: Tensor | None,
+    dgamma: Tensor | None,
+    dbeta: Tensor | None,
+) -> None:
+    given = {"xh": xh, "r": r, "d": d, "gamma": gamma, "dgamma": dgamma, "dbeta": dbeta}
+    _check_norm("norm_tangent_", out, given)
+
+
+def _check_norm(op: str, out: Tensor, given: dict[str, Tensor | None]) -> None:
+    """Every given operand's shape follows from out [B, G, M, k]."""
+    checks.floating(op, "out", out)
+    checks.dim(op, "out", out, 4)
+    checks.contiguous(op, "out", out)
+    B, G, M, k = out.shape
+    shapes: dict[str, tuple[int, ...]] = {"xh": (B, G, M), "delta": (B, G, M), "r": (G,), "gamma": (G,)}
+    shapes |= {"d": (B, G, M, k), "ddelta": (B, G, M, k)}
+    for arg, t in given.items():
+        if t is not None:
+            checks.operand(op, arg, t, "out", out, shapes.get(arg, (G, k)))
 
 
 def norm_tangent_backward_(
@@ -99,5 +163,18 @@ def norm_tangent_backward_(
 
 
 @torch.library.register_fake("chaos_ext::norm_tangent_backward_")
-def _norm_tangent_backward_fake(*args: object) -> None:
-    return None
+def _norm_tangent_backward_fake(
+    out: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    xh: Tensor,
+    r: Tensor,
+    delta: Tensor,
+    d: Tensor | None,
+    ddelta: Tensor | None,
+    gamma: Tensor | None,
+    dgamma: Tensor | None,
+) -> None:
+    given = {"xh": xh, "r": r, "d": d, "gamma": gamma, "dgamma": dgamma}
+    given |= {"dweight": dweight, "dbias": dbias, "delta": delta, "ddelta": ddelta}
+    _check_norm("norm_tangent_backward_", out, given)

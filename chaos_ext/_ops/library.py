@@ -1,16 +1,19 @@
 """Loads the extension's libraries: ``_C`` (schemas, CPU kernels) always, ``_C_cuda`` where torch itself has CUDA.
 
 A CUDA library that does not load leaves the CPU operators usable; ``CUDA_ERROR`` holds the reason, ``build_info()``
-shows it.
+shows it. A library whose numbers are not those of ``layout`` was compiled from other sources and is refused.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import layout
 
 _FOLDER = Path(__file__).resolve().parents[1]  # the package, where setup.py puts the libraries
 _CONFIG_FILE = _FOLDER / "_build_config.json"
@@ -28,6 +31,7 @@ def _load_cpu() -> None:
         raise ImportError(
             f"chaos_ext: {path} does not load with torch {torch.__version__} (needs 2.10 or later): {error}; {_REMEDY}"
         ) from error
+    _check_layout(path)
 
 
 def _load_cuda() -> str | None:
@@ -45,7 +49,27 @@ def _load_cuda() -> str | None:
         torch.ops.load_library(str(path))
     except OSError as error:
         return str(error)
+    _check_layout(path)
     return None
+
+
+def _check_layout(path: Path) -> None:
+    """Compares what a loaded library was compiled with against ``layout``."""
+    function = getattr(ctypes.CDLL(str(path)), "chaos_ext_layout", None)
+    if function is None:
+        raise ImportError(f"chaos_ext: {path} was compiled from older sources: rebuild it ({_REMEDY})")
+    function.restype = ctypes.c_char_p
+    wrong = _differences(function().decode())
+    if wrong:
+        raise ImportError(f"chaos_ext: {path} was compiled from other sources ({wrong}): rebuild it ({_REMEDY})")
+
+
+def _differences(text: str) -> str:
+    """What ``layout`` and a library's description disagree on."""
+    compiled = {name: int(value) for name, value in (word.split("=") for word in text.split())}
+    own = layout.described()
+    names = [name for name in own | compiled if own.get(name) != compiled.get(name)]
+    return ", ".join(f"{name} is {own.get(name)} in Python, {compiled.get(name)} compiled" for name in names)
 
 
 _load_cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import checks
 from .library import OPS
 
 _cross_entropy = OPS.cross_entropy.default
@@ -21,7 +22,16 @@ def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("chaos_ext::cross_entropy")
 def _cross_entropy_fake(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _check_logits("cross_entropy", z)
+    checks.operand("cross_entropy", "t", t, "z", z, z.shape)
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
+
+
+def _check_logits(op: str, z: Tensor) -> None:
+    checks.floating(op, "z", z)
+    checks.dim(op, "z", z, 2)
+    checks.contiguous(op, "z", z)
+    checks.expect(z.shape[1] > 0 or z.shape[0] == 0, f"{op}: expected z with at least one class, got {list(z.shape)}")
 
 
 def cross_entropy_labels(z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +44,12 @@ def cross_entropy_labels(z: Tensor, y: Tensor, own: float, others: float) -> tup
 
 @torch.library.register_fake("chaos_ext::cross_entropy_labels")
 def _cross_entropy_labels_fake(z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
+    op = "cross_entropy_labels"
+    _check_logits(op, z)
+    checks.dtype(op, "y", y, torch.int64)
+    checks.device(op, "y", y, "z", z)
+    checks.shape(op, "y", y, z.shape[:1])
+    checks.contiguous(op, "y", y)
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
 
 
@@ -44,6 +60,13 @@ def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
 
 @torch.library.register_fake("chaos_ext::cross_entropy_tangent")
 def _cross_entropy_tangent_fake(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
+    op = "cross_entropy_tangent"
+    checks.floating(op, "p", p)
+    checks.dim(op, "p", p, 2)
+    checks.contiguous(op, "p", p)
+    checks.operand(op, "s", s, "p", p, p.shape[:1])
+    checks.dim(op, "dz", dz, 3)
+    checks.operand(op, "dz", dz, "p", p, (*p.shape, dz.shape[2]))
     return torch.empty_like(dz)
 
 
@@ -57,6 +80,14 @@ def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -
 
 @torch.library.register_fake("chaos_ext::bce_with_logits")
 def _bce_with_logits_fake(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    op = "bce_with_logits"
+    checks.floating(op, "z", z)
+    checks.contiguous(op, "z", z)
+    checks.elementwise(op, "y", y, "z", z)
+    for arg, weight in (("w", w), ("pw", pw)):
+        checks.like(op, arg, weight, "z", z)
+        if not (weight.dim() == 1 and weight.shape[0] == 0):
+            checks.elementwise(op, arg, weight, "z", z)
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
 
 
@@ -67,4 +98,7 @@ def mse(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("chaos_ext::mse")
 def _mse_fake(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    checks.floating("mse", "z", z)
+    checks.contiguous("mse", "z", z)
+    checks.elementwise("mse", "y", y, "z", z)
     return z.new_empty(()), torch.empty_like(z)

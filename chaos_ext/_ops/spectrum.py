@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import checks
+from .layout import REFLECTOR_BLOCK
 from .library import OPS
 
 _tridiagonalise = OPS.tridiagonalise.default
@@ -15,7 +17,7 @@ _tridiagonal_apply = OPS.tridiagonal_apply.default
 def tridiagonalise(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """S = Q T Q^T of a symmetric S [n, n] on the CPU: reflectors, and T's diagonal d [n], e [n - 1] in float64.
 
-    Only the lower triangle of S is read. Row i of ``reflectors`` (padded to blocks of 16) is v_i, i numbers and zeros,
+    Only the lower triangle of S is read. Row i of ``reflectors`` (padded to whole blocks) is v_i, i numbers and zeros,
     with Q = H_{n-1} .. H_1, H_i = 1 - 2 v_i v_i^T / |v_i|^2. d is NaN where S is not finite.
     """
     return _tridiagonalise(S)
@@ -23,10 +25,24 @@ def tridiagonalise(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("chaos_ext::tridiagonalise")
 def _tridiagonalise_fake(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    op = "tridiagonalise"
+    checks.floating(op, "S", S)
+    checks.dim(op, "S", S, 2)
     n = S.shape[0]
-    blocks = (n + 15) // 16
-    d, e = (S.new_empty(size, dtype=torch.float64) for size in (n, max(n - 1, 0)))
-    return S.new_empty(16 * blocks, 16 * (blocks | 1)), d, e
+    checks.expect(S.shape[1] == n, f"{op}: expected S square, got {list(S.shape)}")
+    checks.contiguous(op, "S", S)
+    d, e = (S.new_empty(size, dtype=torch.float64) for size in (n, _off_diagonals(n)))
+    return S.new_empty(_padded(n)), d, e
+
+
+def _padded(n: int) -> tuple[int, int]:
+    """Rows and columns of the reflectors of a matrix [n, n]: csrc/spectrum/reflector_shape.h."""
+    blocks = (n + REFLECTOR_BLOCK - 1) // REFLECTOR_BLOCK
+    return REFLECTOR_BLOCK * blocks, REFLECTOR_BLOCK * (blocks | 1)
+
+
+def _off_diagonals(n: int) -> int:
+    return max(n - 1, 0)
 
 
 def tridiagonal_ql(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,6 +56,12 @@ def tridiagonal_ql(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Te
 
 @torch.library.register_fake("chaos_ext::tridiagonal_ql")
 def _tridiagonal_ql_fake(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "tridiagonal_ql"
+    checks.dtype(op, "d", d, torch.float64)
+    checks.dim(op, "d", d, 1)
+    checks.contiguous(op, "d", d)
+    checks.operand(op, "e", e, "d", d, (_off_diagonals(d.shape[0]),))
+    checks.expect(0 <= tol < 1, f"{op}: expected 0 <= tol < 1, got {tol}")
     context = torch.library.get_ctx()
     sweeps, rotations = context.new_dynamic_size(), context.new_dynamic_size()
     order = d.new_empty(d.shape, dtype=torch.int64)
@@ -57,4 +79,21 @@ def tridiagonal_apply(
 def _tridiagonal_apply_fake(
     reflectors: Tensor, order: Tensor, sweeps: Tensor, rotations: Tensor, x: Tensor, transpose: bool
 ) -> Tensor:
+    op = "tridiagonal_apply"
+    checks.floating(op, "reflectors", reflectors)
+    checks.dtype(op, "x", x, torch.float64)
+    checks.dim(op, "x", x, 2)
+    checks.contiguous(op, "x", x)
+    n = x.shape[1]
+    checks.shape(op, "reflectors", reflectors, _padded(n))
+    checks.contiguous(op, "reflectors", reflectors)
+    checks.dtype(op, "order", order, torch.int64)
+    checks.shape(op, "order", order, (n,))
+    checks.contiguous(op, "order", order)
+    checks.dtype(op, "sweeps", sweeps, torch.int64)
+    checks.dim(op, "sweeps", sweeps, 2)
+    checks.shape(op, "sweeps", sweeps, (sweeps.shape[0], 3))
+    checks.contiguous(op, "sweeps", sweeps)
+    checks.dim(op, "rotations", rotations, 2)
+    checks.operand(op, "rotations", rotations, "x", x, (rotations.shape[0], 2))
     return torch.empty_like(x)

@@ -53,9 +53,9 @@ class _Outline:
             self._node(tape, i, offsets)
         self._loss(tape)
 
-    def _append(self, kind: int, inputs: Sequence[int], out: int, rows: tuple[int, int] = (-1, -1)) -> None:
-        first, second = (*inputs, -1)[:2]
-        self.nodes += [kind, first, second, out, *rows]
+    def _append(self, node: _ops.NodeRecord, alpha: float = 1.0, beta: float = 1.0) -> None:
+        self.nodes += node
+        self.factors += _ops.FactorRecord(alpha, beta)
 
     def _value(self, size: int) -> int:
         self.values.append(size)
@@ -63,33 +63,31 @@ class _Outline:
 
     def _node(self, tape: Tape, i: int, offsets: Sequence[int]) -> None:
         node, size = tape.program.nodes[i], tape.values[i + 1].numel()
-        inputs = [self.place[j] for j in node.inputs]
+        first, second = (*(self.place[j] for j in node.inputs), -1)[:2]
         if not tape.program.depends[i + 1]:
             self.place.append(-1)
             return
         if isinstance(node.rule, Reshape):
-            self.place.append(inputs[0])
+            self.place.append(first)
             return
         out = self._value(size)
         self.place.append(out)
         if isinstance(node.rule, Linear):
             w, b = (-1 if s is None else offsets[s] for s in node.rule.slots)
-            self._append(_ops.LINEAR, inputs, out, (w, b))
-            self.factors += [1.0, 1.0]
+            self._append(_ops.NodeRecord(_ops.LINEAR, first, out=out, row_w=w, row_b=b))
             self.readers.append(i)
         elif isinstance(node.rule, Elementwise):
-            self._append(_ops.SCALE, inputs, out)
-            self.factors += [1.0, 1.0]
+            self._append(_ops.NodeRecord(_ops.SCALE, first, out=out))
             self.readers.append(i)
         else:
-            self._append(_ops.SUM, inputs, out)
-            self.factors += node.rule.factors if isinstance(node.rule, Add) else [_factor(node.rule), 0.0]
+            factors = node.rule.factors if isinstance(node.rule, Add) else (_factor(node.rule), 0.0)
+            self._append(_ops.NodeRecord(_ops.SUM, first, second, out), *factors)
 
     def _loss(self, tape: Tape) -> None:
-        softmax = isinstance(tape.loss, SoftmaxLoss)
-        self._append(_ops.SOFTMAX if softmax else _ops.DIAGONAL, [self.place[tape.program.output]], -1)
-        constant = tape.loss.curvature if isinstance(tape.loss, ElementwiseLoss) else 1.0
-        self.factors += [constant if isinstance(constant, float) else 1.0, 1.0]
+        kind = _ops.SOFTMAX if isinstance(tape.loss, SoftmaxLoss) else _ops.DIAGONAL
+        curvature = _constant(tape.loss)
+        logits = self.place[tape.program.output]
+        self._append(_ops.NodeRecord(kind, logits), 1.0 if curvature is None else curvature)
 
 
 def _factor(rule: object) -> float:

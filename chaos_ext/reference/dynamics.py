@@ -50,9 +50,9 @@ def tangent_product(
 class _SweepNode:
     """One node of a tangent sweep, with its operands as matrices."""
 
-    def __init__(self, record: list[int], operands: list[Tensor], alpha: float, beta: float) -> None:
+    def __init__(self, record: _ops.NodeRecord, operands: list[Tensor], factors: _ops.FactorRecord) -> None:
         self.kind, self.a, self.b, self.out, self.row_w, self.row_b = record
-        self.operands, self.alpha, self.beta = operands, alpha, beta
+        self.operands, (self.alpha, self.beta) = operands, factors
 
     def _theta(self, Y: Tensor) -> tuple[Tensor, Tensor]:
         """Tangents of W [O, I, k] and of b [O, k]."""
@@ -110,12 +110,11 @@ class _SweepNode:
 
 
 def _nodes(operands: list[Tensor], nodes: list[int], factors: list[float]) -> list[_SweepNode]:
-    counts = {_ops.LINEAR: 3, _ops.SCALE: 2, _ops.SUM: 0, _ops.SOFTMAX: 2, _ops.DIAGONAL: 1}
     steps, start = [], 0
-    for n in range(len(nodes) // 6):
-        record = list(nodes[6 * n : 6 * n + 6])
-        end = start + counts[record[0]]
-        steps.append(_SweepNode(record, operands[start:end], *factors[2 * n : 2 * n + 2]))
+    pairs = zip(_ops.records(_ops.NodeRecord, nodes), _ops.records(_ops.FactorRecord, factors), strict=True)
+    for record, own in pairs:
+        end = start + _ops.OPERANDS[record.kind]
+        steps.append(_SweepNode(record, operands[start:end], own))
         start = end
     return steps
 
@@ -132,14 +131,14 @@ def tangent_update_(
     coefficients: list[float],
 ) -> Tensor:
     """The product as a matrix, then one slot after the other; returns the sums of squares of all slots' rows [1, k]."""
-    P = sum(slots[5 * n + 2] for n in range(len(slots) // 5))
+    own = _ops.records(_ops.SlotRecord, slots)
+    P = sum(slot.rows for slot in own)
     HY = tangent_product(Y[:P], operands, values, nodes, factors) if HY is None else HY
     rest = list(vectors)
     squares = Y.new_zeros(1, Y.shape[1])
-    for n in range(len(slots) // 5):
-        kind, first, size, *buffers = slots[5 * n : 5 * n + 5]
-        decay, mu, c1, e1, e2, b2, keep = coefficients[7 * n : 7 * n + 7]
-        rows = [slice(b, b + size) for b in (first, *buffers)][: {_ops.PLAIN: 1, _ops.MOMENTUM: 2, _ops.ADAM: 3}[kind]]
+    for slot, numbers in zip(own, _ops.records(_ops.CoefficientRecord, coefficients), strict=True):
+        (kind, first, size, *buffers), (decay, mu, c1, e1, e2, b2, keep) = slot, numbers
+        rows = [slice(b, b + size) for b in (first, *buffers)][: 1 + _ops.BUFFERS[kind]]
         d = Y[rows[0]].clone()
         K = HY[rows[0]] + decay * d
         if kind == _ops.PLAIN:

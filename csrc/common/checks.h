@@ -17,21 +17,12 @@
 #include <string>
 #include <vector>
 
+#include "expect.h"
+
 namespace chaos_ext {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// "[2, 3]"
-template <typename Sizes>
-inline std::string shape_string(const Sizes& sizes) {
-  std::string text = "[";
-  for (const int64_t size : sizes) {
-    if (text.size() > 1) text += ", ";
-    text += std::to_string(size);
-  }
-  return text + "]";
-}
 
 inline std::string device_string(const Tensor& t) {
   const auto device = t.device();

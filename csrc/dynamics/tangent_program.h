@@ -11,6 +11,8 @@ namespace chaos_ext {
 // 32 KB of kernel parameters hold both lists.
 constexpr int kMaxNodes = 64;
 constexpr int kMaxSlots = 64;
+// Partial sums of squares of a launch that updates kMaxSlots slots on the GPU, where H y is given.
+constexpr int kUpdateChunks = 32;
 
 enum NodeKind : int {
   kLinearNode,    // z = W a + b
@@ -58,6 +60,8 @@ enum UpdateKind : int {
   kUpdateKinds,
 };
 
+CHAOS_EXT_HD constexpr int buffers_of(int kind) { return kind == kAdamUpdate ? 2 : kind == kMomentumUpdate ? 1 : 0; }
+
 template <typename T>
 struct UpdateSlot {
   int kind;
@@ -66,7 +70,7 @@ struct UpdateSlot {
   T decay, mu, c1, e1, e2, b2, keep;
   const T *q, *A, *B;  // [rows], of Adam
 
-  CHAOS_EXT_HD_MEMBER int buffers() const { return kind == kAdamUpdate ? 2 : kind == kMomentumUpdate ? 1 : 0; }
+  CHAOS_EXT_HD_MEMBER int buffers() const { return buffers_of(kind); }
 };
 
 template <typename T>

@@ -2,7 +2,8 @@
 //
 //   tangent_product(Y, ...)        H Y [P, k]
 //   tangent_update_(Y, HY, ...)    Y <- J Y by the formulas of tangent_program.h; H Y is given, or swept along the way.
-//                                  Returns partial sums of squares of the new columns [c, k].
+//                                  Returns partial sums of squares of the new columns [c, k]: c = 1, but on the GPU
+//                                  with H Y given kUpdateChunks for every kMaxSlots slots.
 //
 // The nodes are a tape in topological order, the loss last. Forward, for z = W a + b with tangent (V, c):
 //   dz = V a + W da + c,   da = phi'(z) dz,   at the loss d(delta) = (d2 loss/dz2) dz
@@ -18,4 +19,4 @@
 // blocks.
 #pragma once
 
-#include "tangent_lists.h"
+#include "tangent_tensors.h"

@@ -229,7 +229,8 @@ Tensor tangent_product_cpu(const Tensor& Y,                     // [P, k]
   use_huge_pages(out);
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
-    const ProgramBuilder<T> builder(op, Y, {operands, values, nodes, factors});
+    const SweepLists<T> lists = sweep_lists<T>(op, Y, operands, values, nodes, factors);
+    const ProgramBuilder<T> builder(op, Y.size(0), lists);
     const TangentProgram<T>& program = builder.program();
     const UpdateList<T> slots = product_list(program, P);
     if (out.numel() == 0) return;
@@ -256,8 +257,9 @@ Tensor tangent_update_cpu(Tensor& Y,                           // [S, k]
   const Tensor squares = new_empty(Y, {1, k});
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<UpdateSlot<T>> own = read_slots<T>(Y, {vectors, slots, coefficients});
-    const ProgramBuilder<T> builder(op, Y, {operands, values, nodes, factors});
+    const std::vector<UpdateSlot<T>> own = read_slots<T>(S, update_lists<T>(Y, vectors, slots, coefficients));
+    const SweepLists<T> lists = sweep_lists<T>(op, Y, operands, values, nodes, factors);
+    const ProgramBuilder<T> builder(op, Y.size(0), lists);
     const TangentProgram<T>& program = builder.program();
     if (HY) check_given(*HY, Y, own, program.count);
     const UpdateList<T> list = HY ? UpdateList<T>{} : update_list(own, program);

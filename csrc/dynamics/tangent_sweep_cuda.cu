@@ -14,7 +14,6 @@ namespace {
 constexpr int kSweepThreads = 512;  // a multiprocessor may hold one block only
 constexpr int kWidest = 32;         // columns of a thread block: a warp reads one run
 constexpr int kNarrowest = 8;       // 32 bytes, the unit of a memory transaction
-constexpr int64_t kRowChunks = 32;
 
 int max_shared_bytes() {
   int device = 0, bytes = 0;
@@ -71,7 +70,8 @@ Tensor tangent_product_cuda(const Tensor& Y,                     // [P, k]
   const Tensor out = new_empty(Y, {Y.size(0), Y.size(1)});
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
-    const ProgramBuilder<T> builder(op, Y, {operands, values, nodes, factors});
+    const SweepLists<T> lists = sweep_lists<T>(op, Y, operands, values, nodes, factors);
+    const ProgramBuilder<T> builder(op, Y.size(0), lists);
     const UpdateList<T> slots = product_list(builder.program(), Y.size(0));
     if (out.numel() != 0) launch_sweep<T>(builder.program(), slots, Y, Y.size(0), &out, nullptr, scope);
   });
@@ -82,14 +82,13 @@ template <typename T>
 Tensor launch_update(const std::vector<UpdateSlot<T>>& slots, const Tensor& Y, const Tensor& HY,
                      const CudaScope& scope) {
   const int64_t k = Y.size(1), launches = (static_cast<int64_t>(slots.size()) + kMaxSlots - 1) / kMaxSlots;
-  const Tensor squares = new_empty(Y, {launches * kRowChunks, k});
+  const Tensor squares = new_empty(Y, {launches * kUpdateChunks, k});
   for (int64_t n = 0; n < launches; ++n) {
-    UpdateList<T> list;
-    for (size_t i = n * kMaxSlots; i < slots.size() && list.count < kMaxSlots; ++i) list.slot[list.count++] = slots[i];
-    const dim3 grid(grid_size(k, kWidest), kRowChunks);
+    const UpdateList<T> list = part_of(slots, n * kMaxSlots);
+    const dim3 grid(grid_size(k, kWidest), kUpdateChunks);
     tangent_update_kernel<T><<<grid, kThreads, kThreads * sizeof(T), scope.stream()>>>(
         list, mutable_data<T>(Y), row_stride(Y), data<T>(HY), row_stride(HY), k, kWidest,
-        mutable_data<T>(squares) + n * kRowChunks * k);
+        mutable_data<T>(squares) + n * kUpdateChunks * k);
     check_launch();
   }
   return squares;
@@ -108,8 +107,9 @@ Tensor tangent_update_cuda(Tensor& Y,                           // [S, k]
   Tensor squares = new_empty(Y, {1, Y.size(1)});
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<UpdateSlot<T>> own = read_slots<T>(Y, {vectors, slots, coefficients});
-    const ProgramBuilder<T> builder(op, Y, {operands, values, nodes, factors});
+    const std::vector<UpdateSlot<T>> own = read_slots<T>(Y.size(0), update_lists<T>(Y, vectors, slots, coefficients));
+    const SweepLists<T> lists = sweep_lists<T>(op, Y, operands, values, nodes, factors);
+    const ProgramBuilder<T> builder(op, Y.size(0), lists);
     if (HY) check_given(*HY, Y, own, builder.program().count);
     const UpdateList<T> list = HY ? UpdateList<T>{} : update_list(own, builder.program());
     if (Y.size(1) == 0) return;

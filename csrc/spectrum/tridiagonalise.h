@@ -14,15 +14,9 @@
 #pragma once
 
 #include "../common/checks.h"
+#include "reflector_shape.h"
 
 namespace chaos_ext {
-
-constexpr int64_t kBlock = 16;  // rows and columns are padded to whole blocks
-
-inline int64_t padded_rows(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
-
-// Row stride: an odd number of blocks, so that neighbouring rows lie in different sets of a cache.
-inline int64_t padded_stride(int64_t n) { return ((n + kBlock - 1) / kBlock | 1) * kBlock; }
 
 inline Tensor new_double(const Tensor& like, std::initializer_list<int64_t> shape) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()),

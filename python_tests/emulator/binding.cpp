@@ -19,7 +19,7 @@
 #include "losses/bce.cuh"
 #include "losses/cross_entropy.cuh"
 #include "losses/mse.cuh"
-#include "tangent_lists.h"
+#include "tangent_operands.h"
 
 namespace py = pybind11;
 using namespace chaos_ext;
@@ -165,7 +165,8 @@ void bind_projected_sgd(py::module_& m) {
   });
 }
 
-// Y may have a row stride. in_shared: where the tangents lie; keeps_theta: whether its columns lie there too.
+// With squares it updates Y, else it stores the product. Y may have a row stride. in_shared: where the tangents lie;
+// keeps_theta: whether its columns lie there too.
 template <typename T>
 void bind_tangent_sweep(py::module_& m) {
   using emulator::Arrays;
@@ -174,8 +175,12 @@ void bind_tangent_sweep(py::module_& m) {
            const std::vector<int64_t>& nodes, const std::vector<double>& factors, const Arrays<T>& vectors,
            const std::vector<int64_t>& slots, const std::vector<double>& coefficients, int64_t P, int w, bool in_shared,
            bool keeps_theta, Maybe<T> result, Maybe<T> squares, int threads) {
-          const auto program = emulator::tangent_program<T>(operands, values, nodes, factors);
-          const auto list = emulator::update_list<T>(program, vectors, slots, coefficients);
+          const SweepLists<T> lists{emulator::operands_of(operands), values, nodes, factors};
+          const ProgramBuilder<T> builder("tangent_sweep_kernel", Y.shape(0), lists);
+          const TangentProgram<T>& program = builder.program();
+          const UpdateLists<T> updates{emulator::operands_of(vectors), slots, coefficients};
+          const UpdateList<T> list =
+              squares ? update_list(read_slots<T>(Y.shape(0), updates), program) : product_list(program, P);
           const int64_t k = Y.shape(1), rows = std::max<int64_t>(program.scratch_rows, threads / w);
           const auto blocks = static_cast<unsigned>((k + w - 1) / w);
           const int64_t numbers = (in_shared ? rows * w : 0) + (keeps_theta ? P * w : 0);
@@ -191,7 +196,8 @@ void bind_tangent_sweep(py::module_& m) {
   m.def("tangent_update_kernel",
         [](Array<T, 0> Y, const Array<T>& HY, const Arrays<T>& vectors, const std::vector<int64_t>& slots,
            const std::vector<double>& coefficients, int w, Array<T> squares, int threads) {
-          const auto list = emulator::update_list<T>({}, vectors, slots, coefficients);
+          const UpdateLists<T> updates{emulator::operands_of(vectors), slots, coefficients};
+          const UpdateList<T> list = part_of(read_slots<T>(Y.shape(0), updates), 0);
           const int64_t k = Y.shape(1), ld = Y.strides(0) / static_cast<int64_t>(sizeof(T));
           emulator::shared_words().assign((threads * sizeof(T) + 7) / 8, NAN);
           const dim3 grid(static_cast<unsigned>((k + w - 1) / w), static_cast<unsigned>(squares.shape(0)));

@@ -1,0 +1,111 @@
+"""What the fake kernels check, as csrc/common/checks.h does for the real ones: the same names and messages.
+
+<op>: expected <arg> <constraint>, got <value>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float16: "Half",
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.int32: "Int",
+    torch.int64: "Long",
+}
+_SPOKEN = {torch.float64: "float64", torch.int64: "int64"}
+
+
+def expect(condition: bool | torch.SymBool, message: str) -> None:
+    """RuntimeError, as the compiled checks raise, or a condition on sizes that are not known yet."""
+    torch._check(condition, lambda: message)
+
+
+def _name(t: Tensor) -> str:
+    return _NAMES.get(t.dtype, str(t.dtype))
+
+
+def _text(sizes: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def floating(op: str, arg: str, t: Tensor) -> None:
+    expect(
+        t.dtype in (torch.float32, torch.float64), f"{op}: expected {arg} of dtype float32 or float64, got {_name(t)}"
+    )
+
+
+def dtype(op: str, arg: str, t: Tensor, wanted: torch.dtype) -> None:
+    expect(t.dtype == wanted, f"{op}: expected {arg} of dtype {_SPOKEN[wanted]}, got {_name(t)}")
+
+
+def device(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> None:
+    expect(
+        t.device == lead.device,
+        f"{op}: expected {arg} on the device of {lead_arg} ({lead.device}), got {t.device}",
+    )
+
+
+def like(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> None:
+    """Same dtype and device as the leading argument of the operator."""
+    expect(
+        t.dtype == lead.dtype,
+        f"{op}: expected {arg} of the dtype of {lead_arg} ({_name(lead)}), got {_name(t)}",
+    )
+    device(op, arg, t, lead_arg, lead)
+
+
+def contiguous(op: str, arg: str, t: Tensor) -> None:
+    expect(
+        t.is_contiguous(),
+        f"{op}: expected {arg} contiguous (call .contiguous() first), got sizes {_text(t.shape)} "
+        f"with strides {_text(t.stride())}",
+    )
+
+
+def dim(op: str, arg: str, t: Tensor, wanted: int) -> None:
+    expect(t.dim() == wanted, f"{op}: expected {arg} with {wanted} dimensions, got {_text(t.shape)}")
+
+
+def _equal(a: Sequence[int], b: Sequence[int]) -> bool:
+    return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
+
+
+def shape(op: str, arg: str, t: Tensor, wanted: Sequence[int]) -> None:
+    expect(_equal(t.shape, wanted), f"{op}: expected {arg} of shape {_text(wanted)}, got {_text(t.shape)}")
+
+
+def same_shape(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> None:
+    expect(
+        _equal(t.shape, lead.shape),
+        f"{op}: expected {arg} of the shape of {lead_arg} {_text(lead.shape)}, got {_text(t.shape)}",
+    )
+
+
+def elementwise(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> None:
+    """Like the leading argument in everything."""
+    like(op, arg, t, lead_arg, lead)
+    same_shape(op, arg, t, lead_arg, lead)
+    contiguous(op, arg, t)
+
+
+def operand(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor, wanted: Sequence[int]) -> None:
+    """The usual case: dtype, device, shape and contiguity in one line."""
+    like(op, arg, t, lead_arg, lead)
+    shape(op, arg, t, wanted)
+    contiguous(op, arg, t)
+
+
+def columns(op: str, arg: str, t: Tensor) -> None:
+    """Rows of any stride, neighbouring columns."""
+    dim(op, arg, t, 2)
+    rows, k = t.shape
+    good = k <= 1 or (t.stride(1) == 1 and (rows <= 1 or t.stride(0) >= k))
+    expect(
+        good,
+        f"{op}: expected {arg} with contiguous rows (strides [>= k, 1]), got strides {_text(t.stride())}",
+    )

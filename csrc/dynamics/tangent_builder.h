@@ -1,0 +1,151 @@
+// The nodes of a tangent sweep, from lists to the program that the kernels take, with every check. Without torch.
+#pragma once
+
+#include <vector>
+
+#include "tangent_records.h"
+
+namespace chaos_ext {
+
+// Turns the lists into a program. `rows` are those of Y.
+template <typename T>
+class ProgramBuilder {
+ public:
+  ProgramBuilder(const char* op, int64_t rows, const SweepLists<T>& lists) : op_(op), rows_(rows), lists_(lists) {
+    const auto count = static_cast<int64_t>(lists.nodes.size()) / kNodeFields;
+    expect(count <= kMaxNodes && static_cast<int64_t>(lists.nodes.size()) == count * kNodeFields &&
+               static_cast<int64_t>(lists.factors.size()) == count * kNodeFactors,
+           op, ": expected nodes of ", kNodeFields, " numbers and ", kNodeFactors, " factors each, at most ", kMaxNodes,
+           ", got ", lists.nodes.size(), " and ", lists.factors.size());
+    place_values();
+    for (int64_t n = 0; n < count; ++n) program_.node[program_.count++] = read(n);
+    expect(next_ == lists.operands.size(), op, ": expected ", next_, " operands, got ", lists.operands.size());
+    order_backward();
+  }
+
+  const TangentProgram<T>& program() const { return program_; }
+
+ private:
+  using Node = TangentNode<T>;
+
+  void place_values() {
+    for (const int64_t rows : lists_.values) {
+      expect(rows >= 0, op_, ": expected values of at least 0 rows, got ", rows);
+      ValuePlace place;
+      if (rows > 0) place = {program_.scratch_rows, program_.scratch_rows + rows};
+      program_.scratch_rows += 2 * rows;
+      places_.push_back(place);
+    }
+  }
+
+  bool is_value(int64_t value) const { return 0 <= value && value < static_cast<int64_t>(places_.size()); }
+
+  ValuePlace place(int64_t value, int64_t rows, const char* what) const {
+    if (value < 0) return {};
+    expect(is_value(value) && lists_.values[value] == rows, op_, ": expected ", what, " of a node to be a value of ",
+           rows, " rows, got value ", value);
+    return places_[value];
+  }
+
+  const Operand<T>& next() const {
+    expect(next_ < lists_.operands.size(), op_, ": expected more than ", next_, " operands");
+    return lists_.operands[next_];
+  }
+
+  // The next operand, which must have this many numbers (or none where optional).
+  const T* operand(int64_t numbers, bool optional = false) {
+    const Operand<T>& t = next();
+    const int64_t found = t.numel();
+    expect(found == numbers || (optional && found == 0), op_, ": expected operand ", next_, " of ", numbers,
+           " numbers, got ", t);
+    ++next_;
+    return t.data;
+  }
+
+  int64_t size_of_next(int64_t axis) const {
+    const Operand<T>& t = next();
+    expect(t.shape.size() == 2, op_, ": expected operands with 2 dimensions, got ", t);
+    return t.shape[axis];
+  }
+
+  Node read(int64_t n) {
+    const auto f = record<NodeRecord>(lists_.nodes, n);
+    const auto factors = record<FactorRecord>(lists_.factors, n);
+    Node node{};
+    node.kind = static_cast<int>(f.kind);
+    node.row_w = f.row_w, node.row_b = f.row_b;
+    node.alpha = static_cast<T>(factors.alpha), node.beta = static_cast<T>(factors.beta);
+    switch (f.kind) {
+      case kLinearNode: read_linear(node, f); break;
+      case kSoftmaxNode: read_softmax(node, f); break;
+      case kScaleNode:
+      case kSumNode:
+      case kDiagonalNode: read_elementwise(node, f); break;
+      default: expect(false, op_, ": expected node kinds in [0, ", int{kNodeKinds}, "), got ", f.kind);
+    }
+    return node;
+  }
+
+  void read_linear(Node& node, const NodeRecord& f) {
+    node.R = size_of_next(0), node.I = size_of_next(1);
+    node.a = operand(node.R * node.I);
+    node.O = size_of_next(0);
+    node.W = operand(node.O * node.I);
+    node.delta = operand(node.R * node.O);
+    node.in[0] = place(f.first, node.R * node.I, "the input");
+    node.out = place(f.out, node.R * node.O, "the output");
+    check_rows(node.row_w, node.O * node.I);
+    check_rows(node.row_b, node.O);
+    expect(node.out.has(), op_, ": expected a linear node with an output");
+  }
+
+  void check_rows(int64_t first, int64_t rows) const {
+    expect(first < 0 || first + rows <= rows_, op_, ": expected Y with at least ", first + rows, " rows, got ", rows_);
+  }
+
+  void read_softmax(Node& node, const NodeRecord& f) {
+    node.R = size_of_next(0), node.O = size_of_next(1);
+    node.a = operand(node.R * node.O);
+    node.W = operand(node.R);
+    node.in[0] = place(f.first, node.R * node.O, "the logits");
+  }
+
+  void read_elementwise(Node& node, const NodeRecord& f) {
+    const int64_t value = node.kind == kDiagonalNode ? f.first : f.out;
+    expect(is_value(value), op_, ": expected a node's value in [0, ", places_.size(), "), got ", value);
+    node.R = lists_.values[value];
+    node.in[0] = place(f.first, node.R, "an input");
+    node.in[1] = place(f.second, node.R, "an input");
+    node.out = place(f.out, node.R, "the output");
+    if (node.kind == kScaleNode) {
+      node.a = operand(node.R);
+      node.W = operand(node.R, true);
+    } else if (node.kind == kDiagonalNode) {
+      node.a = operand(node.R, true);
+    }
+  }
+
+  // In reverse order, the first node that writes the tangent of a value's cotangent sets it, the others add.
+  void order_backward() {
+    std::vector<bool> written(program_.scratch_rows, false);
+    for (int n = program_.count - 1; n >= 0; --n) {
+      Node& node = program_.node[n];
+      expect(!node.out.has() || written[node.out.e], op_, ": expected every value to reach the loss; node ", n,
+             "'s output does not");
+      for (int i = 0; i < 2; ++i) {
+        if (!node.in[i].has()) continue;
+        node.adds[i] = written[node.in[i].e];
+        written[node.in[i].e] = true;
+      }
+    }
+  }
+
+  const char* op_;
+  int64_t rows_;
+  const SweepLists<T>& lists_;
+  TangentProgram<T> program_;
+  std::vector<ValuePlace> places_;
+  size_t next_ = 0;
+};
+
+}  // namespace chaos_ext
