@@ -1,7 +1,4 @@
-"""The native operators with arguments to check them with (small, odd) and to time them with (beyond the caches).
-
-A large case comes with the bytes that it must read and write at least once, and its floating point operations.
-"""
+"""The native operators with arguments to check them with: small and odd. Those to time them with: gpu_large.py."""
 
 from __future__ import annotations
 
@@ -9,34 +6,52 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from problems import CASES, Problem
+from problems import Problem
 from torch import Tensor
 
 import chaos_ext as ce
 from chaos_ext import _ops
 
 Args = tuple
-Large = tuple[str, Callable[[torch.device], Args], float, float]
 
 
 @dataclass(frozen=True)
 class Operator:
-    """Its name in ``_ops`` and ``reference``, and the indices of the arguments that it writes to."""
+    """One operator, and what of it is compared with its twin.
+
+    Attributes:
+        name: in ``_ops`` and ``reference``.
+        written: indices of the arguments that it writes to.
+        results: indices of the results that are compared; None: all.
+        summed: results are partial sums over axis 0, as many as the device likes.
+        cpu_only: has no CUDA kernel.
+    """
 
     name: str
     written: tuple[int, ...] = ()
+    results: tuple[int, ...] | None = None
+    summed: bool = False
+    cpu_only: bool = False
 
 
 OPERATORS = (
+    Operator("use_huge_pages_", written=(0,)),
     Operator("activation"),
+    Operator("conv_lanes_", written=(0,)),
+    Operator("norm_tangent_", written=(0,)),
+    Operator("norm_tangent_backward_", written=(0, 1, 2)),
     Operator("cross_entropy"),
+    Operator("cross_entropy_labels"),
     Operator("cross_entropy_tangent"),
     Operator("bce_with_logits"),
     Operator("mse"),
     Operator("hessian_block_", written=(0,)),
-    Operator("projected_sgd_", written=(0, 4)),
+    Operator("tridiagonalise", results=(1, 2), cpu_only=True),  # reflectors have any length
+    Operator("tridiagonal_ql", results=(0,), cpu_only=True),  # the twin's sweeps are others
+    Operator("tridiagonal_apply", cpu_only=True),
     Operator("tangent_product"),
-    Operator("tangent_update_", written=(0,)),
+    Operator("tangent_update_", written=(0,), summed=True),
+    Operator("projected_sgd_", written=(0, 4)),
 )
 
 # kind, alpha, beta
@@ -55,12 +70,19 @@ ACTIVATIONS = {
     "hardtanh": (_ops.HARDTANH, -0.5, 1.0),
 }
 SHAPES = [(1, 2), (3, 5), (37, 10), (8, 1025)]
+# Sizes of X, W and Z, stride, padding, dilation, groups
+CONVOLUTIONS = {
+    "plain": ({"X": (2, 3, 5, 6), "W": (4, 3, 3, 2), "Z": (2, 4, 3, 5)}, [1, 1], [0, 0], [1, 1], 1),
+    "groups": ({"X": (3, 4, 6, 5), "W": (6, 2, 3, 3), "Z": (3, 6, 3, 7)}, [2, 1], [1, 2], [1, 1], 2),
+    "dilated": ({"X": (1, 3, 7, 7), "W": (3, 1, 2, 3), "Z": (1, 3, 9, 3)}, [1, 2], [2, 1], [2, 2], 3),
+}
+NORMS = [(3, 4, 5, 16), (2, 3, 7, 1), (1, 5, 6, 70)]
+ORDERS = [1, 2, 5, 20]
 # N, O_s, I_s, O_t, I_t
 BLOCKS = [(1, 1, 1, 1, 1), (3, 2, 5, 4, 3), (8, 7, 33, 5, 17), (17, 3, 65, 9, 21), (40, 20, 50, 10, 20)]
-LARGE_BLOCKS = {"N = 8": (8, 20, 784, 10, 20), "N = 128": (128, 20, 784, 10, 20), "wide": (8, 100, 256, 100, 100)}
 
 
-def _targets(n: int, c: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+def targets(n: int, c: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """Smoothed class probabilities."""
     return torch.rand(n, c, device=device, dtype=dtype).softmax(1) / n
 
@@ -79,7 +101,78 @@ def _activation(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
 
 def _cross_entropy(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
     for n, c in SHAPES:
-        yield f"{n, c}", (torch.randn(n, c, dtype=dtype), _targets(n, c, dtype))
+        yield f"{n, c}", (torch.randn(n, c, dtype=dtype), targets(n, c, dtype))
+
+
+def _cross_entropy_labels(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for n, c in SHAPES:
+        yield f"{n, c}", (torch.randn(n, c, dtype=dtype), torch.randint(-1, c + 1, (n,)), 0.7, 0.1)
+
+
+def _use_huge_pages(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for shape in SHAPES:
+        yield f"{shape}", (torch.randn(shape, dtype=dtype),)
+
+
+def _conv_lanes(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for name, (sizes, *options) in CONVOLUTIONS.items():
+        for kind, roles in enumerate(_ops.CONV_ROLES):
+            out, lanes = (torch.randn(*sizes[r], 5, dtype=dtype) for r in roles[:2])
+            scalars = torch.randn(sizes[roles[2]], dtype=dtype)
+            yield f"{name} kind {kind}", (out, scalars, lanes, kind, *options, kind % 2 == 1)
+
+
+def normalisation(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> tuple[Args, Args]:
+    """Arguments of norm_tangent_ and of norm_tangent_backward_ for entries [B, G, M] and k columns."""
+    B, G, M, k = shape
+
+    def r(*sizes: int) -> Tensor:
+        return torch.randn(sizes, dtype=dtype, device=device)
+
+    x = r(B, G, M)
+    inverse = x.var((0, 2), correction=0).rsqrt()
+    xh = (x - x.mean((0, 2), keepdim=True)) * inverse[:, None]
+    parameters = r(G), r(G, k)
+    forward = (r(*shape), xh, inverse, r(*shape), *parameters, r(G, k))
+    return forward, (r(*shape), r(G, k), r(G, k), xh, inverse, r(B, G, M), r(*shape), r(*shape), *parameters)
+
+
+def _norm_tangent(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for shape in NORMS:
+        args = normalisation(shape, dtype)[0]
+        yield f"{shape}", args
+        yield f"{shape} without parameters", (args[0].clone(), *args[1:4], None, None, None)
+
+
+def _norm_tangent_backward(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for shape in NORMS:
+        args = normalisation(shape, dtype)[1]
+        yield f"{shape}", args
+        yield f"{shape} without parameters", (*(t.clone() for t in args[:3]), *args[3:8], None, None)
+
+
+def _symmetric(n: int, dtype: torch.dtype) -> Tensor:
+    S = torch.randn(n, n, dtype=dtype)
+    return S + S.T
+
+
+def _tridiagonalise(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for n in ORDERS:
+        yield f"{n}", (_symmetric(n, dtype),)
+
+
+def _tridiagonal_ql(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for n in ORDERS:
+        yield f"{n}", (*_ops.tridiagonalise(_symmetric(n, dtype))[1:], 1e-17)
+
+
+def _tridiagonal_apply(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
+    for n in ORDERS:
+        reflectors, d, e = _ops.tridiagonalise(_symmetric(n, dtype))
+        rotations = _ops.tridiagonal_ql(d, e, 1e-17)[1:]
+        for transpose in (False, True):
+            x = torch.randn(3, n, dtype=torch.float64)
+            yield f"{n} {transpose}", (reflectors, *rotations, x, transpose)
 
 
 def _cross_entropy_tangent(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
@@ -149,12 +242,15 @@ def sweep(problem: Problem, dtype: torch.dtype, device: torch.device | None = No
 
 def momentum_slots(problem: Problem) -> Args:
     """The last lists of an update, for momentum: its rows lie behind theta."""
-    places, first = [], 0
+    places: list[int] = []
+    coefficients: list[float] = []
+    first = 0
     for i, o in zip(problem.sizes, problem.sizes[1:], strict=False):
         for size in (o * i, o):
-            places += [_ops.MOMENTUM, first, size, problem.P + first, 0]
+            places += _ops.SlotRecord(_ops.MOMENTUM, first, size, problem.P + first)
+            coefficients += _ops.CoefficientRecord(decay=0.01, mu=0.9, c1=1e-3, e2=1.0)
             first += size
-    return [], places, [0.01, 0.9, 1e-3, 0.0, 1.0, 0.0, 1.0] * (len(places) // 5)
+    return [], places, coefficients
 
 
 SWEEPS = [Problem((3, 2), 1), Problem((9, 7, 5), 4), Problem((33, 12, 10, 4), 17)]
@@ -176,122 +272,21 @@ def _tangent_update(dtype: torch.dtype) -> Iterator[tuple[str, Args]]:
 
 
 _SMALL: dict[str, Callable[[torch.dtype], Iterator[tuple[str, Args]]]] = {
+    "use_huge_pages_": _use_huge_pages,
     "activation": _activation,
+    "conv_lanes_": _conv_lanes,
+    "norm_tangent_": _norm_tangent,
+    "norm_tangent_backward_": _norm_tangent_backward,
     "cross_entropy": _cross_entropy,
+    "cross_entropy_labels": _cross_entropy_labels,
     "cross_entropy_tangent": _cross_entropy_tangent,
     "bce_with_logits": _bce,
     "mse": _mse,
     "hessian_block_": _hessian_block,
+    "tridiagonalise": _tridiagonalise,
+    "tridiagonal_ql": _tridiagonal_ql,
+    "tridiagonal_apply": _tridiagonal_apply,
     "projected_sgd_": _projected_sgd,
     "tangent_product": _tangent_product,
     "tangent_update_": _tangent_update,
-}
-
-
-def large_cases(op: Operator, dtype: torch.dtype) -> Iterator[Large]:
-    """Label, a function that makes the arguments on a device, bytes moved, flops."""
-    yield from _LARGE[op.name](dtype, dtype.itemsize)
-
-
-def _large_activation(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    n = 1 << 26
-    for name in ("relu", "tanh", "softplus", "gelu"):
-        kind = ACTIVATIONS[name]
-        passes = 3 if kind[0] in _ops.PIECEWISE_LINEAR else 4
-        yield name, lambda d, k=kind: (torch.randn(n, dtype=dtype, device=d), *k), passes * n * item, 0.0
-
-
-def _large_cross_entropy(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    for n, c in ((1 << 22, 10), (1 << 16, 1000)):
-
-        def make(d: torch.device, n: int = n, c: int = c) -> Args:
-            return torch.randn(n, c, dtype=dtype, device=d), _targets(n, c, dtype, d)
-
-        yield f"{n} x {c}", make, 4 * n * c * item, 0.0
-
-
-def _large_tangent(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    n, c, k = 4096, 10, 1024
-
-    def make(d: torch.device) -> Args:
-        p, s = _targets(n, c, dtype, d) * n, torch.rand(n, dtype=dtype, device=d)
-        return p, s, torch.randn(n, c, k, dtype=dtype, device=d)
-
-    yield f"{n} x {c} x {k}", make, (2 * k + 1) * n * c * item, 4.0 * k * n * c
-
-
-def _large_bce(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    n = 1 << 25
-
-    def make(d: torch.device) -> Args:
-        return (*(torch.rand(n // 16, 16, dtype=dtype, device=d) for _ in range(4)), 0.3)
-
-    yield f"{n}, weights", make, 6 * n * item, 0.0
-
-
-def _large_mse(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    n = 1 << 26
-    yield f"{n}", lambda d: (*(torch.randn(n, dtype=dtype, device=d) for _ in range(2)), 0.3), 3 * n * item, 0.0
-
-
-def _large_block(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    """Written: every entry of the block, and of its transpose. Flops: each value once, by symmetry."""
-    for label, sizes in LARGE_BLOCKS.items():
-        n, own, other = sizes[0], sizes[1] * (sizes[2] + 1), sizes[3] * (sizes[4] + 1)
-        yield f"one layer, {label}", lambda d, s=sizes: one_layer(s, dtype, d), own * own * item, n * own * own
-        written, flops = 2 * own * other * item, 4 * n * own * other
-        yield f"two layers, {label}", lambda d, s=sizes: two_layers(s, dtype, d), written, flops
-
-
-def _large_sgd(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    o, i, q = 8192, 8192, 16
-
-    def make(d: torch.device, momentum: float) -> Args:
-        param, grad, buf = (torch.randn(o, i, dtype=dtype, device=d) for _ in range(3))
-        L, R = torch.randn(o, q, dtype=dtype, device=d), torch.randn(q, i, dtype=dtype, device=d)
-        return param, grad, L, R, buf if momentum else None, False, 1e-6, momentum, 0.0, 0.0, False, False
-
-    yield "plain, rank 16", lambda d: make(d, 0.0), 3 * o * i * item, 2 * q * o * i
-    yield "momentum, rank 16", lambda d: make(d, 0.9), 5 * o * i * item, 2 * q * o * i
-
-
-def _sweep_flops(problem: Problem) -> float:
-    """Of one column: 4 N |W| of a first layer, 12 N |W| of the others."""
-    sizes = problem.sizes
-    return sum((4 if n == 0 else 12) * problem.batch * sizes[n] * sizes[n + 1] for n in range(len(sizes) - 1))
-
-
-def _large_product(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    for case in ("a", "b"):
-        problem = CASES[case]
-        P = problem.P
-
-        def make(d: torch.device, problem: Problem = problem) -> Args:
-            return torch.randn(problem.P, problem.P, dtype=dtype, device=d), *sweep(problem, dtype, d)[1]
-
-        yield f"({case}) {problem.title}", make, 2 * P * P * item, P * _sweep_flops(problem)
-
-
-def _large_update(dtype: torch.dtype, item: int) -> Iterator[Large]:
-    for case in ("a", "b"):
-        problem = CASES[case]
-        P = problem.P
-
-        def make(d: torch.device, problem: Problem = problem) -> Args:
-            Y = torch.randn(2 * problem.P, problem.P, dtype=dtype, device=d) / problem.P
-            return Y, None, *sweep(problem, dtype, d)[1], *momentum_slots(problem)
-
-        yield f"({case}) {problem.title}, momentum", make, 4 * P * P * item, P * _sweep_flops(problem)
-
-
-_LARGE: dict[str, Callable[[torch.dtype, int], Iterator[Large]]] = {
-    "activation": _large_activation,
-    "cross_entropy": _large_cross_entropy,
-    "cross_entropy_tangent": _large_tangent,
-    "bce_with_logits": _large_bce,
-    "mse": _large_mse,
-    "hessian_block_": _large_block,
-    "projected_sgd_": _large_sgd,
-    "tangent_product": _large_product,
-    "tangent_update_": _large_update,
 }

@@ -66,9 +66,80 @@ def conv_lanes(
     return torch.stack([one(*(t if t is None or t.dim() == 4 else t[..., i] for t in (X, W, Z))) for i in range(k)], -1)
 
 
+def conv_lanes_(
+    out: Tensor,
+    scalars: Tensor,
+    lanes: Tensor,
+    kind: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    accumulate: bool,
+) -> None:
+    roles = _ops.CONV_ROLES[kind]
+    given: dict[str, Tensor | None] = dict(zip(roles, (None, lanes, scalars), strict=True))
+    shapes = {role: tuple(t.shape[:4]) for role, t in zip(roles, (out, lanes, scalars), strict=True)}
+    sizes = shapes["X"], shapes["W"]
+    result = conv_lanes(given["X"], given["W"], given["Z"], sizes, stride, padding, dilation, groups)
+    out.copy_(out + result if accumulate else result)
+
+
 def normalise(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
     """z = gamma (x - mean x) / std x + beta of x [B, G, M] with means over B and M, one gamma and beta a group."""
     centred = x - x.mean((0, 2), keepdim=True)
     z = centred * centred.square().mean((0, 2), keepdim=True).rsqrt()
     z = z if gamma is None else z * gamma[:, None]
     return z if beta is None else z + beta[:, None]
+
+
+def _mean(t: Tensor) -> Tensor:
+    """Over the entries of each group."""
+    return t.mean((0, 2), keepdim=True)
+
+
+def _wide(t: Tensor | None, absent: float) -> Tensor | float:
+    """[G] or [G, k] so that it meets [B, G, M, k]."""
+    return absent if t is None else t.reshape(len(t), 1, -1)
+
+
+def _normalised_tangent(d: Tensor, xh: Tensor, r: Tensor) -> Tensor:
+    """Of xh = r (x - mean x)."""
+    return _wide(r, 1.0) * (d - _mean(d) - xh * _mean(xh * d))
+
+
+def norm_tangent_(
+    out: Tensor,
+    xh: Tensor,
+    r: Tensor,
+    d: Tensor | None,
+    gamma: Tensor | None,
+    dgamma: Tensor | None,
+    dbeta: Tensor | None,
+) -> None:
+    xh, d = xh[..., None], torch.zeros_like(out) if d is None else d
+    out.copy_(_wide(gamma, 1.0) * _normalised_tangent(d, xh, r) + xh * _wide(dgamma, 0.0) + _wide(dbeta, 0.0))
+
+
+def norm_tangent_backward_(
+    out: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    xh: Tensor,
+    r: Tensor,
+    delta: Tensor,
+    d: Tensor | None,
+    ddelta: Tensor | None,
+    gamma: Tensor | None,
+    dgamma: Tensor | None,
+) -> None:
+    """The product rule on r gamma (delta - mean delta - xh mean(xh delta)), with dr = -r^2 mean(xh d)."""
+    d, ddelta = (torch.zeros_like(out) if t is None else t for t in (d, ddelta))
+    xh, delta, wide_r = xh[..., None], delta[..., None], _wide(r, 1.0)
+    dxh, dr = _normalised_tangent(d, xh, r), -(wide_r**2) * _mean(xh * d)
+    inner = delta - _mean(delta) - xh * _mean(xh * delta)
+    tangent = ddelta - _mean(ddelta) - dxh * _mean(xh * delta) - xh * _mean(dxh * delta + xh * ddelta)
+    scale, dscale = wide_r * _wide(gamma, 1.0), dr * _wide(gamma, 1.0) + wide_r * _wide(dgamma, 0.0)
+    out.copy_(dscale * inner + scale * tangent)
+    dweight.copy_((dxh * delta + xh * ddelta).sum((0, 2)))
+    dbias.copy_(ddelta.sum((0, 2)))

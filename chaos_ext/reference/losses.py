@@ -14,6 +14,11 @@ def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return loss, p * t.sum(1, keepdim=True) - t, p
 
 
+def cross_entropy_labels(z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
+    mine = y[:, None] == torch.arange(z.shape[1], device=z.device)
+    return cross_entropy(z, torch.where(mine, z.new_tensor(own), z.new_tensor(others)))
+
+
 def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
     B = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     return torch.einsum("n,ncd,ndk->nck", s, B, dz)
