@@ -1,5 +1,6 @@
-// conv_lanes_ on the CPU. Formulas: conv_lanes.h; the plan: conv_lanes_plan.h. Parallel over (channel or sample, panel
-// of columns): an entry of out belongs to one thread, and its sum has one order whatever their number.
+// conv_lanes_ on the CPU. Formulas: conv_lanes.h; the plan: conv_lanes_plan.h and conv_lanes_unfold.h. Parallel over
+// (channel or sample, panel of columns): an entry of out belongs to one thread, and its sum has one order whatever
+// their number.
 
 #include <torch/csrc/stable/library.h>
 
@@ -7,7 +8,7 @@
 #include <numeric>
 
 #include "../common/cpu_target.h"
-#include "conv_lanes_plan.h"
+#include "conv_lanes_unfold.h"
 
 namespace chaos_ext {
 namespace {
@@ -58,131 +59,143 @@ std::vector<int64_t> scaled(std::vector<int64_t> values, int64_t factor) {
 
 int64_t work_of(const ConvShape& s) { return s.N * s.O * s.positions() * s.Cg * s.taps() * s.k; }
 
-// Kinds 0 (forward: out Z, lanes X) and 2 (out X, lanes Z): the weight is plain.
+// Kinds 0 and 2: the weight is plain, `from` has lanes, `to` is out. lists: the taps at each place of `to`.
 template <typename T>
-void with_plain_weight(const ConvProblem<T>& q, bool forward) {
+void with_plain_weight(const ConvProblem<T>& q, const Side& from, const Side& to, TapLists lists) {
   const ConvShape& s = q.s;
-  const int64_t Og = s.Og(), k = s.k;
-  const int64_t M = forward ? Og : s.Cg, Ko = forward ? s.Cg : Og;
-  const int64_t out_places = forward ? s.positions() : s.pixels(), lane_places = forward ? s.pixels() : s.positions();
-  const int64_t rows = kernels_for(T{}).rows_of(M), K = Ko * s.taps();
-  const std::unique_ptr<T[]> A = weight_in_tiles(s, q.scalars, forward, rows);
-  TapLists lists = forward ? taps_by_position(s) : taps_by_pixel(s);
+  const int64_t k = s.k, M = to.channels, Ko = from.channels, rows = kernels_for(T{}).rows_of(M), K = Ko * s.taps();
+  const std::unique_ptr<T[]> A = weight_in_tiles(s, q.scalars, from, to, rows);
   for (int64_t& tap : lists.tap) tap *= rows;
-  const std::vector<int64_t> c_rows = multiples(M, out_places * k);
+  const std::vector<int64_t> c_rows = multiples(M, to.places() * k);
   for_each_panel<T>(s.N * s.groups, k, work_of(s), [&](int64_t ng, int64_t x0, int64_t x1) {
     GatheredProduct<T> product{};
     product.A = A.get() + ng % s.groups * tiled_size(M, K, rows);
     product.rows = rows, product.a_tile = K * rows, product.a_outer = s.taps() * rows;
-    product.B = q.lanes + ng * Ko * lane_places * k, product.b_outer = lane_places * k;
+    product.B = q.lanes + ng * Ko * from.places() * k, product.b_outer = from.places() * k;
     product.Ko = Ko, product.M = M, product.c_rows = c_rows.data(), product.accumulate = q.accumulate;
-    for (int64_t place = 0; place < out_places; ++place) {
-      const int64_t from = lists.start[place];
-      product.a_taps = lists.tap.data() + from, product.b_taps = lists.row.data() + from;
-      product.Ki = lists.start[place + 1] - from;
-      product.C = q.out + (ng * M * out_places + place) * k;
+    for (int64_t place = 0; place < to.places(); ++place) {
+      const int64_t start = lists.start[place];
+      product.a_taps = lists.tap.data() + start, product.b_taps = lists.row.data() + start;
+      product.Ki = lists.start[place + 1] - start;
+      product.C = q.out + (ng * M * to.places() + place) * k;
       kernels_for(T{}).product(product, x0, x1);
     }
   });
 }
 
-// Kinds 1, 3, 4, 5: the input (of_input) or the cotangent is plain and unfolded; to_weight: out is the weight.
-struct Unfolding {
-  bool of_input, to_weight;
-  int64_t inner, own;          // channels of the plain operand, and products, of one group
-  int64_t image, sample;       // numbers with lanes of one channel, and of one sample
-  int64_t weight, inner_step;  // from one product's weights to the next, and from one inner channel to the next
-
-  Unfolding(const ConvShape& s, bool of_input, bool to_weight) : of_input(of_input), to_weight(to_weight) {
-    const int64_t kernel = s.taps() * s.k;
-    inner = of_input ? s.Cg : s.Og();
-    own = of_input ? s.Og() : s.Cg;
-    image = (of_input ? s.positions() : s.pixels()) * s.k;
-    sample = own * s.groups * image;
-    weight = of_input ? s.Cg * kernel : kernel;
-    inner_step = of_input ? kernel : s.Cg * kernel;
-  }
-
-  // Samples unfolded at a time.
-  int64_t samples(const ConvShape& s, const std::vector<PlaceClass>& classes) const {
-    int64_t places = 0, entries = 0;
-    for (const PlaceClass& own : classes) {
-      places += own.places.size();
-      entries += inner * own.places.size() * own.taps.size();
-    }
-    const int64_t blocked = to_weight ? kBlockedRows / std::max<int64_t>(1, places) : s.N;
-    return std::max<int64_t>(1, std::min({s.N, kUnfoldedSize / std::max<int64_t>(1, entries), blocked}));
-  }
-};
-
-// The product of one class of places with samples n0 to n1 of group g; B and C are those of the group's first product.
+// The products of one class of places with one part, one a channel of the other image: the first, and from one to the
+// next.
 template <typename T>
 struct ClassProduct {
-  GatheredProduct<T> product{};
+  GatheredProduct<T> first{};
+  int64_t b_step, c_step;
   std::unique_ptr<T[]> A;
-  std::vector<int64_t> a_taps, weight_rows, place_rows, c_rows;
+  std::vector<int64_t> a_taps, b_taps, c_rows;
 
-  ClassProduct(const ConvProblem<T>& q, const Unfolding& u, const PlaceClass& own, int64_t g, int64_t n0, int64_t n1) {
-    const ConvShape& s = q.s;
-    const int64_t taps = own.taps.size(), places = own.places.size(), count = (n1 - n0) * places, J = u.inner * taps;
-    const int64_t M = u.to_weight ? J : count, K = u.to_weight ? count : J, inner = u.to_weight ? places : taps;
-    const int64_t rows = kernels_for(T{}).rows_of(M);
-    A = unfolded(s, q.scalars, u.of_input, g, n0, n1, own, u.to_weight, rows);
-    weight_rows = scaled(own.taps, s.k), place_rows = scaled(own.places, s.k), a_taps = multiples(inner, rows);
-    c_rows.resize(M);
-    for (int64_t m = 0; m < M; ++m) {
-      c_rows[m] = u.to_weight ? m / taps * u.inner_step + weight_rows[m % taps]
-                              : m / places * u.sample + place_rows[m % places];
-    }
-    const int64_t weight = g * s.Og() * s.Cg * s.taps() * s.k, images = n0 * u.sample + g * u.own * u.image;
-    product.A = A.get(), product.rows = rows, product.a_tile = K * rows;
-    product.a_outer = inner * rows, product.a_taps = a_taps.data();
-    product.B = q.lanes + (u.to_weight ? images : weight), product.b_outer = u.to_weight ? u.sample : u.inner_step;
-    product.b_taps = u.to_weight ? place_rows.data() : weight_rows.data();
-    product.Ko = u.to_weight ? n1 - n0 : u.inner, product.Ki = inner;
-    product.C = q.out + (u.to_weight ? weight : images), product.c_rows = c_rows.data(), product.M = M;
+  // M rows of K = Ko Ki terms, with A, b_taps and c_rows as they are.
+  void set(int64_t M, int64_t Ko, int64_t Ki, int64_t rows) {
+    a_taps = multiples(Ki, rows);
+    first.A = A.get(), first.rows = rows, first.a_tile = Ko * Ki * rows, first.a_outer = Ki * rows;
+    first.a_taps = a_taps.data(), first.b_taps = b_taps.data(), first.c_rows = c_rows.data();
+    first.M = M, first.Ko = Ko, first.Ki = Ki;
   }
 };
 
-// Samples n0 to n1 of group g.
+int64_t first_weight(const ConvShape& s, const Part& part) { return part.g * s.Og() * s.Cg * s.taps() * s.k; }
+int64_t first_image(const Unfolding& u, const Part& part) {
+  return part.n0 * u.sample + part.g * u.other.channels * u.image;
+}
+
+// Out is the weight, the other image has lanes.
 template <typename T>
-void unfolded_block(const ConvProblem<T>& q, const Unfolding& u, const std::vector<PlaceClass>& classes, int64_t g,
-                    int64_t n0, int64_t n1, bool accumulate) {
+ClassProduct<T> to_weight(const ConvProblem<T>& q, const Unfolding& u, const PlaceClass& own, const Part& part) {
+  const int64_t taps = own.taps.size(), M = u.plain.channels * taps, rows = kernels_for(T{}).rows_of(M);
+  ClassProduct<T> p;
+  p.A = taps_as_rows(q.s, u, part, own, q.scalars, rows);
+  p.b_taps = scaled(own.places, q.s.k), p.c_rows.resize(M);
+  for (int64_t m = 0; m < M; ++m) p.c_rows[m] = m / taps * u.inner_step + own.taps[m % taps] * q.s.k;
+  p.set(M, part.samples(), own.places.size(), rows);
+  p.first.B = q.lanes + first_image(u, part), p.first.b_outer = u.sample, p.b_step = u.image;
+  p.first.C = q.out + first_weight(q.s, part), p.c_step = u.weight;
+  return p;
+}
+
+// Out is the other image, the weight has lanes.
+template <typename T>
+ClassProduct<T> to_image(const ConvProblem<T>& q, const Unfolding& u, const PlaceClass& own, const Part& part) {
+  const int64_t places = own.places.size(), M = part.samples() * places, rows = kernels_for(T{}).rows_of(M);
+  ClassProduct<T> p;
+  p.A = places_as_rows(q.s, u, part, own, q.scalars, rows);
+  p.b_taps = scaled(own.taps, q.s.k), p.c_rows.resize(M);
+  for (int64_t m = 0; m < M; ++m) p.c_rows[m] = m / places * u.sample + own.places[m % places] * q.s.k;
+  p.set(M, u.plain.channels, own.taps.size(), rows);
+  p.first.B = q.lanes + first_weight(q.s, part), p.first.b_outer = u.inner_step, p.b_step = u.weight;
+  p.first.C = q.out + first_image(u, part), p.c_step = u.image;
+  return p;
+}
+
+template <typename T>
+void run_products(const ConvProblem<T>& q, const Unfolding& u, const Part& part, bool accumulate,
+                  const std::vector<ClassProduct<T>>& products) {
   const ConvShape& s = q.s;
-  std::vector<ClassProduct<T>> products;
-  for (const PlaceClass& own : classes) {
-    if (own.taps.empty() && (u.to_weight || accumulate)) continue;
-    products.emplace_back(q, u, own, g, n0, n1);
-    products.back().product.accumulate = accumulate;
-  }
-  for_each_panel<T>(u.own, s.k, work_of(s) / s.groups * (n1 - n0) / s.N, [&](int64_t own, int64_t x0, int64_t x1) {
-    const int64_t of_weight = own * u.weight, of_image = own * u.image;
+  const int64_t work = work_of(s) / s.groups * part.samples() / s.N;
+  for_each_panel<T>(u.other.channels, s.k, work, [&](int64_t own, int64_t x0, int64_t x1) {
     for (const ClassProduct<T>& p : products) {
-      GatheredProduct<T> product = p.product;
-      product.B += u.to_weight ? of_image : of_weight;
-      product.C += u.to_weight ? of_weight : of_image;
+      GatheredProduct<T> product = p.first;
+      product.accumulate = accumulate;
+      product.B += own * p.b_step;
+      product.C += own * p.c_step;
       kernels_for(T{}).product(product, x0, x1);
     }
   });
 }
 
+// Samples unfolded at a time, at most `most` of them.
+int64_t samples_at_once(const ConvShape& s, const Unfolding& u, const std::vector<PlaceClass>& classes, int64_t most) {
+  int64_t entries = 0;
+  for (const PlaceClass& own : classes) entries += u.plain.channels * own.places.size() * own.taps.size();
+  return std::max<int64_t>(1, std::min({s.N, kUnfoldedSize / std::max<int64_t>(1, entries), most}));
+}
+
+// Calls body(part) for all groups and samples.
+template <typename Body>
+void for_each_part(const ConvShape& s, int64_t samples, const Body& body) {
+  for (int64_t g = 0; g < s.groups; ++g) {
+    for (int64_t n0 = 0; n0 < s.N; n0 += samples) body(Part{g, n0, std::min(s.N, n0 + samples)});
+  }
+}
+
+// Kinds 4 and 5.
 template <typename T>
-void with_unfolded(const ConvProblem<T>& q, bool of_input, bool to_weight) {
+void all_to_weight(const ConvProblem<T>& q, const Unfolding& u) {
   const ConvShape& s = q.s;
-  const Unfolding u(s, of_input, to_weight);
   // Sums over places are long: a few zeros at the border cost less than shorter sums.
-  const std::vector<PlaceClass> classes = place_classes(s, of_input, !to_weight);
+  const std::vector<PlaceClass> classes = place_classes(u, false);
   int64_t reached = 0;  // each tap belongs to one class of those that only the stride makes
   for (const PlaceClass& own : classes) reached += static_cast<int64_t>(own.taps.size());
-  const bool clear = to_weight && !q.accumulate && reached < s.taps();
+  const bool clear = !q.accumulate && reached < s.taps();
   if (clear) std::fill_n(q.out, s.O * s.Cg * s.taps() * s.k, T(0));
-  const int64_t samples = u.samples(s, classes);
-  for (int64_t g = 0; g < s.groups; ++g) {
-    for (int64_t n0 = 0; n0 < s.N; n0 += samples) {
-      const bool more = q.accumulate || clear || (to_weight && n0 > 0);
-      unfolded_block(q, u, classes, g, n0, std::min(s.N, n0 + samples), more);
+  const int64_t blocked = kBlockedRows / std::max<int64_t>(1, u.other.places());
+  for_each_part(s, samples_at_once(s, u, classes, blocked), [&](const Part& part) {
+    std::vector<ClassProduct<T>> products;
+    for (const PlaceClass& own : classes) {
+      if (!own.taps.empty()) products.push_back(to_weight(q, u, own, part));
     }
-  }
+    run_products(q, u, part, q.accumulate || clear || part.n0 > 0, products);
+  });
+}
+
+// Kinds 1 and 3. A class without taps is written with zeros.
+template <typename T>
+void all_to_image(const ConvProblem<T>& q, const Unfolding& u) {
+  const std::vector<PlaceClass> classes = place_classes(u, true);
+  for_each_part(q.s, samples_at_once(q.s, u, classes, q.s.N), [&](const Part& part) {
+    std::vector<ClassProduct<T>> products;
+    for (const PlaceClass& own : classes) {
+      if (!own.taps.empty() || !q.accumulate) products.push_back(to_image(q, u, own, part));
+    }
+    run_products(q, u, part, q.accumulate, products);
+  });
 }
 
 void conv_lanes_cpu(Tensor& out,            // [.., k]
@@ -199,13 +212,14 @@ void conv_lanes_cpu(Tensor& out,            // [.., k]
   dispatch_floating(out, [&](auto zero) {
     using T = decltype(zero);
     const ConvProblem<T> q{s, mutable_data<T>(out), data<T>(scalars), data<T>(lanes), accumulate};
+    const Side input = input_side(s), output = output_side(s);
     switch (kind) {
-      case 0: return with_plain_weight(q, true);
-      case 1: return with_unfolded(q, true, false);
-      case 2: return with_plain_weight(q, false);
-      case 3: return with_unfolded(q, false, false);
-      case 4: return with_unfolded(q, true, true);
-      case 5: return with_unfolded(q, false, true);
+      case 0: return with_plain_weight(q, input, output, taps_by_position(s));
+      case 1: return all_to_image(q, unfolded_input(s));
+      case 2: return with_plain_weight(q, output, input, taps_by_pixel(s));
+      case 3: return all_to_image(q, unfolded_output(s));
+      case 4: return all_to_weight(q, unfolded_input(s));
+      case 5: return all_to_weight(q, unfolded_output(s));
     }
   });
 }
