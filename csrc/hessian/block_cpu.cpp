@@ -4,9 +4,9 @@
 // Parallel over (j, units i) for a layer with itself, over (i, columns) and (k, l) for two layers; no two items write
 // the same entry, and rounding does not depend on the number of threads.
 //
-// Two regimes, see BlockPlan. Batch <= 16: the time goes into writing P^2 numbers, so each entry is computed for each
-// of its places (bit for bit equal) and rows are written in long runs, around the caches when H exceeds them. Larger
-// batches: each entry is computed once and written to all its places.
+// Two regimes, see BlockKernels. Batch <= 16: the time goes into writing P^2 numbers, so each entry is computed for
+// each of its places (bit for bit equal) and rows are written in long runs, around the caches when H exceeds them.
+// Larger batches: each entry is computed once and written to all its places.
 
 #include <torch/csrc/stable/library.h>
 
@@ -69,7 +69,7 @@ std::vector<T> with_bias_row(const T* a, int64_t N, int64_t I) {
 }
 
 template <typename T>
-void same_block(BlockPlan<T> plan) {
+void same_block(BlockPlan<T> plan, const BlockWay<T>& way) {
   const BlockProblem<T>& q = plan.q;
   const int64_t O = q.O_s, N = q.N, I = q.I_s;
   std::vector<T> C(O * O * N);
@@ -80,19 +80,20 @@ void same_block(BlockPlan<T> plan) {
   }
   plan.C = C.data();
   const int64_t rows = (q.row.has_weight() ? I : 0) + (q.row.has_bias() ? 1 : 0);
-  run(kernels_for(T{}).same, plan, rows * groups(O, kUnitGroup), std::min(O, kUnitGroup) * O * (I + 1) * (N + 8));
+  run(way.same, plan, rows * groups(O, kUnitGroup), std::min(O, kUnitGroup) * O * (I + 1) * (N + 8));
 }
 
+// group: columns of one item.
 template <typename T>
-void cross_block(BlockPlan<T> plan) {
+void cross_block(BlockPlan<T> plan, const BlockWay<T>& way, int64_t group) {
   const BlockProblem<T>& q = plan.q;
   const std::vector<T> rows_s = with_bias_row(q.a_s, q.N, q.I_s);
   plan.rows_s = rows_s.data();
   const int64_t weights = q.col.has_weight() ? q.O_t * q.I_t : 0, biases = q.col.has_bias() ? q.O_t : 0;
-  const int64_t group = column_group(plan.write_bound), N_work = q.N + 8;
-  run(kernels_for(T{}).direct, plan, q.O_s * (groups(weights, group) + groups(biases, group)),
+  const int64_t N_work = q.N + 8;
+  run(way.direct, plan, q.O_s * (groups(weights, group) + groups(biases, group)),
       (q.I_s + 1) * std::min(group, weights + biases) * N_work);
-  if (!plan.write_bound) return;
+  if (way.mirrored == nullptr) return;
   const std::vector<T> K_t = last_to_front(q.K, q.O_s, q.N, q.O_t), J_t = last_to_front(q.J, q.O_s, q.N, q.I_t);
   const std::vector<T> delta_t = last_to_front(q.delta_t, 1, q.N, q.O_t);
   const std::vector<T> rows_t = q.a_t == nullptr ? std::vector<T>() : with_bias_row(q.a_t, q.N, q.I_t);
@@ -100,7 +101,7 @@ void cross_block(BlockPlan<T> plan) {
   plan.J_t = J_t.data();
   plan.delta_t = delta_t.data();
   plan.rows_t = rows_t.data();
-  run(kernels_for(T{}).mirrored, plan, weights + biases, q.O_s * (q.I_s + 1) * N_work);
+  run(way.mirrored, plan, weights + biases, q.O_s * (q.I_s + 1) * N_work);
 }
 
 void hessian_block_cpu(Tensor& H,                             // [P, P], row stride >= P
@@ -117,12 +118,13 @@ void hessian_block_cpu(Tensor& H,                             // [P, P], row str
     using T = decltype(zero);
     BlockPlan<T> plan{};
     plan.q = block_problem<T>(H, a_s, K, a_t, delta_t, J, d, row, col);
-    plan.write_bound = d.N <= kWriteBoundBatch;
-    plan.stream = plan.write_bound && H.size(0) * H.stride(0) * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    const bool by_rows = d.N <= kWriteBoundBatch;
+    const BlockWay<T>& way = by_rows ? kernels_for(T{}).by_rows : kernels_for(T{}).once;
+    plan.stream = by_rows && H.size(0) * H.stride(0) * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     if (same) {
-      same_block(plan);
+      same_block(plan, way);
     } else {
-      cross_block(plan);
+      cross_block(plan, way, by_rows ? kRowGroup : kOnceGroup);
     }
   });
 }
