@@ -64,7 +64,7 @@ class ProgramBuilder {
 
   int64_t size_of_next(int64_t axis) const {
     const Operand<T>& t = next();
-    expect(t.shape.size() == 2, op_, ": expected operands with 2 dimensions, got ", t);
+    expect(t.dim == 2, op_, ": expected operands with 2 dimensions, got ", t);
     return t.shape[axis];
   }
 

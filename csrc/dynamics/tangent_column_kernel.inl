@@ -44,9 +44,9 @@ inline void all_dots(const T* rows, int64_t ld, int64_t M, const T* x, int64_t n
 
 inline void column_forward(const SweepBlock<T>& q, const TangentNode<T>& n) {
   T* z = q.row(n.out.d);
-  for (int64_t at = 0; at < n.R * n.O; ++at) z[at] = n.row_b < 0 ? T(0) : q.Y[n.row_b + at % n.O];
+  for (int64_t at = 0; at < n.R * n.O; ++at) z[at] = n.row_b < 0 ? T(0) : q.theta[n.row_b + at % n.O];
   for (int64_t o = 0; n.row_w >= 0 && o < n.O; ++o) {
-    all_dots(n.a, n.I, n.R, q.Y + n.row_w + o * n.I, n.I, z + o, n.O);
+    all_dots(n.a, n.I, n.R, q.theta + n.row_w + o * n.I, n.I, z + o, n.O);
   }
   for (int64_t r = 0; n.in[0].has() && r < n.R; ++r) {
     all_dots(n.W, n.I, n.O, q.row(n.in[0].d + r * n.I), n.I, z + r * n.O, 1);
@@ -67,7 +67,7 @@ inline void column_to_input(const SweepBlock<T>& q, const TangentNode<T>& n) {
     if (!n.adds[0]) std::fill(e_in, e_in + n.I, T(0));
     for (int64_t o = 0; o < n.O; ++o) {
       add_multiple(e[o], n.W + o * n.I, n.I, e_in);
-      if (n.row_w >= 0) add_multiple(delta[o], q.Y + n.row_w + o * n.I, n.I, e_in);
+      if (n.row_w >= 0) add_multiple(delta[o], q.theta + n.row_w + o * n.I, n.I, e_in);
     }
   }
 }
@@ -122,7 +122,7 @@ CE_INLINE void finish_as(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t
 inline void column_to_theta(const SweepBlock<T>& q, const TangentNode<T>& n) {
   const T *e = q.row(n.out.e), *da = n.in[0].has() ? q.row(n.in[0].d) : nullptr;
   for (int64_t o = 0; n.row_w >= 0 && o < n.O; ++o) {
-    finish_as(q, q.slots->at(n.row_w), o * n.I, n.I, [&](int64_t i, auto type) __attribute__((always_inline)) {
+    finish_as(q, q.call->slots.at(n.row_w), o * n.I, n.I, [&](int64_t i, auto type) __attribute__((always_inline)) {
       auto h = type;
       for (int64_t r = 0; r < n.R; ++r) {
         h += e[r * n.O + o] * lanes_of(n.a + r * n.I + i, type);
@@ -132,7 +132,7 @@ inline void column_to_theta(const SweepBlock<T>& q, const TangentNode<T>& n) {
     });
   }
   if (n.row_b < 0) return;
-  finish_as(q, q.slots->at(n.row_b), 0, n.O, [&](int64_t o, auto type) __attribute__((always_inline)) {
+  finish_as(q, q.call->slots.at(n.row_b), 0, n.O, [&](int64_t o, auto type) __attribute__((always_inline)) {
     auto h = type;
     for (int64_t r = 0; r < n.R; ++r) h += lanes_of(e + r * n.O + o, type);
     return h;
@@ -143,23 +143,19 @@ inline void column_softmax(const SweepBlock<T>& q, const TangentNode<T>& n) {
   for (int64_t r = 0; r < n.R; ++r) {
     const T *p = n.a + r * n.O, *d = q.row(n.in[0].d + r * n.O);
     T* e = q.row(n.in[0].e + r * n.O);
-    const T base = d[std::max_element(p, p + n.O) - p];
+    const T base = d[most_probable(p, n.O)];
     T mean = T(0);
-    for (int64_t c = 0; c < n.O; ++c) mean += p[c] * (d[c] - base);
-    for (int64_t c = 0; c < n.O; ++c) e[c] = (n.W[r] * p[c]) * ((d[c] - base) - mean);
+    for (int64_t c = 0; c < n.O; ++c) softmax_mean(p[c], d[c], base, mean);
+    for (int64_t c = 0; c < n.O; ++c) softmax_tangent(n.W[r], p[c], d[c], base, mean, e[c]);
   }
 }
 
-// One entry of a node that is neither linear nor the softmax.
+// The entries of a node that is neither linear nor the softmax.
 inline void column_forward_other(const SweepBlock<T>& q, const TangentNode<T>& n) {
   const T *a = n.in[0].has() ? q.row(n.in[0].d) : nullptr, *b = n.in[1].has() ? q.row(n.in[1].d) : nullptr;
   T* z = n.kind == kDiagonalNode ? q.row(n.in[0].e) : q.row(n.out.d);
   for (int64_t i = 0; i < n.R; ++i) {
-    if (n.kind == kSumNode) {
-      z[i] = (a == nullptr ? T(0) : n.alpha * a[i]) + (b == nullptr ? T(0) : n.beta * b[i]);
-    } else {
-      z[i] = (n.a == nullptr ? n.alpha : n.a[i]) * a[i];
-    }
+    z[i] = forward_value(n, i, a == nullptr ? a : a + i, b == nullptr ? b : b + i);
   }
 }
 
@@ -170,8 +166,7 @@ inline void column_backward_other(const SweepBlock<T>& q, const TangentNode<T>& 
     T* to = q.row(n.in[j].e);
     const T* d = q.row(n.in[j].d);
     for (int64_t i = 0; i < n.R; ++i) {
-      T value = (n.kind == kScaleNode ? n.a[i] : j == 0 ? n.alpha : n.beta) * e[i];
-      if (n.kind == kScaleNode && n.W != nullptr) value += n.W[i] * d[i];
+      const T value = backward_value(n, i, j, e[i], d + i);
       to[i] = n.adds[j] ? to[i] + value : value;
     }
   }
@@ -179,7 +174,7 @@ inline void column_backward_other(const SweepBlock<T>& q, const TangentNode<T>& 
 
 // A block with w = 1 and ld = 1.
 inline void sweep(const SweepBlock<T>& q) {
-  const TangentProgram<T>& program = *q.program;
+  const TangentProgram<T>& program = q.call->program;
   for (int i = 0; i < program.count; ++i) {
     const TangentNode<T>& n = program.node[i];
     if (n.kind == kLinearNode) {

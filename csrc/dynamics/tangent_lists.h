@@ -58,6 +58,7 @@ class SlotReader {
            kOp, ": expected slots of ", kSlotFields, " and coefficients of ", kSlotNumbers, " numbers, got ",
            lists_.slots.size(), " and ", lists_.coefficients.size());
     std::vector<UpdateSlot<T>> slots;
+    slots.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
       slots.push_back(slot(record<SlotRecord>(lists_.slots, i), record<CoefficientRecord>(lists_.coefficients, i)));
     }
@@ -91,7 +92,7 @@ class SlotReader {
     expect(next_ < lists_.vectors.size(), kOp, ": expected three vectors for each Adam slot, got ",
            lists_.vectors.size(), " in all");
     const Operand<T>& v = lists_.vectors[next_++];
-    expect(v.shape.size() == 1 && v.shape[0] == rows, kOp, ": expected vectors of shape [", rows, "], got ", v);
+    expect(v.dim == 1 && v.shape[0] == rows, kOp, ": expected vectors of shape [", rows, "], got ", v);
     return v.data;
   }
 

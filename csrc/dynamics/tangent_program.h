@@ -51,6 +51,24 @@ struct TangentProgram {
   TangentNode<T> node[kMaxNodes];
 };
 
+// Row i of the tangent that a node passes on, of its value or, of a diagonal loss, of the cotangent of its input: from
+// the tangents of its inputs, null where constant. Neither linear nor the softmax.
+template <typename T>
+CHAOS_EXT_HD T forward_value(const TangentNode<T>& n, int64_t i, const T* first, const T* second) {
+  if (n.kind == kSumNode) {
+    return (first == nullptr ? T(0) : n.alpha * *first) + (second == nullptr ? T(0) : n.beta * *second);
+  }
+  return (n.a == nullptr ? n.alpha : n.a[i]) * *first;
+}
+
+// Row i of what scale or sum pass back to one of their inputs, with tangent d, from e of their own cotangent.
+template <typename T>
+CHAOS_EXT_HD T backward_value(const TangentNode<T>& n, int64_t i, int input, T e, const T* d) {
+  if (n.kind == kSumNode) return (input == 0 ? n.alpha : n.beta) * e;
+  const T value = n.a[i] * e;
+  return n.W == nullptr ? value : value + n.W[i] * *d;
+}
+
 // h is the slot's part of H y, d its own rows of y, v and u those of its buffers; K = h + decay d.
 enum UpdateKind : int {
   kStoreUpdate,     // out = h

@@ -50,15 +50,18 @@ Record record(const std::vector<Number>& list, int64_t n) {
 template <typename T>
 struct Operand {
   const T* data;
-  std::vector<int64_t> shape;
+  const int64_t* shape;  // the tensor's own
+  int64_t dim;
 
   int64_t numel() const {
     int64_t numbers = 1;
-    for (const int64_t size : shape) numbers *= size;
+    for (int64_t axis = 0; axis < dim; ++axis) numbers *= shape[axis];
     return numbers;
   }
 
-  friend std::ostream& operator<<(std::ostream& out, const Operand& o) { return out << shape_string(o.shape); }
+  friend std::ostream& operator<<(std::ostream& out, const Operand& o) {
+    return out << shape_string(std::vector<int64_t>(o.shape, o.shape + o.dim));
+  }
 };
 
 // The list arguments of both operators.

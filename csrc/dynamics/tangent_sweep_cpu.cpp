@@ -14,42 +14,12 @@
 
 #include "../common/cpu_target.h"
 #include "../common/huge_pages_cpu.h"
+#include "../losses/cross_entropy_math.h"
+#include "tangent_block.h"
 #include "tangent_sweep.h"
 
 namespace chaos_ext {
 namespace {
-
-// Operands as the tiles read them: [I, R], [I, O] and [O, R], where needed.
-template <typename T>
-struct Packed {
-  const T *a = nullptr, *W = nullptr, *delta = nullptr;
-};
-
-// One block of w columns of Y, and where its products and tangents go.
-template <typename T>
-struct SweepBlock {
-  const TangentProgram<T>* program;
-  const UpdateList<T>* slots;
-  const Packed<T>* packed;
-  T* Y;  // read only where out is given
-  int64_t ld;
-  const T* HY;
-  int64_t ld_given;
-  T* out;
-  int64_t ld_out;
-  T* squares;  // [w]
-  T* scratch;  // [program.scratch_rows, w], rows stride apart
-  int64_t w, stride;
-
-  T* row(int64_t i) const { return scratch + i * stride; }
-};
-
-template <typename T>
-struct SweepKernels {
-  void (*sweep)(const SweepBlock<T>&);
-  void (*update_given)(const SweepBlock<T>&, const UpdateSlot<T>&);
-  int64_t lanes;
-};
 
 #define CE_FILE "../dynamics/tangent_sweep_kernel.inl"
 #include "../common/foreach_target.inl"
@@ -95,17 +65,6 @@ int64_t block_width(int64_t tangent_rows, int64_t work, int64_t k) {
   return std::min(most, std::max(lanes, round_up(least, lanes)));
 }
 
-// [rows, columns] -> [columns, rows].
-template <typename T>
-const T* transposed(const T* in, int64_t rows, int64_t columns, std::vector<std::vector<T>>& keep) {
-  std::vector<T> out(rows * columns);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) out[c * rows + r] = in[r * columns + c];
-  }
-  keep.push_back(std::move(out));
-  return keep.back().data();
-}
-
 // Columns that are swept side by side; the others, a few, one by one.
 template <typename T>
 int64_t side_by_side(int64_t columns) {
@@ -126,36 +85,15 @@ std::vector<Packed<T>> pack(const TangentProgram<T>& program, int64_t k, std::ve
   return packed;
 }
 
-// Memory of a thread that outlives the call: fresh pages would cost more than a narrow block's sweep.
-template <typename T>
-T* thread_memory(int which, int64_t numbers) {
-  thread_local std::vector<T> memory[3];
-  if (static_cast<int64_t>(memory[which].size()) < numbers) memory[which].resize(numbers);
-  return memory[which].data();
-}
-
-// columns of rows [rows, ld] to padded rows [rows, w], or back.
-template <typename T>
-void pad(const T* from, int64_t ld, T* to, int64_t rows, int64_t columns, int64_t w) {
-  for (int64_t r = 0; r < rows; ++r, from += ld, to += w) {
-    std::fill(std::copy(from, from + columns, to), to + w, T(0));
-  }
-}
-
-template <typename T>
-void unpad(const T* from, int64_t w, T* to, int64_t ld, int64_t rows, int64_t columns) {
-  for (int64_t r = 0; r < rows; ++r, from += w, to += ld) std::copy(from, from + columns, to);
-}
-
-// One call: the block that starts at column 0, to be moved.
+// One call: `block` starts at column 0, to be moved.
 template <typename T>
 struct Sweep {
   SweepBlock<T> block;
-  const std::vector<UpdateSlot<T>>* given;  // slots, where H Y is given
-  int64_t S, P, k;
+
+  const SweepCall<T>& call() const { return *block.call; }
 
   void run(int64_t x, int64_t width) const {
-    const int64_t columns = std::min(width, k - x), lanes = kernels_for(T{}).lanes;
+    const int64_t columns = std::min(width, call().k - x), lanes = kernels_for(T{}).lanes;
     const int64_t together = side_by_side<T>(columns), whole = together / lanes * lanes;
     if (whole > 0) run_block(x, whole, whole, kernels_for(T{}));
     if (together > whole) run_block(x + whole, together - whole, lanes, kernels_for(T{}));
@@ -168,10 +106,11 @@ struct Sweep {
     q.w = w;
     // One vector more than a row: where samples lay a multiple of 4 KiB apart, loads would wait for unrelated stores.
     q.stride = w == 1 ? 1 : w + column::kernels_for(T{}).lanes;
-    q.scratch = thread_memory<T>(0, (q.program->scratch_rows + 1) * q.stride);
-    q.squares = q.row(q.program->scratch_rows);
+    q.scratch = thread_memory<T>(0, (call().program.scratch_rows + 1) * q.stride);
+    q.squares = q.row(call().program.scratch_rows);
     std::fill(q.squares, q.squares + w, T(0));
-    q.Y += x;
+    q.theta += x;
+    if (q.Y != nullptr) q.Y += x;
     if (q.HY != nullptr) q.HY += x;
     if (q.out != nullptr) q.out += x;
     if (w == columns && (w > 1 || q.ld == 1)) {
@@ -184,16 +123,17 @@ struct Sweep {
 
   void compute(const SweepBlock<T>& q, const SweepKernels<T>& kernels) const {
     if (q.HY == nullptr) return kernels.sweep(q);
-    for (const UpdateSlot<T>& slot : *given) kernels.update_given(q, slot);
+    for (const UpdateSlot<T>& slot : call().given) kernels.update_given(q, slot);
   }
 
   // On rows of w numbers without gaps.
-  void compute_copied(SweepBlock<T> q, int64_t columns, const SweepKernels<T>& kernels) const {
-    const SweepBlock<T> outer = q;
-    const int64_t w = q.w;
-    q.Y = thread_memory<T>(1, S * w);
-    q.ld = w;
-    pad(outer.Y, outer.ld, q.Y, S, columns, w);
+  void compute_copied(const SweepBlock<T>& outer, int64_t columns, const SweepKernels<T>& kernels) const {
+    SweepBlock<T> q = outer;
+    const int64_t w = q.w, S = call().S, P = call().P;
+    T* const own = thread_memory<T>(1, S * w);
+    pad(outer.theta, outer.ld, own, S, columns, w);
+    q.theta = own, q.ld = w;
+    if (outer.Y != nullptr) q.Y = own;
     T* const other = outer.HY != nullptr || outer.out != nullptr ? thread_memory<T>(2, P * w) : nullptr;
     if (outer.HY != nullptr) {
       pad(outer.HY, outer.ld_given, other, P, columns, w);
@@ -209,8 +149,8 @@ struct Sweep {
   }
 
   void run_all() const {
-    const int64_t work = column_work(*block.program, S);
-    const int64_t width = block_width<T>(block.program->scratch_rows, work, k), blocks = (k + width - 1) / width;
+    const int64_t work = column_work(call().program, call().S), k = call().k;
+    const int64_t width = block_width<T>(call().program.scratch_rows, work, k), blocks = (k + width - 1) / width;
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) run(b * width, width);
     });
@@ -230,16 +170,19 @@ Tensor tangent_product_cpu(const Tensor& Y,                     // [P, k]
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
     const SweepLists<T> lists = sweep_lists<T>(op, Y, operands, values, nodes, factors);
-    const ProgramBuilder<T> builder(op, Y.size(0), lists);
-    const TangentProgram<T>& program = builder.program();
-    const UpdateList<T> slots = product_list(program, P);
+    const ProgramBuilder<T> builder(op, P, lists);
+    const UpdateList<T> slots = product_list(builder.program(), P);
     if (out.numel() == 0) return;
     std::vector<std::vector<T>> keep;
-    const std::vector<Packed<T>> packed = pack(program, k, keep);
-    T* const y = const_cast<T*>(data<T>(Y));
-    const SweepBlock<T> block{&program, &slots,  packed.data(), y, row_stride(Y), nullptr, 0, mutable_data<T>(out),
-                              k,        nullptr, nullptr,       0};
-    Sweep<T>{block, nullptr, P, P, k}.run_all();
+    const SweepCall<T> call{.program = builder.program(),
+                            .slots = slots,
+                            .given = {},
+                            .packed = pack(builder.program(), k, keep),
+                            .S = P,
+                            .P = P,
+                            .k = k};
+    Sweep<T>{{.call = &call, .theta = data<T>(Y), .ld = row_stride(Y), .out = mutable_data<T>(out), .ld_out = k}}
+        .run_all();
   });
   return out;
 }
@@ -257,28 +200,29 @@ Tensor tangent_update_cpu(Tensor& Y,                           // [S, k]
   const Tensor squares = new_empty(Y, {1, k});
   dispatch_floating(Y, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<UpdateSlot<T>> own = read_slots<T>(S, update_lists<T>(Y, vectors, slots, coefficients));
+    std::vector<UpdateSlot<T>> own = read_slots<T>(S, update_lists<T>(Y, vectors, slots, coefficients));
     const SweepLists<T> lists = sweep_lists<T>(op, Y, operands, values, nodes, factors);
-    const ProgramBuilder<T> builder(op, Y.size(0), lists);
+    const ProgramBuilder<T> builder(op, S, lists);
     const TangentProgram<T>& program = builder.program();
     if (HY) check_given(*HY, Y, own, program.count);
     const UpdateList<T> list = HY ? UpdateList<T>{} : update_list(own, program);
     if (k == 0) return;
     std::vector<std::vector<T>> keep;
-    const std::vector<Packed<T>> packed = pack(program, k, keep);
-    const SweepBlock<T> block{&program,
-                              &list,
-                              packed.data(),
-                              mutable_data<T>(Y),
-                              row_stride(Y),
-                              HY ? data<T>(*HY) : nullptr,
-                              HY ? row_stride(*HY) : 0,
-                              nullptr,
-                              0,
-                              mutable_data<T>(squares),
-                              nullptr,
-                              0};
-    Sweep<T>{block, &own, S, HY ? HY->size(0) : 0, k}.run_all();
+    const SweepCall<T> call{.program = program,
+                            .slots = list,
+                            .given = std::move(own),
+                            .packed = pack(program, k, keep),
+                            .S = S,
+                            .P = HY ? HY->size(0) : 0,
+                            .k = k};
+    Sweep<T>{{.call = &call,
+              .theta = data<T>(Y),
+              .Y = mutable_data<T>(Y),
+              .ld = row_stride(Y),
+              .HY = HY ? data<T>(*HY) : nullptr,
+              .ld_given = HY ? row_stride(*HY) : 0,
+              .squares = mutable_data<T>(squares)}}
+        .run_all();
   });
   return squares;
 }

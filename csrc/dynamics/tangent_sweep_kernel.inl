@@ -8,7 +8,7 @@ inline void linear_forward(const SweepBlock<T>& q, const TangentNode<T>& n, cons
   const int64_t w = q.w, ld = q.stride;
   if (n.row_w >= 0) {
     for (int64_t o = 0; o < n.O; ++o) {
-      const T* V = q.Y + (n.row_w + o * n.I) * q.ld;
+      const T* V = q.theta + (n.row_w + o * n.I) * q.ld;
       product({p.a, n.R, V, q.ld, n.I, z + o * ld, n.O * ld, n.R, false, q.ld >= kFar}, w);
     }
   }
@@ -21,7 +21,7 @@ inline void linear_forward(const SweepBlock<T>& q, const TangentNode<T>& n, cons
   if (n.row_b < 0) return;
   const bool add = n.row_w >= 0 || n.in[0].has();
   for (int64_t row = 0; row < n.R * n.O; ++row) {
-    const T* c = q.Y + (n.row_b + row % n.O) * q.ld;
+    const T* c = q.theta + (n.row_b + row % n.O) * q.ld;
     for (int64_t x = 0; x < w; x += kLanes) {
       store(z + row * ld + x, add ? load(z + row * ld + x) + load(c + x) : load(c + x));
     }
@@ -37,12 +37,12 @@ inline void linear_backward(const SweepBlock<T>& q, const TangentNode<T>& n, con
       product({n.W, n.I, q.row(n.out.e + r * n.O), ld, n.O, e_in + r * n.I * ld, ld, n.I, n.adds[0], false}, w);
     }
     for (int64_t i = 0; n.row_w >= 0 && i < n.I; ++i) {
-      const T* V = q.Y + (n.row_w + i) * q.ld;
+      const T* V = q.theta + (n.row_w + i) * q.ld;
       product({p.delta, n.R, V, n.I * q.ld, n.O, e_in + i * ld, n.I * ld, n.R, true, false}, w);
     }
   }
-  if (n.row_w >= 0) weights(q, n, q.slots->at(n.row_w));
-  if (n.row_b >= 0) biases(q, n, q.slots->at(n.row_b));
+  if (n.row_w >= 0) weights(q, n, q.call->slots.at(n.row_w));
+  if (n.row_b >= 0) biases(q, n, q.call->slots.at(n.row_b));
 }
 
 // to (+)= factor from, and + second other where there is one; factors constant, or one a row.
@@ -76,29 +76,30 @@ inline void scale_backward(const SweepBlock<T>& q, const TangentNode<T>& n) {
   scale_rows(q, n.R, q.row(n.in[0].e), q.row(n.out.e), n.a, T(0), n.adds[0], n.W, q.row(n.in[0].d));
 }
 
-// s (diag p - p p^T) dz on dz minus dz at the largest p, where nothing cancels.
 inline void softmax(const SweepBlock<T>& q, const TangentNode<T>& n) {
   for (int64_t r = 0; r < n.R; ++r) {
     const T* p = n.a + r * n.O;
-    const T *d = q.row(n.in[0].d + r * n.O), *top = d + (std::max_element(p, p + n.O) - p) * q.stride;
+    const T* d = q.row(n.in[0].d + r * n.O);
     T* e = q.row(n.in[0].e + r * n.O);
+    const int64_t top = most_probable(p, n.O) * q.stride;
     for (int64_t x = 0; x < q.w; x += kLanes) {
-      const Vec base = load(top + x);
-      Vec mean{};
-      for (int64_t c = 0; c < n.O; ++c) mean += p[c] * (load(d + c * q.stride + x) - base);
+      const Vec base = load(d + top + x);
+      Vec mean{}, value;
+      for (int64_t c = 0; c < n.O; ++c) softmax_mean(p[c], load(d + c * q.stride + x), base, mean);
       for (int64_t c = 0; c < n.O; ++c) {
-        store(e + c * q.stride + x, (n.W[r] * p[c]) * ((load(d + c * q.stride + x) - base) - mean));
+        softmax_tangent(n.W[r], p[c], load(d + c * q.stride + x), base, mean, value);
+        store(e + c * q.stride + x, value);
       }
     }
   }
 }
 
 inline void sweep(const SweepBlock<T>& q) {
-  const TangentProgram<T>& program = *q.program;
+  const TangentProgram<T>& program = q.call->program;
   for (int i = 0; i < program.count; ++i) {
     const TangentNode<T>& n = program.node[i];
     switch (n.kind) {
-      case kLinearNode: linear_forward(q, n, q.packed[i]); break;
+      case kLinearNode: linear_forward(q, n, q.call->packed[i]); break;
       case kScaleNode: scale_rows(q, n.R, q.row(n.out.d), q.row(n.in[0].d), n.a, T(0), false, nullptr, nullptr); break;
       case kSumNode: sum_forward(q, n); break;
       case kSoftmaxNode: softmax(q, n); break;
@@ -110,7 +111,7 @@ inline void sweep(const SweepBlock<T>& q) {
   for (int i = program.count - 1; i >= 0; --i) {
     const TangentNode<T>& n = program.node[i];
     switch (n.kind) {
-      case kLinearNode: linear_backward(q, n, q.packed[i]); break;
+      case kLinearNode: linear_backward(q, n, q.call->packed[i]); break;
       case kScaleNode: scale_backward(q, n); break;
       case kSumNode: sum_backward(q, n); break;
     }

@@ -19,15 +19,16 @@ inline void check_columns(const char* op, const char* arg, const Tensor& Y) {
 
 inline int64_t row_stride(const Tensor& Y) { return Y.size(0) > 1 ? Y.stride(0) : Y.size(1); }
 
-// Tensors like Y as plain operands.
+// Tensors like Y as plain operands, which point into them.
 template <typename T>
 std::vector<Operand<T>> operands_of(const char* op, const char* arg, const std::vector<Tensor>& tensors,
                                     const Tensor& Y) {
   std::vector<Operand<T>> operands;
+  operands.reserve(tensors.size());
   for (const Tensor& t : tensors) {
     check_like(op, arg, t, "Y", Y);
     check_contiguous(op, arg, t);
-    operands.push_back({t.numel() == 0 ? nullptr : data<T>(t), {t.sizes().begin(), t.sizes().end()}});
+    operands.push_back({t.numel() == 0 ? nullptr : data<T>(t), t.sizes().data(), t.dim()});
   }
   return operands;
 }

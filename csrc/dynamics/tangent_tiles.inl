@@ -97,54 +97,68 @@ inline void product(const Product& g, int64_t w) {
   });
 }
 
-// Rows i .. i + R of a slot have the products h: stores them, or updates Y in place.
+// Neighbouring rows of a slot in Y, one after the other: its entry and its buffers, from column x on.
+template <int kBuffers>
+struct StateRow {
+  T* at[1 + kBuffers];
+
+  CE_INLINE StateRow(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t i, int64_t x) {
+    at[0] = q.Y + (s.first + i) * q.ld + x;
+    for (int b = 0; b < kBuffers; ++b) at[1 + b] = q.Y + (s.buffer[b] + i) * q.ld + x;
+  }
+
+  CE_INLINE void next(int64_t ld) {
+    for (int b = 0; b <= kBuffers; ++b) at[b] += ld;
+  }
+
+  // One vector of columns has the product h; adds to squares.
+  template <int kKind>
+  CE_INLINE void update_at(int64_t x, const UpdateSlot<T>& s, int64_t i, const Vec& h, Vec& squares) const {
+    Vec value[3] = {};  // d, v, u
+#pragma GCC unroll 3
+    for (int b = 0; b <= kBuffers; ++b) value[b] = load(at[b] + x);
+    if constexpr (kKind == kAdamUpdate) {
+      update<kKind>(s, s.q[i], s.A[i], s.B[i], h, value[0], value[1], value[2]);
+    } else {
+      update<kKind>(s, T(0), T(0), T(0), h, value[0], value[1], value[2]);
+    }
+#pragma GCC unroll 3
+    for (int b = 0; b <= kBuffers; ++b) {
+      store(at[b] + x, value[b]);
+      squares += value[b] * value[b];
+    }
+  }
+};
+
+// Rows i .. i + R of a slot have the products h: updates Y in place.
 template <int kKind, int R, int V>
 CE_INLINE void finish(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t i, int64_t x, const Vec (&h)[R][V]) {
-  constexpr int kBuffers = kKind == kAdamUpdate ? 2 : kKind == kMomentumUpdate ? 1 : 0;
-  T* d = kKind == kStoreUpdate ? q.out + (s.first + i) * q.ld_out + x : q.Y + (s.first + i) * q.ld + x;
-  T *v = q.Y + (s.buffer[0] + i) * q.ld + x, *u = q.Y + (s.buffer[1] + i) * q.ld + x;
+  StateRow<buffers_of(kKind)> row(q, s, i, x);
   Vec squares[V];
   for (int c = 0; c < V; ++c) squares[c] = Vec{};
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < V; ++c) {
-      const int64_t at = c * kLanes;
-      if constexpr (kKind == kStoreUpdate) {
-        store(d + at, h[r][c]);
-      } else {
-        Vec own = load(d + at), first{}, second{};
-        if constexpr (kBuffers > 0) first = load(v + at);
-        if constexpr (kBuffers > 1) {
-          second = load(u + at);
-          update<kKind>(s, s.q[i + r], s.A[i + r], s.B[i + r], h[r][c], own, first, second);
-        } else {
-          update<kKind>(s, T(0), T(0), T(0), h[r][c], own, first, second);
-        }
-        store(d + at, own);
-        squares[c] += own * own;
-        if constexpr (kBuffers > 0) {
-          store(v + at, first);
-          squares[c] += first * first;
-        }
-        if constexpr (kBuffers > 1) {
-          store(u + at, second);
-          squares[c] += second * second;
-        }
-      }
-    }
-    d += kKind == kStoreUpdate ? q.ld_out : q.ld, v += q.ld, u += q.ld;
+    for (int c = 0; c < V; ++c) row.template update_at<kKind>(c * kLanes, s, i + r, h[r][c], squares[c]);
+    row.next(q.ld);
   }
-  if constexpr (kKind != kStoreUpdate) {
-    for (int c = 0; c < V; ++c) {
-      T* total = q.squares + x + c * kLanes;
-      store(total, load(total) + squares[c]);
-    }
+  for (int c = 0; c < V; ++c) {
+    T* total = q.squares + x + c * kLanes;
+    store(total, load(total) + squares[c]);
+  }
+}
+
+// The same, of tangent_product: stores them.
+template <int R, int V>
+CE_INLINE void store_rows(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t i, int64_t x, const Vec (&h)[R][V]) {
+  T* row = q.out + (s.first + i) * q.ld_out + x;
+  for (int r = 0; r < R; ++r, row += q.ld_out) {
+    for (int c = 0; c < V; ++c) store(row + c * kLanes, h[r][c]);
   }
 }
 
 template <int R, int V>
 CE_INLINE void finish_as(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t i, int64_t x, const Vec (&h)[R][V]) {
   switch (s.kind) {
-    case kStoreUpdate: return finish<kStoreUpdate>(q, s, i, x, h);
+    case kStoreUpdate: return store_rows(q, s, i, x, h);
     case kPlainUpdate: return finish<kPlainUpdate>(q, s, i, x, h);
     case kMomentumUpdate: return finish<kMomentumUpdate>(q, s, i, x, h);
     case kAdamUpdate: return finish<kAdamUpdate>(q, s, i, x, h);
@@ -157,7 +171,7 @@ CE_INLINE void weight_tile(const SweepBlock<T>& q, const TangentNode<T>& n, cons
                            int64_t i, int64_t x) {
   const T *e = q.row(n.out.e + o) + x, *a = n.a + i;
   const bool far = q.ld >= kFar;
-  const T* next = q.Y + (s.first + o * n.I + i + R) * q.ld + x;  // the rows after these are the next tile's
+  const T* next = q.theta + (s.first + o * n.I + i + R) * q.ld + x;  // the rows after these are the next tile's
   Vec h[R][V];
   for (int m = 0; m < R; ++m) {
     for (int v = 0; far && v < V; ++v) __builtin_prefetch(next + m * q.ld + v * kLanes, 1);

@@ -82,16 +82,12 @@ __global__ void cross_entropy_tangent_kernel(const T* p,   // [N, C]
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns; i += step) {
     const int64_t n = i / columns, at = n * classes * columns + i % columns;
-    const T* pn = p + n * classes;
-    int64_t top = 0;
-    for (int64_t c = 1; c < classes; ++c) {
-      if (pn[c] > pn[top]) top = c;
-    }
-    const T ref = dz[at + top * columns];
+    const T *pn = p + n * classes, *d = dz + at;
+    const T base = d[most_probable(pn, classes) * columns];
     T mean = T(0);
-    for (int64_t c = 0; c < classes; ++c) mean += pn[c] * (dz[at + c * columns] - ref);
+    for (int64_t c = 0; c < classes; ++c) softmax_mean(pn[c], d[c * columns], base, mean);
     for (int64_t c = 0; c < classes; ++c) {
-      out[at + c * columns] = s[n] * pn[c] * ((dz[at + c * columns] - ref) - mean);
+      softmax_tangent(s[n], pn[c], d[c * columns], base, mean, out[at + c * columns]);
     }
   }
 }

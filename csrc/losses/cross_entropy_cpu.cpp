@@ -98,11 +98,11 @@ void tangent_tile(const T* p, T s, int64_t ref, const T* dz, T* out, int64_t cla
   const T* base = dz + ref * columns;
   for (int64_t c = 0; c < classes; ++c) {
     const T* d = dz + c * columns;
-    for (int64_t k = 0; k < tile; ++k) mean[k] += p[c] * (d[k] - base[k]);
+    for (int64_t k = 0; k < tile; ++k) softmax_mean(p[c], d[k], base[k], mean[k]);
   }
   for (int64_t c = 0; c < classes; ++c) {
-    const T *d = dz + c * columns, scale = s * p[c];
-    for (int64_t k = 0; k < tile; ++k) out[c * columns + k] = scale * ((d[k] - base[k]) - mean[k]);
+    const T* d = dz + c * columns;
+    for (int64_t k = 0; k < tile; ++k) softmax_tangent(s, p[c], d[k], base[k], mean[k], out[c * columns + k]);
   }
 }
 
@@ -119,7 +119,7 @@ Tensor cross_entropy_tangent_cpu(const Tensor& p,     // [N, C]
     torch::stable::parallel_for(0, rows, rows_per_block(classes * columns), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T* pn = pp + n * classes;
-        const int64_t ref = first_argmax(classes, [&](int64_t c) { return pn[c]; });
+        const int64_t ref = most_probable(pn, classes);
         for (int64_t k = 0; k < columns; k += kTile) {
           const int64_t at = n * classes * columns + k;
           tangent_tile(pn, sp[n], ref, dzp + at, o + at, classes, columns, std::min(kTile, columns - k));

@@ -53,4 +53,26 @@ CHAOS_EXT_HD T cross_entropy_delta(const CrossEntropyRow<T>& row, int64_t c, T p
   return p * t_rest - t * p_rest;
 }
 
+// The class with the largest p, the first one on ties.
+template <typename T>
+CHAOS_EXT_HD int64_t most_probable(const T* p, int64_t classes) {
+  int64_t top = 0;
+  for (int64_t c = 1; c < classes; ++c) {
+    if (p[c] > p[top]) top = c;
+  }
+  return top;
+}
+
+// s (diag p - p p^T) dz of one row, on dz minus dz at the most probable class (base), where nothing cancels: first
+// every class adds to the mean, then each has its tangent. V: a number, or a vector of columns.
+template <typename T, typename V>
+CHAOS_EXT_HD void softmax_mean(T p, const V& dz, const V& base, V& mean) {
+  mean += p * (dz - base);
+}
+
+template <typename T, typename V>
+CHAOS_EXT_HD void softmax_tangent(T s, T p, const V& dz, const V& base, const V& mean, V& out) {
+  out = (s * p) * ((dz - base) - mean);
+}
+
 }  // namespace chaos_ext

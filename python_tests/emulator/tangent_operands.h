@@ -18,7 +18,7 @@ template <typename T>
 std::vector<chaos_ext::Operand<T>> operands_of(const Arrays<T>& arrays) {
   std::vector<chaos_ext::Operand<T>> operands;
   for (const auto& array : arrays) {
-    operands.push_back({array.size() == 0 ? nullptr : array.data(), {array.shape(), array.shape() + array.ndim()}});
+    operands.push_back({array.size() == 0 ? nullptr : array.data(), array.shape(), array.ndim()});
   }
   return operands;
 }
