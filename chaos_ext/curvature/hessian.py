@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from ..base import memory
 from ..base.guards import refuse_autocast
@@ -178,6 +179,7 @@ class HessianOperator:
             out = fresh(self.shape, self.dtype, self.device)
         else:
             self._check_out(out)
+            increment_version(out)  # the native contraction does not
         self._engine.dense_(out)
         return out
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from .. import _ops
@@ -182,6 +183,7 @@ class TangentMap:
             return None
         lists = self._updates(op, self._slots(op, layout, units))
         rows = rows_contiguous(Y)
+        increment_version(Y)  # the native update does not
         squares = self._advance_rows_(op, rows, lists)
         if rows is not Y:
             Y.copy_(rows)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import _ops
 from ..base.parameters import Group
@@ -46,6 +47,8 @@ class Update:
         first = buffer is None
         if group["momentum"] and first:
             buffer = torch.empty_like(self.param)
+        # A graph that was made before must not take the new weights for those it has saved.
+        increment_version([t for t in (self.param, buffer) if t is not None])
         _ops.projected_sgd_(
             self.param,
             self.gradient,
