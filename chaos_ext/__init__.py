@@ -10,11 +10,12 @@ from .curvature.compressed import CompressedHessian
 from .curvature.hessian import HessianOperator, hessian
 from .curvature.plan import LayerReport
 from .dynamics.analyzer import LyapunovAnalyzer
+from .dynamics.custom import register_tangent
 from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
 from .dynamics.maps import lyapunov_spectrum
 from .dynamics.perturb import perturb
 from .dynamics.result import History, LyapunovResult
-from .dynamics.tangent_map import TangentMap, register_tangent
+from .dynamics.tangent_map import TangentMap
 from .errors import (
     ChaosExtError,
     CheckpointError,

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .. import _ops
+from ..base.options import ADAM_NUMBERS, SGD_NUMBERS, number, require_numbers
 from ..base.parameters import Group
 from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MOMENTUM_BUFFER, STEP
 from ..errors import UnsupportedError
@@ -84,12 +85,14 @@ class Rule:
     Attributes:
         buffers: how many buffers of its own size a parameter of this group has.
         check: (group, its buffers in Y) -> None; refuses options that the rule does not cover.
+        require_numbers: group -> None; refuses numbers that are not finite or out of range.
         update: (slot, g [P]) -> the update of its rows.
         units: (group, root mean square of the gradient) -> c of each buffer.
     """
 
     buffers: Callable[[Group], int]
     check: Callable[[Group, int], None]
+    require_numbers: Callable[[Group], None]
     update: Callable[[Slot, Tensor], Update]
     units: Callable[[Group, float], tuple[float, ...]]
 
@@ -225,8 +228,18 @@ def _adam_units(group: Group, rms: float) -> tuple[float, ...]:
     return lr / scale, lr / scale**2
 
 
-SGD_RULE = Rule(lambda group: int(float(group["momentum"]) != 0), check_sgd, sgd, _sgd_units)
-ADAM_RULE = Rule(lambda group: 2, check_adam, adam, _adam_units)
+def _sgd_numbers(group: Group) -> None:
+    require_numbers(group, SGD_NUMBERS)
+
+
+def _adam_numbers(group: Group) -> None:
+    require_numbers(group, ADAM_NUMBERS)
+    for beta in group["betas"]:
+        number("betas", beta, below=1.0)
+
+
+SGD_RULE = Rule(lambda group: int(float(group["momentum"]) != 0), check_sgd, _sgd_numbers, sgd, _sgd_units)
+ADAM_RULE = Rule(lambda group: 2, check_adam, _adam_numbers, adam, _adam_units)
 
 
 def rule_for(opt: Optimizer) -> Rule | None:

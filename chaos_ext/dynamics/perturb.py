@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor, nn
 
 from ..base.parameters import ParameterSpace
+from ..base.tensors import all_finite
+from ..errors import NonFiniteError
 
 
 @torch.no_grad()
@@ -18,7 +22,9 @@ def perturb(model: nn.Module, direction: Tensor, eps: float) -> None:
         eps: length of the displacement.
 
     Raises:
-        ValueError: another shape, a zero or non-finite direction, a non-finite eps.
+        ValueError: another shape, a zero or non-finite direction, a non-finite eps. TypeError: a complex direction or
+            eps, or no number.
+        NonFiniteError: the sum overflows the parameters' dtype. Nothing is written then.
 
     Example:
         >>> before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
@@ -28,15 +34,39 @@ def perturb(model: nn.Module, direction: Tensor, eps: float) -> None:
         0.5
     """
     space = ParameterSpace.of(model)
-    if not isinstance(direction, Tensor) or tuple(direction.shape) != (space.size,):
-        raise ValueError(
-            f"direction: expected a tensor of shape [{space.size}], got {getattr(direction, 'shape', None)}"
-        )
-    norm = float(direction.double().norm())
-    if not 0 < norm < float("inf") or not abs(eps) < float("inf"):
-        raise ValueError(
-            f"direction, eps: expected a finite nonzero direction and a finite eps, got norm {norm}, eps {eps}"
-        )
-    step = (direction.double() * (eps / norm)).to(space.device)
-    for i, p in enumerate(space.params):
-        p.copy_(p.double() + step[space.slice(i)].view(p.shape))
+    step = _displacement(direction, space.size, _length(eps)).to(space.device)
+    moved = [(p.double() + step[space.slice(i)].view(p.shape)).to(p.dtype) for i, p in enumerate(space.params)]
+    for name, t in zip(space.names, moved, strict=True):
+        if not all_finite(t):
+            raise NonFiniteError(
+                f"eps: parameter {name!r} is not finite in {t.dtype} after a displacement by {eps}; make eps smaller"
+            )
+    for p, t in zip(space.params, moved, strict=True):
+        p.copy_(t)
+
+
+def _length(eps: object) -> float:
+    if isinstance(eps, Tensor) and eps.numel() == 1 and not eps.is_complex():
+        eps = float(eps)
+    if not isinstance(eps, Real):
+        raise TypeError(f"eps: expected a real number, got {eps!r}")
+    if not abs(float(eps)) < float("inf"):
+        raise ValueError(f"direction, eps: expected a finite eps, got {eps}")
+    return float(eps)
+
+
+def _displacement(direction: object, size: int, eps: float) -> Tensor:
+    """eps * direction / ||direction||, float64 [P]."""
+    if not isinstance(direction, Tensor) or tuple(direction.shape) != (size,):
+        raise ValueError(f"direction: expected a tensor of shape [{size}], got {getattr(direction, 'shape', None)}")
+    if direction.is_complex():
+        raise TypeError(f"direction: expected real numbers, got {direction.dtype}; theta moves along .real or .imag")
+    v = direction.double()
+    norm = float(v.norm())
+    if not 0 < norm < float("inf"):
+        largest = float(v.abs().max())
+        if not 0 < largest < float("inf"):
+            raise ValueError(f"direction: expected a finite nonzero one, got one whose largest entry is {largest}")
+        v = v / largest  # its squares overflow, or vanish
+        norm = float(v.norm())
+    return v * (eps / norm)

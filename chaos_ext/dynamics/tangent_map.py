@@ -23,6 +23,7 @@ from ..base.parameters import ParameterSpace
 from ..base.tensors import fresh, rows_contiguous
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
+from .custom import registered
 from .layout import Layout
 from .optimizers import Rule, Slot, UpdateLists, rule_for
 from .projected import Projected, differences
@@ -30,34 +31,6 @@ from .projected import Projected, differences
 STATES = ("auto", "theta", "full")
 JACOBIANS = ("frozen", "true")
 Units = list[tuple[float, ...]]
-Custom = Callable[[Any, HessianOperator, Tensor], None]
-
-
-_CUSTOM: dict[type, tuple[Custom, int]] = {}
-
-
-def register_tangent(cls: type[Optimizer], apply_: Custom, buffers: int = 0) -> None:
-    """Teaches ``TangentMap`` an optimizer that it does not know.
-
-    Args:
-        cls: the optimizer's class; subclasses are not included, since they may step differently.
-        apply_: ``apply_(opt, op, Y)``, called before the step, replaces Y [S, k] by J Y in place. Rows are theta in
-            ``op.space`` order, then each buffer in the same order: S = (1 + buffers) P.
-        buffers: number of state blocks beside theta.
-
-    Raises:
-        TypeError: no class of optimizers. ValueError: a negative number of buffers.
-
-    Example:
-        >>> class SignSGD(torch.optim.Optimizer):  # theta <- theta - lr sign(g): J = I almost everywhere
-        ...     pass
-        >>> ce.register_tangent(SignSGD, lambda opt, op, Y: None)
-    """
-    if not isinstance(cls, type) or not issubclass(cls, Optimizer):
-        raise TypeError(f"cls: expected a subclass of torch.optim.Optimizer, got {cls!r}")
-    if isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 0:
-        raise ValueError(f"buffers: expected an int >= 0, got {buffers!r}")
-    _CUSTOM[cls] = (apply_, buffers)
 
 
 class TangentMap:
@@ -99,7 +72,7 @@ class TangentMap:
             raise ValueError(f"jacobian: expected one of {JACOBIANS}, got {jacobian!r}")
         self.opt, self.state, self.jacobian = opt, state, jacobian
         self.gap: float | None = None
-        self._custom = _CUSTOM.get(type(opt))
+        self._custom = registered(type(opt))
         self._rule = _rule(opt) if self._custom is None else None
         self._projected = opt if isinstance(opt, Projected) else None
         if jacobian == "true" and self._projected is None:
@@ -192,6 +165,7 @@ class TangentMap:
 
     def _updates(self, op: HessianOperator, slots: list[Slot]) -> UpdateLists:
         rule = cast(Rule, self._rule)
+        self._require_numbers()
         for slot in slots:
             rule.check(slot.group, len(slot.buffers))
         return UpdateLists.of(slots, [rule.update(slot, op.gradient) for slot in slots])
@@ -257,14 +231,20 @@ class TangentMap:
             For each parameter the c of each of its buffers: a deviation y in Y stands for y / c in the buffer's units.
 
         Raises:
-            ValueError: an operator of another model.
+            ValueError: an operator of another model, options out of range.
         """
         self.check(op.space)
+        self._require_numbers()
         if self._rule is None:
             return [(1.0,) * self._counts[id(p)] for p in op.space.params]
         rms = float(op.gradient.double().square().mean().sqrt())
         groups = self._groups()
         return [self._rule.units(groups[id(p)], rms)[: self._counts[id(p)]] for p in op.space.params]
+
+    def _require_numbers(self) -> None:
+        if self._rule is not None:
+            for group in self.opt.param_groups:
+                self._rule.require_numbers(group)
 
     def _trained(self) -> list[Tensor]:
         return [p for g in self.opt.param_groups for p in g["params"] if p.requires_grad]
@@ -307,5 +287,6 @@ def _rule(opt: Optimizer) -> Rule:
             "chaos_ext.CGD (a subclass may step differently); supply one with chaos_ext.register_tangent"
         )
     for group in opt.param_groups:
+        rule.require_numbers(group)
         rule.check(group, rule.buffers(group))
     return rule

@@ -21,7 +21,7 @@ from ..curvature.hessian import HessianOperator
 from ..errors import CheckpointError, UnsupportedError
 from ..spectra.spectrum import Spectrum
 from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection
-from .sgd import Update, check_group
+from .sgd import SGD_OPTIONS, Update, check_group
 from .source import Resolved, Source, called, directions_of, resolve
 
 
@@ -121,17 +121,14 @@ class CGD(Optimizer):
         """Adds a group as torch.optim.SGD does.
 
         Args:
-            param_group: ``params`` and any of lr, momentum, dampening, weight_decay, nesterov, maximize.
+            param_group: ``params`` and any of lr, momentum, dampening, weight_decay, nesterov, maximize. Keys of one's
+                own (``name``) are kept; ``foreach`` and ``fused`` have no effect.
 
         Raises:
             ValueError: an option that SGD refuses, or a pruning option: these hold for the whole optimizer.
+            UnsupportedError: ``differentiable=True``.
             TypeError: parameters that are not float32 or float64. The optimizer is then as it was.
         """
-        unknown = set(param_group) - set(self.defaults) - {"params", "param_names", "initial_lr"}
-        if unknown:
-            raise ValueError(
-                f"param_groups: unknown options {sorted(unknown)}; pruning options belong to CGD(...) itself"
-            )
         check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
@@ -188,7 +185,7 @@ class CGD(Optimizer):
         Raises:
             UnsupportedError: "chaotic" with parameter groups whose lr (or what the threshold needs) differs.
         """
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        groups = [[g[name] for name in SGD_OPTIONS] for g in self.param_groups]
         key = (self.steps, self.pruning, repr(groups))
         if self._drawn is not None and self._drawn[0] == key and self._drawn[1] is spec:
             return self._drawn[2]
@@ -262,6 +259,8 @@ class CGD(Optimizer):
 
     def _resolve(self, source: Source | None) -> Resolved:
         """What the source means for this optimizer, whose parameters must still be where they were."""
+        for group in self.param_groups:
+            check_group(group)
         trained = self._trained()
         refuse_autocast(trained[0].device)
         for p in trained:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -10,8 +10,14 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _ops
+from ..base.options import SGD_NUMBERS, require_numbers
 from ..base.parameters import Group
 from ..base.torch_internals import MOMENTUM_BUFFER
+from ..errors import UnsupportedError
+from .pruning import Pruning
+
+SGD_OPTIONS = (*SGD_NUMBERS, "nesterov", "maximize")
+PRUNING_OPTIONS = frozenset(f.name for f in fields(Pruning)) | {"generator"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,21 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
 
 
 def check_group(group: Group) -> None:
-    """Refuses what torch.optim.SGD refuses."""
-    for name in ("lr", "momentum", "weight_decay"):
-        if not 0 <= float(group[name]) < float("inf"):
-            raise ValueError(f"{name}: expected a finite value >= 0, got {group[name]!r}")
+    """Refuses what torch.optim.SGD refuses, numbers that are not finite, and options that are not a group's.
+
+    Cheap enough for every step: anybody may change the options of a group at any time. Keys that are neither SGD's nor
+    CGD's are the user's own, and ``foreach`` and ``fused`` change nothing but speed.
+
+    Raises:
+        ValueError, TypeError: a number out of its range, a pruning option. UnsupportedError: ``differentiable=True``.
+    """
+    require_numbers(group, SGD_NUMBERS)
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError("nesterov: expected momentum > 0 and dampening = 0")
+    if not PRUNING_OPTIONS.isdisjoint(group):
+        own = sorted(PRUNING_OPTIONS & set(group))
+        raise ValueError(f"param_groups: {own} are pruning options, which hold for all groups; give them to CGD(...)")
+    if group.get("differentiable"):
+        raise UnsupportedError(
+            "param_groups: differentiable=True: a CGD step cannot be differentiated; leave it out, or set it to False"
+        )
