@@ -63,6 +63,11 @@ def has_hooks(m: nn.Module) -> bool:
     return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
+def has_gradient_hooks(p: Tensor) -> bool:
+    """Whether something may change or consume the gradient that arrives at a leaf (torch/_tensor.py)."""
+    return bool(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None))
+
+
 def has_global_hooks() -> bool:
     """Whether every module's call does more (torch/nn/modules/module.py, ``register_module_forward_hook``)."""
     module = nn.modules.module

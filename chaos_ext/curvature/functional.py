@@ -126,12 +126,14 @@ class FunctionalEngine:
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
         loss, output = without_randomness(lambda: self._first(copies), self._model, self.space.device)
+        self.unused = frozenset(range(len(copies)))  # parameters that the loss does not depend on
         if not loss.requires_grad:
             return loss.detach(), _detach(output), torch.zeros_like(self._theta()), False
         leaves = [*copies.values(), *self.space.params]
         parts = torch.autograd.grad(loss, leaves, allow_unused=True)
         parts = tuple(g.to_dense() if g is not None and g.layout != torch.strided else g for g in parts)
         inner, outer = parts[: len(copies)], parts[len(copies) :]
+        self.unused = frozenset(i for i in self.unused if inner[i] is None and outer[i] is None)
         captured = any(g is not None for g in outer)
         total = [
             sum((t for t in (a, b) if t is not None), torch.zeros_like(p))

@@ -13,7 +13,7 @@ from ..base import memory
 from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
-from ..base.snapshot import Origin, Snapshot, batch_tensors
+from ..base.snapshot import Snapshot, batch_tensors
 from ..base.tensors import all_finite, fresh
 from ..errors import NonFiniteError, UnsupportedError
 from .basis import Columns, Coordinates
@@ -24,6 +24,7 @@ from .functional import DOUBLE_BACKWARD, FunctionalEngine, describe
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
 from .plan import LayerReport
+from .provenance import Provenance
 from .validation import probes
 from .validation import verify as verify_products
 
@@ -86,8 +87,8 @@ class HessianOperator:
         refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
         self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
-        self.origin = Origin(model, x, self.snapshot)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
+        self.origin = Provenance(model, x, self.snapshot, self._unused())
         self.results = Results()
         if verify:
             self._verify()
@@ -112,6 +113,18 @@ class HessianOperator:
     def output(self) -> object:
         """What the model returned on this batch, detached."""
         return self._engine.output
+
+    @property
+    def unused(self) -> frozenset[int]:
+        """Places in ``space.params`` of the parameters that the loss does not depend on: autograd gives None there.
+
+        Optimizers leave these alone: no weight decay, no momentum.
+        """
+        return self.origin.unused
+
+    def _unused(self) -> frozenset[int]:
+        engine = self._engine
+        return engine.tape(self.dtype).unused if isinstance(engine, LayerwiseEngine) else engine.unused
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -37,6 +37,11 @@ class Tape:
     def output(self) -> Tensor:
         return self.values[self.program.output]
 
+    @property
+    def unused(self) -> frozenset[int]:
+        """The slots that the loss does not depend on."""
+        return frozenset([i for i, g in enumerate(self.gradient) if g is None])
+
     def _backward(self) -> tuple[list[Tangent], list[Tangent]]:
         cotangent: list[Tangent] = [None] * len(self.values)
         cotangent[self.program.output] = self.loss.delta

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .. import _ops
-from ..base.options import ADAM_NUMBERS, SGD_NUMBERS, number, require_numbers
+from ..base.optimizers import ADAM_NUMBERS, SGD_NUMBERS, number, require_numbers
 from ..base.parameters import Group
 from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MOMENTUM_BUFFER, STEP
 from ..errors import UnsupportedError
@@ -76,6 +76,9 @@ class Update(NamedTuple):
     @property
     def coefficients(self) -> tuple[float, ...]:
         return self.decay, self.mu, self.c1, self.e1, self.e2, self.b2, self.keep
+
+
+UNTOUCHED = Update(_ops.PLAIN)  # d' = d, and buffers as they are
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from .. import _ops
+from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..base.tensors import fresh, rows_contiguous
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
 from .custom import registered
 from .layout import Layout
-from .optimizers import Rule, Slot, UpdateLists, rule_for
+from .optimizers import UNTOUCHED, Rule, Slot, UpdateLists, rule_for
 from .projected import Projected, differences
 
 STATES = ("auto", "theta", "full")
@@ -45,8 +46,9 @@ class TangentMap:
     Everything is read from the optimizer at each call: group options, so that schedules need nothing, step counts, and
     whether a momentum buffer exists yet. Call ``apply_`` *before* the optimizer's step, with the operator of the batch
     that it steps on. Rows of Y are theta in ``op.space`` order, then the buffers in the same order: (theta, v) of
-    momentum, where groups without momentum have no rows of v, or (theta, m, v) of Adam. Every parameter that requires a
-    gradient counts as stepped (torch skips those whose ``.grad`` is None: give them none, or freeze them).
+    momentum, where groups without momentum have no rows of v, or (theta, m, v) of Adam. Parameters that the operator's
+    loss does not depend on (``op.unused``) count as left alone, as torch's optimizers leave those whose ``.grad`` is
+    None: use ``zero_grad(set_to_none=True)``, torch's default.
 
     Args:
         opt: the optimizer. Other classes: see ``register_tangent``.
@@ -133,6 +135,7 @@ class TangentMap:
         Raises:
             ValueError, TypeError: Y of another shape, dtype or device; an operator of another model.
             StaleOperatorError: the step was already done. NonFiniteError: H Y has NaN or infinity.
+            UnsupportedError: gradient hooks on parameters, options without a tangent.
 
         After a NonFiniteError Y is lost; after any other exception it is as it was.
         """
@@ -166,9 +169,12 @@ class TangentMap:
     def _updates(self, op: HessianOperator, slots: list[Slot]) -> UpdateLists:
         rule = cast(Rule, self._rule)
         self._require_numbers()
+        refuse_gradient_hooks(op.space)
         for slot in slots:
             rule.check(slot.group, len(slot.buffers))
-        return UpdateLists.of(slots, [rule.update(slot, op.gradient) for slot in slots])
+        unused = op.unused
+        updates = [UNTOUCHED if i in unused else rule.update(s, op.gradient) for i, s in enumerate(slots)]
+        return UpdateLists.of(slots, updates)
 
     def _advance_rows_(self, op: HessianOperator, Y: Tensor, lists: UpdateLists) -> Tensor:
         updates = lists.vectors, lists.slots, lists.coefficients

@@ -43,7 +43,8 @@ class CGD(Optimizer):
     ``step`` takes a HessianOperator or a Spectrum made from one (the gradient is theirs; ``.grad`` is neither read nor
     written), a dense Hessian [P, P] in the order of the optimizer's parameters (``.grad`` is required and used), or a
     closure that returns one of these. With fixed directions (``spectrum=``) it also takes nothing, and uses ``.grad``.
-    Where nothing is pruned the step is bit-identical to ``torch.optim.SGD(foreach=False, fused=False)``.
+    Where nothing is pruned the step is bit-identical to ``torch.optim.SGD(foreach=False, fused=False)``: parameters
+    that this loss does not depend on are left alone (no weight decay, no momentum), as SGD leaves those without grad.
 
     Example:
         >>> opt = ce.CGD(model.parameters(), lr=0.1, prune="negative")
@@ -151,7 +152,8 @@ class CGD(Optimizer):
             StaleOperatorError: the parameters changed since the operator was made.
             ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is
             required. NonFiniteError: NaN or infinity in gradient or Hessian.
-            UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``.
+            UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``;
+            gradient hooks on parameters, unless the step uses ``.grad``.
 
         After an exception, parameters and optimizer state are as they were.
         """
@@ -284,4 +286,5 @@ class CGD(Optimizer):
         return [
             Update(p, gradient[space.slice(i)].view(p.shape), removed[i], groups[p], self.state[p])
             for i, p in enumerate(space.params)
+            if i not in resolved.unused
         ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _ops
-from ..base.options import SGD_NUMBERS, require_numbers
+from ..base.optimizers import SGD_NUMBERS, require_numbers
 from ..base.parameters import Group
 from ..base.torch_internals import MOMENTUM_BUFFER
 from ..errors import UnsupportedError

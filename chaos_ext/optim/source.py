@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..base.snapshot import Origin
 from ..curvature.hessian import HessianOperator
+from ..curvature.provenance import unused_parameters
 from ..errors import NonFiniteError, UnsupportedError
 from ..spectra.decompose import directions, spectrum_of_matrix
 from ..spectra.spectrum import Spectrum
@@ -45,6 +47,11 @@ class Resolved:
     origin: Origin | None
     spectrum: Callable[[], Spectrum]
     fixed: bool
+
+    @property
+    def unused(self) -> frozenset[int]:
+        """Parameters that the loss does not depend on, which a step leaves alone."""
+        return unused_parameters(self.origin)
 
     def coefficients(self, spec: Spectrum) -> Tensor:
         """V^T g [r]."""
@@ -86,7 +93,8 @@ def resolve(source: Source | None, trained: Sequence[Tensor], groups: int, optio
         ValueError: parameters of another model, another shape, ``.grad`` missing where it is required.
         StaleOperatorError: the parameters changed since the operator was made.
         NonFiniteError: ``.grad`` has NaN or infinity.
-        UnsupportedError: a dense Hessian with several parameter groups.
+        UnsupportedError: a dense Hessian with several parameter groups; parameters with gradient hooks, whose gradient
+            is not the operator's.
     """
     if isinstance(source, HessianOperator):
         return _of_operator(source, trained, options)
@@ -105,6 +113,7 @@ def directions_of(op: HessianOperator, options: Pruning) -> Spectrum:
 def _of_operator(op: HessianOperator, trained: Sequence[Tensor], options: Pruning) -> Resolved:
     op.snapshot.require_fresh()
     space, fixed = _same_parameters(op.space, trained), options.spectrum is not None
+    refuse_gradient_hooks(space)
     return Resolved(space, op.gradient, op.loss, op.origin, lambda: directions_of(op, options), fixed)
 
 
@@ -113,6 +122,7 @@ def _of_spectrum(spec: Spectrum, trained: Sequence[Tensor], options: Pruning) ->
         raise ValueError("spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source")
     spec.origin.snapshot.require_fresh()
     space, fixed = _same_parameters(spec.origin.snapshot.space, trained), options.spectrum
+    refuse_gradient_hooks(space)
     assert spec.gradient is not None
     return Resolved(space, spec.gradient, spec.loss, spec.origin, lambda: fixed or spec, fixed is not None)
 
@@ -170,7 +180,10 @@ def _check_order(H: Tensor | None, trained: Sequence[Tensor], groups: int, fixed
 def _grad(space: ParameterSpace) -> Tensor:
     missing = [n for n, p in zip(space.names, space.params, strict=True) if p.grad is None]
     if missing:
-        raise ValueError(f"step: .grad is required and missing for {', '.join(missing)}; call backward() first")
+        raise ValueError(
+            f"step: .grad is required and missing for {', '.join(missing)}; call backward() first (where the loss does "
+            "not depend on a parameter, step with a HessianOperator)"
+        )
     gradient = space.flatten([p.grad for p in space.params])  # type: ignore[misc]
     if not bool(torch.isfinite(gradient).all()):
         raise NonFiniteError("step: .grad has NaN or inf")

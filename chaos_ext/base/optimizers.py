@@ -1,4 +1,4 @@
-"""Numbers among the options of an optimizer, which anybody may set at any time: real, finite, and in range."""
+"""What is asked of an optimizer: options that are real, finite and in range, gradients as autograd gives them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from numbers import Real
 
 from torch import Tensor
 
-from .parameters import Group
+from ..errors import UnsupportedError
+from .parameters import Group, ParameterSpace
+from .torch_internals import has_gradient_hooks
 
 _INF = float("inf")
 
@@ -50,3 +52,17 @@ def require_numbers(group: Group, names: tuple[str, ...]) -> None:
 
 SGD_NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 ADAM_NUMBERS = ("lr", "weight_decay", "eps")
+
+
+def refuse_gradient_hooks(space: ParameterSpace) -> None:
+    """Refuses parameters whose ``.grad`` is not the loss's gradient: hooks may mask, clip or consume it.
+
+    Raises:
+        UnsupportedError: names the parameter.
+    """
+    for name, p in zip(space.names, space.params, strict=True):
+        if has_gradient_hooks(p):
+            raise UnsupportedError(
+                f"parameter {name!r}: it has gradient hooks (register_hook, register_post_accumulate_grad_hook), which "
+                "an operator's gradient and Hessian do not go through; remove them, or put what they do into the loss"
+            )
