@@ -42,7 +42,8 @@ class CGD(Optimizer):
 
     ``step`` takes a HessianOperator or a Spectrum made from one (the gradient is theirs; ``.grad`` is neither read nor
     written), a dense Hessian [P, P] in the order of the optimizer's parameters (``.grad`` is required and used), or a
-    closure that returns one of these. With fixed directions (``spectrum=``) it also takes nothing, and uses ``.grad``.
+    closure that returns one of these. Where no directions are to be found (they are fixed by ``spectrum=``, the step
+    does not prune, or ``.grad`` is zero) it also takes nothing, and uses ``.grad``.
     Where nothing is pruned the step is bit-identical to ``torch.optim.SGD(foreach=False, fused=False)``: parameters
     that this loss does not depend on are left alone (no weight decay, no momentum), as SGD leaves those without grad.
 
@@ -139,11 +140,14 @@ class CGD(Optimizer):
             self._places[p] = (p.device, p.dtype)
 
     @torch.no_grad()
-    def step(self, source: Source | Callable[[], Source] | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, source: Source | Callable[[], Source] | None = None, closure: Callable[[], Source] | None = None
+    ) -> Tensor | None:
         """One step from theta(t) to theta(t + 1).
 
         Args:
             source: HessianOperator, Spectrum, dense Hessian [P, P], or a closure that returns one of these.
+            closure: the same by the name that torch's optimizers know: a function that returns a source.
 
         Returns:
             The detached loss at theta(t); None where it is not known (a dense Hessian, or ``.grad`` alone).
@@ -151,14 +155,15 @@ class CGD(Optimizer):
         Raises:
             StaleOperatorError: the parameters changed since the operator was made.
             ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is
-            required. NonFiniteError: NaN or infinity in gradient or Hessian.
+            required. TypeError: two sources; a closure that returns something else, such as the loss.
+            NonFiniteError: NaN or infinity in gradient or Hessian.
             UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``;
             gradient hooks on parameters, unless the step uses ``.grad``.
 
         After an exception, parameters and optimizer state are as they were.
         """
-        resolved = self._resolve(called(source))
-        pruned = self._prune(resolved) if self.is_pruning() else None
+        resolved = self._resolve(called(source, closure))
+        pruned = self._prune(resolved) if self._needs_directions(resolved) else None
         updates = self._updates(resolved, pruned)
         info = StepInfo.of(self.steps, resolved.loss, pruned)
         if resolved.origin is not None:
@@ -168,6 +173,10 @@ class CGD(Optimizer):
         self.last_step, self._drawn = info, None
         self.steps += 1
         return resolved.loss
+
+    def _needs_directions(self, resolved: Resolved) -> bool:
+        """Of a zero gradient nothing is left, whatever is taken out: none are needed, where none are given."""
+        return self.is_pruning() and (resolved.has_directions or bool(self.noise) or bool(resolved.gradient.any()))
 
     def is_pruning(self) -> bool:
         """Whether the next step prunes: a set is chosen, t is in start..stop, and mix or noise is not zero."""

@@ -3,7 +3,8 @@
 HessianOperator   all of them are its own
 Spectrum          of a HessianOperator: the gradient and loss that it carries
 dense H [P, P]    the optimizer's order of parameters, and their ``.grad``
-nothing           likewise, with the fixed directions of ``CGD(..., spectrum=...)``
+nothing           likewise, with the fixed directions of ``CGD(..., spectrum=...)``, or without any in a step that
+                  needs none
 a closure         that returns one of the first three
 """
 
@@ -39,6 +40,7 @@ class Resolved:
         origin: the model and batch behind it, None where they are not known.
         spectrum: the directions to choose from; computed when called.
         fixed: whether these are the fixed ones, which do not carry this gradient.
+        has_directions: whether there are any; of ``.grad`` alone there are none.
     """
 
     space: ParameterSpace
@@ -47,6 +49,7 @@ class Resolved:
     origin: Origin | None
     spectrum: Callable[[], Spectrum]
     fixed: bool
+    has_directions: bool = True
 
     @property
     def unused(self) -> frozenset[int]:
@@ -62,21 +65,38 @@ class Resolved:
         return self.gradient.double().square().sum() if self.fixed else spec.gradient_norm_squared
 
 
-def called(source: object) -> Source | None:
+def called(source: object, closure: object = None) -> Source | None:
     """The source itself, or what it returns if it is a closure.
 
     Raises:
-        TypeError: something else.
+        TypeError: something else, or both.
     """
+    if closure is not None:
+        if source is not None:
+            raise TypeError("step: expected a source or a closure, got both; give one of them")
+        if not callable(closure):
+            raise TypeError(f"step: closure: expected a function, got {type(closure).__name__}; give it as source")
+        source = closure
     if source is None or isinstance(source, (HessianOperator, Spectrum, Tensor)):
         return source
     if not callable(source):
         raise TypeError(f"step: expected a HessianOperator, Spectrum, Tensor or closure, got {type(source).__name__}")
     with torch.enable_grad():
-        result = source()
-    if not isinstance(result, (HessianOperator, Spectrum, Tensor)):
-        raise TypeError(f"step: the closure returned {type(result).__name__}, expected a HessianOperator or Spectrum")
-    return result
+        return _returned(source())
+
+
+def _returned(result: object) -> Source:
+    """What a closure returned, unless that is the loss, as torch's own optimizers want it, or something else."""
+    if isinstance(result, (HessianOperator, Spectrum)) or (isinstance(result, Tensor) and result.dim() == 2):
+        return result
+    got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+    scalar = result.numel() == 1 if isinstance(result, Tensor) else isinstance(result, (int, float))
+    got += " (the loss?)" if scalar else ""
+    raise TypeError(
+        f"step: the closure returned {got}; CGD needs directions of the Hessian beside the gradient: return "
+        "chaos_ext.HessianOperator(model, loss_fn, x, y) of the batch (no backward() is needed), a Spectrum of one, or "
+        "a dense Hessian [P, P]; step returns the loss"
+    )
 
 
 def resolve(source: Source | None, trained: Sequence[Tensor], groups: int, options: Pruning) -> Resolved:
@@ -134,14 +154,18 @@ def _of_grad(H: Tensor | None, trained: Sequence[Tensor], groups: int, options: 
     else:
         _check_order(H, trained, groups, fixed)
         space = ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
-    if H is None and fixed is None:
-        raise ValueError("step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for spectrum=")
     gradient = _grad(space)
 
     def spectrum() -> Spectrum:
+        if H is None and fixed is None:
+            raise ValueError(
+                "step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for steps that do not "
+                "prune, and for CGD(..., spectrum=...)"
+            )
         return fixed or _of_matrix(H, space, gradient, options)  # type: ignore[arg-type]
 
-    return Resolved(space, gradient, None, None, spectrum, fixed is not None)
+    known = H is not None or fixed is not None
+    return Resolved(space, gradient, None, None, spectrum, fixed is not None, known)
 
 
 def _of_matrix(H: Tensor, space: ParameterSpace, gradient: Tensor, options: Pruning) -> Spectrum:
@@ -181,8 +205,8 @@ def _grad(space: ParameterSpace) -> Tensor:
     missing = [n for n, p in zip(space.names, space.params, strict=True) if p.grad is None]
     if missing:
         raise ValueError(
-            f"step: .grad is required and missing for {', '.join(missing)}; call backward() first (where the loss does "
-            "not depend on a parameter, step with a HessianOperator)"
+            f"step: .grad is required and missing for {', '.join(missing)}: expected a HessianOperator, which needs "
+            "none (and knows what its loss does not depend on), or backward() before the step"
         )
     gradient = space.flatten([p.grad for p in space.params])  # type: ignore[misc]
     if not bool(torch.isfinite(gradient).all()):
