@@ -109,7 +109,7 @@ def test_stable_neutral_and_chaotic():
 def test_gali_is_the_volume_of_the_free_deviations():
     s, t = systems.henon(), 9
     r = ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=t, gali=True, full_output=True)
-    x, Y = s.x0, torch.eye(2, dtype=torch.float64)
+    x, Y = s.x0, benettin.start_block(2, 2, torch.float64, s.x0.device, 0, generic=True)
     for _ in range(t):
         Y, x = s.tangent(x, Y), s.step(x)
     volume = torch.linalg.det(Y / Y.norm(dim=0)).abs().log()

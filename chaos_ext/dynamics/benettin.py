@@ -6,6 +6,7 @@ Strelcyn 1980; Shimada, Nagashima 1979). Blocks end before their columns' stretc
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .orthonormal import orthonormalise
 STRETCH = {torch.float32: 5.0, torch.float64: 12.0}
 # Blocks kept in memory; a longer history is thinned by merging neighbours.
 KEEP = 2048
+# ln of the growths' ratio in one block that leaves the smallest four digits.
+_TRUSTED = {dtype: -math.log(1e4 * torch.finfo(dtype).eps) for dtype in STRETCH}
 _FEW = 256  # numbers that are quicker read one by one
 
 
@@ -74,6 +77,7 @@ class Benettin:
         self.blocks: list[Tensor] = []
         self._merged = 1  # how many measured blocks an entry of ``blocks`` stands for
         self._open = 0  # how many the last entry has so far
+        self._sound: Benettin | None = None  # as it was before its first block that lost the smallest growths
         self._allowed, self._rate = 1, 0.0  # of the next block: its length at most; expected stretch per step
         eye = torch.eye(k, dtype=torch.float64, device=Y.device)
         self.gali = (eye, torch.zeros(k, dtype=torch.float64, device=Y.device)) if gali else None
@@ -128,12 +132,33 @@ class Benettin:
         self._allowed, self.pending = min(4 * n, longest), 0
         if not measured:
             return False
+        if self._sound is None and not _is_sound(growth, self.Y.dtype):
+            self._sound = self._closed()
         self.growth += growth
         self.last = (growth, n)
         if self.gali is not None:
             self.gali = _turn(self.gali, R)
         self._remember(growth)
         return True
+
+    def sound(self) -> Benettin:
+        """The run as it was after its last whole block before the first that lost digits: what is left of an escape.
+
+        Its deviations are not those of that moment.
+        """
+        return self._closed() if self._sound is None else self._sound
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every measured block so far was within what the dtype can bear, and the last one has just ended."""
+        return self._sound is None and not self.pending
+
+    def _closed(self) -> Benettin:
+        """A copy without the steps after the last block."""
+        other = copy.copy(self)
+        other.ends, other.blocks, other.growth = list(self.ends), [b.clone() for b in self.blocks], self.growth.clone()
+        other.steps, other.pending = self.ends[-1] if self.ends else min(self.steps, self.transient), 0
+        return other
 
     def _remember(self, growth: Tensor) -> None:
         if self._open == 0:
@@ -213,6 +238,12 @@ def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:
     return low, high
 
 
+def _is_sound(growth: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the smallest growth of a block still has digits beside the largest."""
+    low, high = torch.stack(torch.aminmax(growth)).tolist()
+    return math.isfinite(low) and math.isfinite(high) and high - low <= _TRUSTED[dtype]
+
+
 def _turn(gali: tuple[Tensor, Tensor], R: Tensor) -> tuple[Tensor, Tensor]:
     """The triangular product T <- R T as unit columns and the logarithms of their lengths."""
     T = R @ gali[0]
@@ -228,9 +259,15 @@ def _log_gali(gali: tuple[Tensor, Tensor] | None, growth: Tensor) -> Tensor | No
     return None if gali is None else (growth - gali[1]).cumsum(0)
 
 
-def start_block(size: int, k: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
-    """Orthonormal columns [size, k]: the identity if k = size, else random ones from the seed."""
-    if k == size:
+def start_block(
+    size: int, k: int, dtype: torch.dtype, device: torch.device, seed: int, generic: bool = False
+) -> Tensor:
+    """Orthonormal columns [size, k]: the identity if k = size, else random ones from the seed.
+
+    ``generic``: random ones in any case, for what depends on where each column points: coordinate axes are often
+    special, such as those of two angles with their actions.
+    """
+    if k == size and not generic:
         return fresh((size, size), dtype, device).zero_().fill_diagonal_(1)
     generator = torch.Generator().manual_seed(seed)
     G = torch.randn(size, k, generator=generator, dtype=torch.float64, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -12,6 +13,11 @@ from ..base.progress import Progress
 from ..errors import NonFiniteError
 from .benettin import Benettin, check_count, check_every, start_block
 from .result import LyapunovResult, ordered, result_of
+
+Step = Callable[[Tensor], Tensor]
+Jvp = Callable[[Tensor, Tensor], Tensor]
+# Tangents by differences of step are linear to a few digits only; J instead of J V misses by all of its size.
+_LINEAR = 1e-2
 
 
 @overload
@@ -82,8 +88,9 @@ def lyapunov_spectrum(
     """Lyapunov exponents of x <- step(x), by QR (Benettin et al. 1980).
 
     Args:
-        step: x [d] -> the next x [d].
-        tangent: (x [d], V [d, k]) -> J(x) V, the Jacobian of ``step`` at x times V.
+        step: x [d] -> the next x [d]. A function of x alone; it may write to its argument, which is a copy.
+        tangent: (x [d], V [d, k]) -> J(x) V, the Jacobian of ``step`` at x times V. A function of x and V alone, linear
+            in V, which is checked at x0; it may write to V.
         x0: initial state, float64 or float32.
         steps: how many to measure.
         k: number of leading exponents; None: all d.
@@ -92,16 +99,16 @@ def lyapunov_spectrum(
         qr_every: re-orthonormalise at every multiple of this many steps, and whenever the stretch of the deviations
             nears what the dtype can bear; "auto": only then.
         gali: also follow GALI_1 .. GALI_k.
-        seed: of the initial deviations (the identity if k = d).
+        seed: of the initial deviations (the identity if k = d and not ``gali``, whose columns must not be special).
         progress: True: a bar on the terminal (needs tqdm); or called with (steps done, steps in all) after every step.
 
     Returns:
         float64 [k], descending, in nats per step, or a LyapunovResult.
 
     Raises:
-        ValueError, TypeError: arguments out of range.
+        ValueError, TypeError: arguments out of range; ``step`` or ``tangent`` returns something else than it should.
         NonFiniteError: NaN or infinity in state or deviations; names the step, and its ``result`` is the
-            LyapunovResult until then (None if nothing was measured yet).
+            LyapunovResult until the last block whose numbers can be trusted (None if nothing was measured until then).
 
     Example:
         >>> henon = ce.systems.henon()
@@ -111,35 +118,78 @@ def lyapunov_spectrum(
     """
     k = _check(x0, steps, k, transient)
     check_every(qr_every)
-    run = Benettin(start_block(len(x0), k, x0.dtype, x0.device, seed), qr_every, transient, gali)
+    x = x0.detach().clone()  # step may write to its argument
+    _check_tangent(tangent, x, k)
+    run = Benettin(start_block(len(x), k, x.dtype, x.device, seed, generic=gali), qr_every, transient, gali)
     total = transient + steps
     with Progress(total if progress is True else None, shown=progress is True) as bar:
         after = progress if callable(progress) else lambda done, of: bar.report(1, False)
-        x = _follow(run, step, tangent, x0.detach(), total, after)
+        x = _follow(run, step, tangent, x, total, after)
     return result_of(run, x) if full_output else ordered(run)[0]
 
 
 def _follow(
-    run: Benettin,
-    step: Callable[[Tensor], Tensor],
-    tangent: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    total: int,
-    after: Callable[[int, int], None],
+    run: Benettin, step: Step, tangent: Jvp, x: Tensor, total: int, after: Callable[[int, int], None]
 ) -> Tensor:
     """The state after all steps."""
+    last = x, run.Y
     for t in range(total):
         try:
-            run.advance(lambda V, x=x: (tangent(x, V), None))  # type: ignore[misc]
-            following = step(x)
-            if not bool(torch.isfinite(following).all()):
-                raise NonFiniteError(f"step {t}: the state has NaN or infinity; results until then are kept")
+            # Where a result may need them, the deviations are copied: tangent may write to its argument.
+            JV = _tangent(tangent, x, run.Y.clone() if run.is_sound else run.Y)
+            x = _next(step, x, t)
+            run.advance(lambda V, JV=JV: (JV, None))  # type: ignore[misc]
         except NonFiniteError as error:
-            error.result = result_of(run, x) if run.reading().steps else None
+            error.result = _kept(run, *last)
             raise
-        x = following
+        last = (x, run.Y) if run.is_sound else last
         after(t + 1, total)
     return x
+
+
+def _next(step: Step, x: Tensor, t: int) -> Tensor:
+    following = step(x.clone())
+    _check_returned("step", following, x)
+    if not bool(torch.isfinite(following).all()):
+        raise NonFiniteError(f"step {t}: the state has NaN or infinity; results until then are kept")
+    return following.detach().clone()
+
+
+def _tangent(tangent: Jvp, x: Tensor, V: Tensor) -> Tensor:
+    JV = tangent(x.clone(), V)
+    _check_returned("tangent", JV, V)
+    return V if JV is V else JV.detach().clone()
+
+
+def _kept(run: Benettin, x: Tensor, Q: Tensor) -> LyapunovResult | None:
+    """The result of a run that was stopped, at the end of its last block whose numbers can be trusted: x and Q then."""
+    sound = run.sound()
+    sound.Y = Q
+    return result_of(sound, x) if sound.reading().steps else None
+
+
+def _check_returned(name: str, value: object, like: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype != like.dtype or value.device != like.device:
+        got = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected it to return a {like.dtype} tensor on {like.device}, got {got}")
+    if value.shape != like.shape:
+        what = "J(x) V, the Jacobian times its second argument" if name == "tangent" else "the next state"
+        raise ValueError(
+            f"{name}: expected it to return {what}, of shape {tuple(like.shape)}, got shape {tuple(value.shape)}"
+        )
+
+
+def _check_tangent(tangent: Jvp, x: Tensor, k: int) -> None:
+    """Refuses what is not linear in V: above all a ``tangent`` that returns J(x), whatever V is."""
+    V = start_block(len(x), k, x.dtype, x.device, seed=0, generic=True)
+    once, twice = _tangent(tangent, x, V.clone()), _tangent(tangent, x, 2 * V)
+    gap, size = float((twice - 2 * once).norm()), float(twice.norm())
+    if math.isfinite(gap) and gap > _LINEAR * size:
+        raise ValueError(
+            "tangent: expected tangent(x, V) to return J(x) V, the Jacobian times V: it is not linear in V, since at "
+            f"x0 tangent(x, 2 V) and 2 tangent(x, V) differ by {gap / size:.2g} of their size; where it returns J(x), "
+            "return J(x) @ V"
+        )
 
 
 def _check(x0: Tensor, steps: int, k: int | None, transient: int) -> int:
