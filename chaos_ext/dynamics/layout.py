@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
+
+from torch import Tensor
 
 from ..base.parameters import ParameterSpace
 
@@ -13,33 +16,64 @@ class Layout:
     """Rows of theta in its own order, then buffer 0 of the parameters that have one, then buffer 1.
 
     Attributes:
-        parameters: ids of the parameters, in theta's order.
+        parameters: the parameters in theta's order (not their ids, which others may get once these are gone).
         theta: rows of each parameter.
         buffers: rows of each of its buffers.
         size: S.
     """
 
-    parameters: tuple[int, ...]
+    parameters: tuple[Tensor, ...]
     theta: tuple[slice, ...]
     buffers: tuple[tuple[slice, ...], ...]
     size: int
 
     @classmethod
-    def of(cls, space: ParameterSpace, counts: Mapping[int, int]) -> Layout:
-        """From the number of buffers of each parameter, by id.
-
-        Raises:
-            ValueError: a parameter without a count.
-        """
-        ids = tuple(map(id, space.params))
-        if not counts.keys() >= set(ids):
-            raise ValueError("opt: a parameter joined the optimizer after the TangentMap was made; make a new one")
-        rows: list[list[slice]] = [[] for _ in ids]
+    def of(cls, space: ParameterSpace, counts: Mapping[Tensor, int]) -> Layout:
+        """From the number of buffers of each parameter."""
+        rows: list[list[slice]] = [[] for _ in space.params]
         start = space.size
-        for j in range(max(counts[i] for i in ids)):
-            for own, i, size in zip(rows, ids, space.sizes, strict=True):
-                if counts[i] > j:
+        for j in range(max(counts[p] for p in space.params)):
+            for own, p, size in zip(rows, space.params, space.sizes, strict=True):
+                if counts[p] > j:
                     own.append(slice(start, start + size))
                     start += size
-        theta = tuple(space.slice(i) for i in range(len(ids)))
-        return cls(ids, theta, tuple(map(tuple, rows)), start)
+        theta = tuple(space.slice(i) for i in range(len(space.params)))
+        return cls(space.params, theta, tuple(map(tuple, rows)), start)
+
+    def fits(self, space: ParameterSpace) -> bool:
+        """Whether theta is made of these very parameters."""
+        return len(self.parameters) == len(space.params) and all(map(is_, self.parameters, space.params))
+
+
+def require_same(
+    space: ParameterSpace, trained: Sequence[Tensor], then: Sequence[Tensor], known: Container[Tensor]
+) -> None:
+    """Raises ValueError unless theta is made of exactly the parameters that the optimizer trains, and did.
+
+    Args:
+        space: of the operator.
+        trained: the parameters that the optimizer trains now.
+        then: those that it trained when the map was made.
+        known: all that it had then, frozen ones included.
+    """
+    now, before = {id(p) for p in trained}, {id(p) for p in then}
+    missing = [n for n, p in zip(space.names, space.params, strict=True) if id(p) not in now]
+    extra = [tuple(p.shape) for p in trained if id(p) not in space.index]
+    if missing:
+        raise ValueError(
+            f"operator: its parameters {', '.join(missing)} are not the optimizer's (another model, or parameters "
+            "left out: set requires_grad=False on what is not trained)"
+        )
+    if extra:
+        raise ValueError(
+            f"operator: the optimizer also trains parameters of shapes {extra} that its model does not have"
+        )
+    if any(p not in known for p in trained):
+        raise ValueError("opt: a parameter joined the optimizer after the TangentMap was made; make a new one")
+    changed = [n for n, p in zip(space.names, space.params, strict=True) if id(p) not in before]
+    changed += [f"one of shape {tuple(p.shape)}" for p in then if id(p) not in now]
+    if changed:
+        raise ValueError(
+            f"opt: requires_grad of {', '.join(changed)} changed after the TangentMap was made, so deviations have "
+            "other rows; make a new TangentMap or LyapunovAnalyzer"
+        )

@@ -25,7 +25,7 @@ from ..base.tensors import fresh, rows_contiguous
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
 from .custom import registered
-from .layout import Layout
+from .layout import Layout, require_same
 from .optimizers import UNTOUCHED, Rule, Slot, UpdateLists, rule_for
 from .projected import Projected, differences
 
@@ -80,7 +80,9 @@ class TangentMap:
         if jacobian == "true" and self._projected is None:
             raise ValueError(f"jacobian='true': only for optimizers that project, got {type(opt).__name__}")
         self._layout: Layout | None = None
-        self._counts = {id(p): self._count(g) for g in opt.param_groups for p in g["params"]}
+        # The parameters themselves, not their ids: another parameter may get the id of one that is gone.
+        self._counts = {p: self._count(g) for g in opt.param_groups for p in g["params"]}
+        self._params = tuple(self._trained())
 
     def _count(self, group: dict[str, Any]) -> int:
         return self._custom[1] if self._custom is not None else cast(Rule, self._rule).buffers(group)
@@ -88,12 +90,12 @@ class TangentMap:
     @property
     def parameters(self) -> int:
         """P."""
-        return sum(p.numel() for p in self._trained())
+        return sum(p.numel() for p in self._params)
 
     @property
     def size(self) -> int:
         """S, the rows of Y."""
-        return sum(p.numel() * (1 + self._counts.get(id(p), 0)) for p in self._trained())
+        return sum(p.numel() * (1 + self._counts[p]) for p in self._params)
 
     @property
     def is_cocycle(self) -> bool:
@@ -210,20 +212,8 @@ class TangentMap:
         return true
 
     def check(self, space: ParameterSpace) -> None:
-        """Raises ValueError unless theta is made of exactly this optimizer's trained parameters."""
-        trained = self._trained()
-        ours = {id(p) for p in trained}
-        missing = [n for n, p in zip(space.names, space.params, strict=True) if id(p) not in ours]
-        extra = [tuple(p.shape) for p in trained if id(p) not in space.index]
-        if missing:
-            raise ValueError(
-                f"operator: its parameters {', '.join(missing)} are not the optimizer's (another model, or parameters "
-                "left out: set requires_grad=False on what is not trained)"
-            )
-        if extra:
-            raise ValueError(
-                f"operator: the optimizer also trains parameters of shapes {extra} that its model does not have"
-            )
+        """Raises ValueError unless theta is made of exactly the parameters that this optimizer trains, and did."""
+        require_same(space, self._trained(), self._params, self._counts)
 
     def units(self, op: HessianOperator) -> Units:
         """Constants c, per parameter in theta order, that keep the map well conditioned: (theta, lr v) for momentum.
@@ -242,10 +232,10 @@ class TangentMap:
         self.check(op.space)
         self._require_numbers()
         if self._rule is None:
-            return [(1.0,) * self._counts[id(p)] for p in op.space.params]
+            return [(1.0,) * self._counts[p] for p in op.space.params]
         rms = float(op.gradient.double().square().mean().sqrt())
         groups = self._groups()
-        return [self._rule.units(groups[id(p)], rms)[: self._counts[id(p)]] for p in op.space.params]
+        return [self._rule.units(groups[id(p)], rms)[: self._counts[p]] for p in op.space.params]
 
     def _require_numbers(self) -> None:
         if self._rule is not None:
@@ -263,8 +253,7 @@ class TangentMap:
         if not isinstance(op, HessianOperator):
             raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
         known = self._layout
-        same = known is not None and known.parameters == tuple(map(id, op.space.params))
-        if known is None or not same or len(self._counts) != len(self._groups()):
+        if known is None or not known.fits(op.space) or len(self._counts) != len(self._groups()):
             self.check(op.space)
             known = self._layout = Layout.of(op.space, self._counts)
         return known
