@@ -8,7 +8,7 @@ from fig1_command import STRESS, read, refused, reproduce
 
 from chaos_ext.base.files import read_sealed, write_sealed
 from chaos_ext.data import load
-from chaos_ext.errors import CheckpointError
+from chaos_ext.errors import CheckpointError, NonFiniteError
 from chaos_ext.experiments import unit
 from chaos_ext.experiments.output import OutputFolder, UsageError
 from chaos_ext.experiments.settings import Settings, Unit
@@ -161,3 +161,30 @@ def test_a_link_in_the_folder_is_not_written_through(tmp_path):
     (out / ".tmp-probe").symlink_to(victim)
     assert reproduce(out, "--prune", "none", "--resume") == 0
     assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("steps", [7, 185])
+def test_a_checkpoint_of_a_run_that_broke_off_or_is_done_is_believed(tmp_path, monkeypatch, caplog, steps):
+    """With 7 steps and with an epoch (180) behind it; the first run diverges, the third is interrupted."""
+    advance, measure = unit.Trainer.advance, unit.Trainer._measure_and_step
+
+    def diverge(trainer, index):
+        if trainer.unit.run == "sgd" and trainer.step == steps - 2:
+            raise NonFiniteError("loss: got NaN")
+        return measure(trainer, index)
+
+    def stop(trainer):
+        if trainer.unit.run == "negative":
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    monkeypatch.setattr(unit.Trainer, "_measure_and_step", diverge)
+    options = ("--prune", "chaotic,negative")
+    with monkeypatch.context() as patch:
+        patch.setattr(unit.Trainer, "advance", stop)
+        assert reproduce(tmp_path, *options, steps=steps) == 130
+    taken = []
+    monkeypatch.setattr(unit.Trainer, "advance", lambda t: (taken.append(t.unit.run), advance(t))[1])
+    assert reproduce(tmp_path, *options, "--resume", steps=steps) == 1
+    assert set(taken) == {"negative"}
+    assert "starts anew" not in caplog.text
