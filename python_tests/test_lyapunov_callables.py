@@ -17,6 +17,8 @@ def _henon_jacobian(x):
 
 WRONG = {
     "J instead of J V": (ValueError, "linear", lambda x, V: _henon_jacobian(x)),
+    "J * V": (ValueError, "linear", lambda x, V: _henon_jacobian(x) * V),
+    "V J": (ValueError, "linear", lambda x, V: V @ _henon_jacobian(x)),
     "J V + c": (ValueError, "linear", lambda x, V: _henon_jacobian(x) @ V + 1.0),
     "normalised": (ValueError, "linear", lambda x, V: torch.nn.functional.normalize(_henon_jacobian(x) @ V, dim=0)),
     "absolute": (ValueError, "linear", lambda x, V: (_henon_jacobian(x) @ V) ** 2),

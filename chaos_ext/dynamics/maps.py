@@ -180,15 +180,20 @@ def _check_returned(name: str, value: object, like: Tensor) -> None:
 
 
 def _check_tangent(tangent: Jvp, x: Tensor, k: int) -> None:
-    """Refuses what is not linear in V: above all a ``tangent`` that returns J(x), whatever V is."""
+    """Refuses what does not act on the columns of V linearly, each alike: J (V M) = (J V) M for any M [k, k].
+
+    Above all a ``tangent`` that returns J(x) whatever V is, but J * V and V J as well.
+    """
     V = start_block(len(x), k, x.dtype, x.device, seed=0, generic=True)
-    once, twice = _tangent(tangent, x, V.clone()), _tangent(tangent, x, 2 * V)
-    gap, size = float((twice - 2 * once).norm()), float(twice.norm())
+    M = 2 * start_block(k, k, x.dtype, x.device, seed=1, generic=True)
+    once, mixed = _tangent(tangent, x, V.clone()) @ M, _tangent(tangent, x, V @ M)
+    gap, size = float((mixed - once).norm()), float(mixed.norm())
     if math.isfinite(gap) and gap > _LINEAR * size:
+        off = gap / size if size else math.inf
         raise ValueError(
             "tangent: expected tangent(x, V) to return J(x) V, the Jacobian times V: it is not linear in V, since at "
-            f"x0 tangent(x, 2 V) and 2 tangent(x, V) differ by {gap / size:.2g} of their size; where it returns J(x), "
-            "return J(x) @ V"
+            f"x0 tangent(x, V M) and tangent(x, V) M differ by {off:.2g} of their size for a matrix M; where it "
+            "returns J(x), or J(x) * V, return J(x) @ V"
         )
 
 
