@@ -107,8 +107,9 @@ def commit_running_stats(model: nn.Module, x: object) -> None:
             model(x)
 
 
-# Which kernels torch uses is a setting of the process: threads that change it and put it back take turns.
-_switches = threading.RLock()
+# Which kernels torch uses is a setting of the process, and so is the nesting of torch.func.jvp: a thread that leaves
+# one clears the tangents of the others. Threads that change one of these and put it back take turns.
+turns = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -119,7 +120,7 @@ def twice_differentiable() -> Iterator[None]:
     that is zero, 9 % off in torch 2.14.)
     """
     with (
-        _switches,
+        turns,
         torch.inference_mode(False),
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -99,6 +101,19 @@ def without_onednn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=enabled)
+
+
+def function_class(node: Any) -> type | None:
+    """The custom autograd Function that a node of a graph belongs to, or None (torch/autograd/function.py)."""
+    return getattr(node, "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
+
+
+def forward_mode_is_active() -> bool:
+    """Whether somebody, in any thread, is inside a ``torch.func.jvp`` (torch/autograd/forward_ad.py).
+
+    When they leave it, the tangents of everybody are cleared.
+    """
+    return forward_ad._current_level >= 0
 
 
 class Draws(TorchDispatchMode):

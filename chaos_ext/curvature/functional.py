@@ -6,72 +6,41 @@ Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..base import memory
-from ..base.guards import AutocastInside, dense_embeddings, refuse_edits, twice_differentiable, without_running_stats
+from ..base.guards import (
+    AutocastInside,
+    dense_embeddings,
+    refuse_edits,
+    turns,
+    twice_differentiable,
+    without_running_stats,
+)
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.randomness import without_randomness
 from ..base.tensors import all_finite, asymmetry, symmetrize_
-from ..base.torch_internals import tree_map
+from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..base.traces import untouched
 from ..errors import ChaosExtError, NonFiniteError
 from .dense import not_finite
+from .differences import Derivative
+from .inspection import Seen, Watch, look, reentrant_checkpoint, watched
 from .products import double_backward, forward_over_reverse
+from .scalar import Scalar
+from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences, program_of
 
 log = logging.getLogger("chaos_ext")
 
-JVP_OF_GRAD, DOUBLE_BACKWARD = "jvp of grad", "double backward"
 _MAX_CHUNK = 1024
 _CHUNK_BYTES = 1 << 29
-
-
-class _Scalar(nn.Module):
-    """loss_fn(model(x), y) as one module, so that a loss that reads parameters sees the substituted ones."""
-
-    def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = (loss_fn,)  # in a tuple: parameters of a loss module are constants, not part of theta
-
-    def forward(self, x: object, y: object) -> tuple[Tensor, object]:
-        try:
-            output = self.model(x)
-        except ChaosExtError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as e:
-            raise ForwardError(forward_failed(x, e)) from e
-        try:
-            loss = self._loss[0](output, y)
-        except ChaosExtError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as e:
-            raise ForwardError(f"y: loss_fn failed on output {describe(output)} and y {describe(y)}: {e}") from e
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            raise ForwardError(f"loss_fn: expected a real scalar tensor, got {describe(loss)}; set a reduction")
-        return loss.reshape(()), output
-
-
-class ForwardError(ValueError):
-    """The user's forward or loss raised: a mistake in an argument."""
-
-
-def forward_failed(x: object, error: Exception) -> str:
-    """What to say of a model that raised on x."""
-    hint = "; x is passed whole, model(x): give a model of several inputs a forward that takes one tuple or dict"
-    hint = hint if isinstance(error, TypeError) and "argument" in str(error) else ""
-    return f"x: the model's forward failed on a batch of {describe(x)}: {error}{hint}"
-
-
-def describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"shape {tuple(value.shape)} {value.dtype}"
-    return type(value).__name__
 
 
 class FunctionalEngine:
@@ -79,11 +48,14 @@ class FunctionalEngine:
 
     Args:
         path: JVP_OF_GRAD or DOUBLE_BACKWARD; default: the first, unless the loss holds on to parameters.
+        check: hold torch's derivatives against differences; without, the caller does.
 
     Attributes:
         path: the way that products take now: DOUBLE_BACKWARD once the other has failed.
+        seen: the graph of the loss, or None if it depends on no parameter.
         loss: detached scalar.
         gradient: [P].
+        unused: places of the parameters that the loss does not depend on.
         output: what the model returned, detached.
     """
 
@@ -95,25 +67,32 @@ class FunctionalEngine:
         x: object,
         y: object,
         path: str | None = None,
+        check: bool = True,
     ) -> None:
         # Tensors made in inference mode cannot be saved for backward; their copies can.
         x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
-        self.space, self._x, self._y, self._model = space, x, y, model
+        self.space, self._x, self._y, self.model = space, x, y, model
+        self.seen: Seen | None = None
         self._watched = ModuleTree(model).watched
-        self._scalar = _Scalar(model, loss_fn)
+        self._scalar = Scalar(model, loss_fn)
         self._names = ["model." + n for n in space.names]
         self.loss, self.output, self.gradient, captured = self._first_pass()
         if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
+        self._forced = path
         self.path = path or (DOUBLE_BACKWARD if captured else JVP_OF_GRAD)
-        self._probed = False
+        self._probed, self._captured = False, captured
+        self._program = program_of(self) if check else None
 
-    def _evaluate(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
-        with untouched(self._watched), without_running_stats(self._model), dense_embeddings(self._model):
+    def _evaluate(
+        self, params: Mapping[str, Tensor], then: Callable[[Tensor], object] | None = None
+    ) -> tuple[Tensor, object]:
+        """The loss and the model's output, or what ``then`` makes of the loss."""
+        with untouched(self._watched), without_running_stats(self.model), dense_embeddings(self.model):
             buffers = {n: b.detach().clone() for n, b in self._scalar.named_buffers()}
             # A forward that edits its input in place edits a copy.
             x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
-            return functional_call(self._scalar, {**buffers, **params}, (x, self._y))
+            return functional_call(self._scalar, {**buffers, **params}, (x, self._y, then))
 
     def _first_pass(self) -> tuple[Tensor, object, Tensor, bool]:
         """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution.
@@ -124,90 +103,141 @@ class FunctionalEngine:
             return self._differentiated()
 
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
-        copies = {n: p.detach().clone().requires_grad_() for n, p in zip(self._names, self.space.params, strict=True)}
-        loss, output = without_randomness(lambda: self._first(copies), self._model, self.space.device)
-        self.unused = frozenset(range(len(copies)))  # parameters that the loss does not depend on
+        copies = [p.detach().clone().requires_grad_() for p in self.space.params]
+        loss, output = without_randomness(lambda: self._first(copies), self.model, self.space.device)
+        self.seen = look(loss) if loss.requires_grad else None
+        if self.seen is not None and self.seen.reentrant:
+            raise reentrant_checkpoint()
+        gradient, captured = self._gradient(loss, copies)
+        return loss.detach(), _detach(output), gradient, captured
+
+    def _first(self, params: Sequence[Tensor]) -> tuple[Tensor, object]:
+        named = self._named(params)
+        with AutocastInside(self.space.device), refuse_edits(list(named.items())):
+            return self._evaluate(named)
+
+    def _named(self, params: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self._names, params, strict=True))
+
+    def _gradient(self, loss: Tensor, copies: Sequence[Tensor]) -> tuple[Tensor, bool]:
+        """The gradient [P] at the copies, and whether the loss reads the Parameter objects past the substitution."""
+        self.unused = frozenset(range(len(copies)))
         if not loss.requires_grad:
-            return loss.detach(), _detach(output), torch.zeros_like(self._theta()), False
-        leaves = [*copies.values(), *self.space.params]
-        parts = torch.autograd.grad(loss, leaves, allow_unused=True)
+            return torch.zeros_like(self.theta()), False
+        parts = torch.autograd.grad(loss, [*copies, *self.space.params], allow_unused=True)
         parts = tuple(g.to_dense() if g is not None and g.layout != torch.strided else g for g in parts)
         inner, outer = parts[: len(copies)], parts[len(copies) :]
         self.unused = frozenset(i for i in self.unused if inner[i] is None and outer[i] is None)
-        captured = any(g is not None for g in outer)
         total = [
             sum((t for t in (a, b) if t is not None), torch.zeros_like(p))
             for a, b, p in zip(inner, outer, self.space.params, strict=True)
         ]
-        return loss.detach(), _detach(output), self.space.flatten(total).detach(), captured
+        return self.space.flatten(total).detach(), any(g is not None for g in outer)
 
-    def _theta(self) -> Tensor:
+    def theta(self) -> Tensor:
         return self.space.flatten([p.detach() for p in self.space.params])
 
-    def _first(self, params: Mapping[str, Tensor]) -> tuple[Tensor, object]:
-        with AutocastInside(self.space.device), refuse_edits(list(params.items())):
-            return self._evaluate(params)
-
     def _loss_at(self, *params: Tensor) -> Tensor:
-        return self._evaluate(dict(zip(self._names, params, strict=True)))[0]
+        return self._evaluate(self._named(params))[0]
 
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k], in chunks that respect the memory budget."""
-        if not self._probed:
-            self._probed = True
-            self._probe()
+        self._probe()
         out = torch.empty_like(v)
         chunk = self._chunk()
-        for i in range(0, v.shape[1], chunk):
-            out[:, i : i + chunk] = self._rows(v[:, i : i + chunk].T.contiguous()).T
+        with turns:
+            for i in range(0, v.shape[1], chunk):
+                out[:, i : i + chunk] = self._rows(v[:, i : i + chunk].T.contiguous()).T
         return out
 
     def block_columns(self, dtype: torch.dtype) -> int:
         """Columns that are differentiated at a time."""
         return self._chunk()
 
+    @twice_differentiable()
     def _probe(self) -> None:
-        """u^T H v = v^T H u, once: some of torch's second derivatives are wrong, and this shows it.
+        """Chooses the path that is right: some of torch's second derivatives are not."""
+        if self._program is not None and not self._probed:
+            self.path = choose_path(self, self._program)
+        self._probed = True
 
-        (torch 2.14's ``_weight_norm`` on the CPU is off by its own scale, and differs from finite differences.)
-        """
-        for path in dict.fromkeys((self.path, DOUBLE_BACKWARD)):
-            self.path = path
-            if self._symmetric_at(None):
-                return
-        self._require_symmetric_nearby()
+    @property
+    def key(self) -> Hashable:
+        """What engines of one program have in common, beside their graph."""
+        tensors = [t for t in tree_leaves((self._x, self._y)) if isinstance(t, Tensor)]
+        modes = tuple(m.training for m in self.model.modules())
+        return self._forced, self.space.device, modes, *((t.shape, t.dtype) for t in (*self.space.params, *tensors))
 
-    def _symmetric_at(self, theta: Tensor | None) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        pair = torch.randn(2, self.space.size, generator=generator, dtype=torch.float64, device="cpu").to(self.gradient)
-        products = self._rows(pair, theta)
-        gap = (pair[0] @ products[1] - pair[1] @ products[0]).abs()
-        return bool(gap <= _asymmetry_limit(pair.dtype) * pair[0].norm() * products.norm())
+    def twin(self) -> FunctionalEngine:
+        """The same on copies in float64, which leave room for differences; itself where there is no such copy."""
+        if self.space.dtype == torch.float64 or self._captured:
+            return self
+        try:
+            model, loss, x, y = copy.deepcopy((self.model, self._scalar.loss_fn, self._x, self._y))
+            loss = loss.double() if isinstance(loss, nn.Module) else loss
+            space = ParameterSpace.of(model.double())
+            twin = FunctionalEngine(model, loss, space, _in_double(x), _in_double(y), self.path, check=False)
+        except Exception:  # whatever the user's modules raise on being copied, or in float64
+            return self
+        return twin if torch.allclose(twin.gradient.float(), self.gradient, 1e-2, 1e-4) else self
 
-    def _require_symmetric_nearby(self) -> None:
-        """On a fitted batch only rounding is left of H, and is not symmetric; a wrong formula is so elsewhere too."""
-        theta = self._theta()
-        noise = torch.randn(
-            len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu"
-        ).to(theta)
-        if any(self._symmetric_at(t) for t in (0.3 * noise, theta + 0.1 * theta.abs() * noise)):
-            log.warning("the Hessian on this batch is at the level of torch's rounding; its symmetric part is used")
-            return
-        raise ChaosExtError(
-            "hessian: torch's second derivatives of this model are not symmetric, so they are wrong; compare with "
-            "finite differences of the gradient"
-        )
+    @twice_differentiable()
+    def watched(self) -> Watch:
+        """What one run of the loss does to the graph."""
+        copies = [p.detach().clone().requires_grad_() for p in self.space.params]
+        return watched(lambda: self._evaluate(self._named(copies)), () if self.seen is None else self.seen.functions)
+
+    @contextlib.contextmanager
+    def _displaced(self, theta: Tensor) -> Iterator[None]:
+        """The parameters themselves hold theta, for a loss that holds on to them."""
+        before = self.space.flatten([p.detach() for p in self.space.params]) if self._captured else None
+        try:
+            self._write(theta if self._captured else None)
+            yield
+        finally:
+            self._write(before)
+
+    def _write(self, theta: Tensor | None) -> None:
+        for p, t in zip(self.space.params, () if theta is None else self.space.views(theta), strict=theta is not None):
+            p.data.copy_(t)  # through .data: torch's version counters stay
+
+    def loss_at(self, theta: Tensor) -> Tensor:
+        """The loss, without a graph."""
+        with self._displaced(theta), torch.no_grad():
+            return self._loss_at(*self._at(theta))
+
+    def gradient_at(self, theta: Tensor) -> Tensor:
+        """Its gradient [P]."""
+        with self._displaced(theta), twice_differentiable():
+            copies = [t.requires_grad_() for t in self._at(theta)]
+            found: list[Tensor] = []
+            self._evaluate(self._named(copies), lambda loss: found.append(self._gradient(loss, copies)[0]))
+            return found[0]
+
+    def change_of_gradient(self, v: Tensor) -> Derivative | None:
+        """The derivative of the gradient along v [P] by differences, or None where these would mislead."""
+        if self._program is None or self._program.stops is not None:
+            return None
+        return differences(self.twin(), v)
+
+    def product(self, v: Tensor, path: str, theta: Tensor | None = None) -> Tensor | None:
+        """H v for v [k, P], one tangent a row, or None where torch has no such path."""
+        before, self.path = self.path, path
+        try:
+            found = self._rows(v, theta)
+            return found if self.path == path else None
+        finally:
+            self.path = before
 
     def dense_(self, out: Tensor) -> None:
         """Fills out [P, P] with H, exactly symmetric."""
+        self._probe()
         self._fill(out)
         if asymmetry(out) > _asymmetry_limit(out.dtype) and self.path != DOUBLE_BACKWARD:
             log.warning("forward-over-reverse gave an asymmetric Hessian; computing it by double backward instead")
             self.path = DOUBLE_BACKWARD
             self._fill(out)
-        if asymmetry(out) > _asymmetry_limit(out.dtype):
-            self._require_symmetric_nearby()
-        symmetrize_(out)
+        symmetrize_(out)  # what is left after the comparison of the first products is rounding
 
     def _fill(self, out: Tensor) -> None:
         chunk = self._chunk()
@@ -215,7 +245,8 @@ class FunctionalEngine:
             rows = min(chunk, len(out) - i)
             eye = torch.zeros(rows, len(out), dtype=out.dtype, device=out.device)
             eye[:, i : i + rows].fill_diagonal_(1)
-            out[i : i + rows] = self._rows(eye)
+            with turns:
+                out[i : i + rows] = self._rows(eye)
             if not all_finite(out[i : i + rows]):
                 raise NonFiniteError(not_finite("H"))
 
@@ -229,8 +260,9 @@ class FunctionalEngine:
     def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
         """H v for v [k, P], one tangent a row, at theta (default: the parameters)."""
         tangents = tuple(self._separate(v))
-        at = self.space.params if theta is None else [t[0] for t in self._separate(theta.unsqueeze(0))]
-        parts = self._forward_over_reverse(at, tangents) if self.path == JVP_OF_GRAD else None
+        at = self.space.params if theta is None else self._at(theta)
+        forward = self.path == JVP_OF_GRAD and not forward_mode_is_active()
+        parts = self._forward_over_reverse(at, tangents) if forward else None
         if parts is None:
             with twice_differentiable():  # CGD.step, for one, runs under no_grad
                 # The parameters themselves, not copies: a loss may hold on to them.
@@ -242,6 +274,10 @@ class FunctionalEngine:
         """Rows v [k, P] as tensors [k, *shape] with memory of their own."""
         parts = v.split_with_sizes(self.space.sizes, 1)
         return [t.clone().view(len(v), *s) for t, s in zip(parts, self.space.shapes, strict=True)]
+
+    def _at(self, theta: Tensor) -> list[Tensor]:
+        """theta [P] as one tensor a parameter."""
+        return [t[0] for t in self._separate(theta.unsqueeze(0))]
 
     def _forward_over_reverse(self, at: Sequence[Tensor], tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """None, and double backward from now on, where torch cannot."""
@@ -257,6 +293,10 @@ class FunctionalEngine:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
+
+
+def _in_double(value: object) -> object:
+    return tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, value)
 
 
 def _detach(output: object) -> object:

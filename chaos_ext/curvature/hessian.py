@@ -20,11 +20,13 @@ from .basis import Columns, Coordinates
 from .compressed import CompressedHessian
 from .dense import not_finite
 from .engine import engine_for
-from .functional import DOUBLE_BACKWARD, FunctionalEngine, describe
+from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
 from .plan import LayerReport
 from .provenance import Provenance
+from .scalar import describe
+from .trust import DOUBLE_BACKWARD
 from .validation import probes
 from .validation import verify as verify_products
 
@@ -56,7 +58,7 @@ class HessianOperator:
         loss_fn: ``loss_fn(output, y)``, a scalar.
         x: batch [N, ...] (or whatever the model's forward takes).
         y: targets (or whatever the loss takes).
-        verify: compare the result with double backward on two random vectors, at construction.
+        verify: compare H v with differences of gradients for two random vectors, at construction.
         memory_budget: bytes that a dense result may take; default: the memory that is available.
 
     Attributes:

@@ -1,0 +1,259 @@
+"""Whether torch's derivatives of a loss are to be believed: once for each program, or each time where they may fail.
+
+The two ways to H u, ``jvp`` of ``grad`` and double backward, are compared with each other and with differences of
+gradients, which share no formula for second derivatives with either; the gradient with differences of the loss. A
+gradient that is stopped on purpose (``detach``, ``no_grad``) is not seen by differences: there, only the two ways are
+compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
+from .differences import Derivative, along, directions, is_linear
+from .inspection import Seen, Watch, reentrant_checkpoint
+
+log = logging.getLogger("chaos_ext")
+
+JVP_OF_GRAD, DOUBLE_BACKWARD = "jvp of grad", "double backward"
+_MOST = 64  # programs of one model that are remembered
+
+
+@dataclass
+class Program:
+    """What is known of a model with a loss on batches of one shape.
+
+    Attributes:
+        stops: how it takes gradients out of the graph on purpose, or None: differences would see what is stopped.
+        path: the way that its products take, once that is decided.
+    """
+
+    stops: str | None
+    path: str | None = None
+
+
+class Differentiable(Protocol):
+    """What a functional engine shows here: one loss, in one dtype, and torch's derivatives of it."""
+
+    path: str
+    gradient: Tensor
+    seen: Seen | None
+
+    @property
+    def key(self) -> Hashable: ...
+    @property
+    def model(self) -> nn.Module: ...
+    def twin(self) -> Differentiable: ...
+    def theta(self) -> Tensor: ...
+    def watched(self) -> Watch: ...
+    def loss_at(self, theta: Tensor) -> Tensor: ...
+    def gradient_at(self, theta: Tensor) -> Tensor: ...
+    def product(self, v: Tensor, path: str, theta: Tensor | None = None) -> Tensor | None: ...
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Program]] = weakref.WeakKeyDictionary()
+
+
+def program_of(engine: Differentiable) -> Program:
+    """What is known of the engine's program; of a new one, the gradient is checked.
+
+    Raises:
+        UnsupportedError: a re-entrant checkpoint.
+        ChaosExtError: the gradient is not the derivative of the loss.
+    """
+    programs = _known.setdefault(engine.model, {})
+    key = (engine.key, engine.seen)
+    if key not in programs:
+        found = _examined(engine)
+        if len(programs) >= _MOST:
+            programs.clear()
+        programs[key] = found
+    return programs[key]
+
+
+def _examined(engine: Differentiable) -> Program:
+    watch = engine.watched()
+    if watch.reentrant:
+        raise reentrant_checkpoint()
+    if watch.stops is None and _gradient_is_wrong(engine.twin()):
+        # A Function of the user's whose backward is not the derivative of its forward is taken for deliberate.
+        if engine.seen is None or not engine.seen.functions:
+            raise ChaosExtError(
+                "gradient: torch's gradient is not the derivative of the loss, which differences of the loss show; "
+                "something in forward or in loss_fn cuts the graph; check the gradient with torch.autograd.gradcheck"
+            )
+        return Program(f"the backward of {engine.seen.names}")
+    return Program(watch.stops)
+
+
+def _gradient_is_wrong(engine: Differentiable) -> bool:
+    """Whether differences of the loss contradict its gradient."""
+    theta = engine.theta()
+    u, v = directions(len(theta), theta)
+
+    def loss(at: Tensor) -> Tensor:
+        return engine.loss_at(at).reshape(1)
+
+    found = along(loss, theta, u)
+    floor = 1e-6 * float(engine.gradient.norm() * u.norm())
+    limit = _limits(theta.dtype)[1]
+    if found is None or found.agrees((engine.gradient @ u).reshape(1), limit, floor):
+        return False
+    return is_linear(loss, theta, u, v)
+
+
+def choose_path(engine: Differentiable, program: Program) -> str:
+    """The way that gives the engine's products rightly.
+
+    Raises:
+        UnsupportedError: torch refuses the second derivative.
+        NonFiniteError: it is NaN or inf.
+        ChaosExtError: it is wrong.
+    """
+    seen = engine.seen
+    if seen is None:
+        return engine.path
+    if program.path is not None and not seen.fragile:
+        return program.path
+    if seen.once_differentiable:
+        names = ", ".join(seen.once_differentiable)
+        raise UnsupportedError(f"model: autograd cannot differentiate it twice: {names} is once_differentiable")
+    judge = engine.twin()
+    program.path = path = _Comparison(judge, program.stops).decide()
+    if judge is not engine:  # and in the engine's own dtype the formula that was found right
+        engine.path = path
+        path = _Comparison(engine, "").decide()
+    return path
+
+
+def differences(engine: Differentiable, v: Tensor) -> Derivative | None:
+    """The derivative of the gradient along v by differences, or None where there is no such derivative."""
+    theta = engine.theta()
+    u, v = directions(len(theta), theta, 1)[0], v.to(theta)
+    found = along(engine.gradient_at, theta, v)
+    return found if found is not None and is_linear(engine.gradient_at, theta, u, v) else None
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float, float]:
+    """How far apart relative to their size: the two ways; and differences; and what counts as rounding of H nearby."""
+    return (1e-3, 2e-2, 1e-5) if dtype == torch.float32 else (1e-7, 1e-6, 1e-10)
+
+
+class _Comparison:
+    """Products H u and H v of one engine on each way that torch offers, and differences.
+
+    Args:
+        engine: in float64 where that is possible.
+        stops: a reason not to take differences, or None.
+    """
+
+    def __init__(self, engine: Differentiable, stops: str | None) -> None:
+        self._engine, self._stops, self._theta = engine, stops, engine.theta()
+        self._pair = torch.stack(directions(len(self._theta), self._theta))
+        self._near, self._far, self._rounding = _limits(self._theta.dtype)
+        self._refusal: UnsupportedError | None = None
+        self._products = self._all_products()
+
+    def _all_products(self) -> dict[str, Tensor]:
+        found = {path: self._product(path) for path in dict.fromkeys((self._engine.path, DOUBLE_BACKWARD))}
+        return {path: p for path, p in found.items() if p is not None}
+
+    def _product(self, path: str, theta: Tensor | None = None) -> Tensor | None:
+        try:
+            return self._engine.product(self._pair, path, theta)
+        except UnsupportedError as e:
+            self._refusal = e
+            return None
+
+    def decide(self) -> str:
+        if not self._products:
+            raise self._refusal or UnsupportedError("model: autograd cannot differentiate it twice")
+        sound = [path for path, p in self._products.items() if torch.isfinite(p).all()]
+        if not sound:
+            raise NonFiniteError("hessian: torch's second derivatives are NaN or inf on this batch")
+        expected = self._expected()
+        if expected is not None:
+            right = [path for path in sound if expected.agrees(self._products[path][0], self._far)]
+            right = [path for path in right if self._is_symmetric(path)]
+            if right:
+                return self._chosen(right[0], "differs from differences of gradients")
+            if not is_linear(self._engine.gradient_at, self._theta, *self._pair):
+                expected = None  # no derivative exists here: what torch gives by convention is accepted
+        if expected is None and len(sound) == len(self._products) and self._agree(sound):
+            return sound[0]
+        if self._stops is not None and DOUBLE_BACKWARD in sound and self._is_symmetric(DOUBLE_BACKWARD):
+            return self._chosen(DOUBLE_BACKWARD, f"it sees past {self._stops or 'rounding'}")
+        return self._rounding_only(sound, expected)
+
+    def _expected(self) -> Derivative | None:
+        return None if self._stops is not None else along(self._engine.gradient_at, self._theta, self._pair[0])
+
+    def _is_symmetric(self, path: str, floor: float = 0.0) -> bool:
+        products = self._products[path]
+        gap = (self._pair[0] @ products[1] - self._pair[1] @ products[0]).abs()
+        limit = 1e-3 if gap.dtype == torch.float32 else 1e-8
+        return bool(gap <= max(float(limit * products.norm()), floor) * self._pair[0].norm())
+
+    def _agree(self, paths: list[str], floor: float = 0.0) -> bool:
+        """Whether the products on these ways are symmetric, and the same."""
+        first, *others = [self._products[path] for path in paths]
+        same = all(float((p - first).norm()) <= max(self._near * float(first.norm()), floor) for p in others)
+        return same and all(self._is_symmetric(path, floor) for path in paths)
+
+    def _chosen(self, path: str, why: str) -> str:
+        if path != self._engine.path and self._engine.path in self._products:
+            log.warning("%s is wrong here (%s); using %s", self._engine.path, why, path)
+        return path
+
+    def _rounding_only(self, sound: list[str], expected: Derivative | None) -> str:
+        """On a fitted batch only rounding is left of H; a wrong formula is wrong by more than that.
+
+        Raises:
+            ChaosExtError: this one is.
+        """
+        floor = self._rounding * self._scale_nearby(sound[0])
+        fits = [p for p in sound if expected is None or expected.agrees(self._products[p][0], self._far, floor)]
+        if fits and len(sound) == len(self._products) and self._agree(fits, floor):
+            log.warning("the Hessian on this batch is at the level of torch's rounding; its symmetric part is used")
+            return fits[0]
+        raise ChaosExtError(
+            f"hessian: torch's second derivatives of this model and loss are wrong here: {self._findings(expected)}"
+            f"{_suspects(self._engine.seen)}; check them with torch.autograd.gradgradcheck"
+        )
+
+    def _scale_nearby(self, path: str) -> float:
+        """How large products are at other parameters."""
+        noise = directions(len(self._theta), self._theta, 3)[2]
+        shifted = (0.3 * noise, self._theta + 0.1 * self._theta.abs() * noise)
+        found = [self._product(path, theta) for theta in shifted]
+        return max((float(p.norm()) for p in found if p is not None and torch.isfinite(p).all()), default=0.0)
+
+    def _findings(self, expected: Derivative | None) -> str:
+        return "; ".join(f"{path} {self._finding(path, expected)}" for path in self._products)
+
+    def _finding(self, path: str, expected: Derivative | None) -> str:
+        product = self._products[path]
+        if not torch.isfinite(product).all():
+            return "gives NaN or inf"
+        symmetry = "is symmetric" if self._is_symmetric(path) else "is not symmetric"
+        if expected is None:
+            return f"{symmetry}, and differs from the other where differences of gradients do not settle"
+        gap = float((product[0] - expected.value).norm())
+        return (
+            f"{symmetry}, and off by {gap:.2g} where differences of gradients give {float(expected.value.norm()):.2g}"
+        )
+
+
+def _suspects(seen: Seen | None) -> str:
+    if seen is None or not (seen.functions or seen.fragile):
+        return ""
+    custom = f"the backward of {seen.names}" if seen.functions else ""
+    return f" (look at {' and '.join(filter(None, (custom, ', '.join(seen.fragile))))})"
