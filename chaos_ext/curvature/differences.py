@@ -38,22 +38,22 @@ def along(f: Map, theta: Tensor, v: Tensor) -> Derivative | None:
     """The derivative of f at theta [P] along v [P], or None where differences do not settle."""
     at = f(theta)
     for h in _STEPS[theta.dtype]:
-        found = _richardson(f, theta, v, at, h)
+        found = _richardson(at, [f(theta + s * v) for s in (h, h / 2, -h / 2, -h)], h)
         if found is not None:
             return found
     return None
 
 
-def _richardson(f: Map, theta: Tensor, v: Tensor, at: Tensor, h: float) -> Derivative | None:
-    ahead, behind = (f(theta + h * v) - at) / h, (at - f(theta - h * v)) / h
-    near_ahead, near_behind = (f(theta + h / 2 * v) - at) / (h / 2), (at - f(theta - h / 2 * v)) / (h / 2)
-    coarse, fine = (ahead + behind) / 2, (near_ahead + near_behind) / 2
+def _richardson(at: Tensor, around: list[Tensor], h: float) -> Derivative | None:
+    """From f at theta and at theta + h v, + h/2 v, - h/2 v, - h v."""
+    far_ahead, near_ahead, near_behind, far_behind = around
+    coarse, fine = (far_ahead - far_behind) / (2 * h), (near_ahead - near_behind) / h
     value = (4 * fine - coarse) / 3
     # The two sides approach each other in proportion to h, unless there is a kink at theta.
-    kink = 2 * (near_ahead - near_behind) - (ahead - behind)
-    rounding = 8 * torch.finfo(theta.dtype).eps * float(at.norm()) / h
+    kink = (4 * (near_ahead + near_behind - 2 * at) - (far_ahead + far_behind - 2 * at)) / h
+    rounding = 8 * torch.finfo(at.dtype).eps * max(float(t.norm()) for t in (at, *around)) / h
     error = max(float((value - fine).norm()), rounding)
-    allowed = _LIMIT[theta.dtype] * float(value.norm()) + rounding
+    allowed = _LIMIT[at.dtype] * float(value.norm()) + rounding
     if not (error <= allowed and float(kink.norm()) <= 100 * allowed):
         return None
     return Derivative(value, error)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import function as autograd_function
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
@@ -112,7 +113,7 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _notice(self, func: Any, args: Any, kwargs: Any) -> None:
-        how = _TAKES_OUT.get(func) if torch.is_grad_enabled() else "torch.no_grad"
+        how = _how(func, kwargs) if torch.is_grad_enabled() else "torch.no_grad"
         if how is None or getattr(func, "__name__", "") in _HARMLESS or not _any_tracked((args, kwargs)):
             return
         above = set(_codes_above(inspect.currentframe()))
@@ -131,8 +132,16 @@ _TAKES_OUT: dict[Any, str] = {
     Tensor.tolist: "tolist",
     Tensor.numpy: "numpy",
     Tensor.__float__: "float()",
+    Tensor.register_hook: "register_hook",
 }
 _HARMLESS = ("size", "dim", "numel", "is_floating_point", "is_complex", "stride")
+
+
+def _how(func: Any, kwargs: Any) -> str | None:
+    """What of the gradient ``func`` leaves out by design, or None."""
+    if func is functional.embedding:
+        return next((k for k in ("padding_idx", "scale_grad_by_freq") if kwargs.get(k) not in (None, False)), None)
+    return "fake_quantize" if getattr(func, "__name__", "").startswith("fake_quantize") else _TAKES_OUT.get(func)
 
 
 def _any_tracked(value: Any) -> bool:
