@@ -24,6 +24,7 @@ from .errors import (
     NonFiniteError,
     NotConvergedError,
     StaleOperatorError,
+    TornStateError,
     UnsupportedError,
 )
 from .metrics import (
@@ -71,6 +72,7 @@ __all__ = [
     "StepInfo",
     "System",
     "TangentMap",
+    "TornStateError",
     "UnsupportedError",
     "__version__",
     "batch_sharpness",

@@ -62,5 +62,13 @@ class CheckpointError(ChaosExtError):
     """A file that is damaged, or that belongs to another run."""
 
 
+class TornStateError(ChaosExtError):
+    """A state whose parts may be of different steps: its writing was broken off by something that cannot be put off.
+
+    Signals (Ctrl-C) never do this; an exception that another thread or a debugger raises in the middle can. Load a
+    saved state, or make the object anew.
+    """
+
+
 class DatasetNotFoundError(ChaosExtError, FileNotFoundError):
     """The files of a dataset are neither in the given folder nor to be downloaded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from ..base import memory
 from ..base.files import read_or_previous, write_keeping_previous
 from ..base.parameters import ParameterSpace
 from ..base.progress import Progress
+from ..base.signals import Deferred
 from ..curvature.hessian import HessianOperator
-from ..errors import UnsupportedError
+from ..errors import TornStateError, UnsupportedError
 from . import checkpoint
 from .benettin import KEEP, Benettin, check_count, check_every, start_block
 from .csv_stream import ExponentStream
@@ -100,12 +102,23 @@ class LyapunovAnalyzer:
         k = check_count(k, self.tangent.size, "S")
         _require_memory(self.tangent.size, k, space, memory_budget)
         start = start_block(self.tangent.size, k, space.dtype, space.device, seed)
-        self._run = Benettin(start, qr_every, transient, gali)
+        self._state = Benettin(start, qr_every, transient, gali)
         self._units: Units | None = None
+        self._unwritten: HessianOperator | None = None
         self._expected: str | None = None
         self._stream = None if csv is None else ExponentStream(csv)
+        self._cut = False  # whether the stream may end with part of a row
         self._bar = Progress(None if isinstance(progress, bool) else progress, shown=progress is not False)
         self._fingerprint = checkpoint.fingerprint(space, self.tangent, self._run, method)
+
+    @property
+    def _run(self) -> Benettin:
+        if self._state.torn:
+            raise TornStateError(
+                "LyapunovAnalyzer: an update was broken off while it wrote, so deviations and counts may be of "
+                "different steps; load a saved state, or make a new analyzer"
+            )
+        return self._state
 
     @property
     def steps(self) -> int:
@@ -120,9 +133,12 @@ class LyapunovAnalyzer:
             StaleOperatorError: the step was already done.
             NonFiniteError: NaN or infinity, with the number of the step; all results until then are kept.
             CheckpointError: the first update after ``load_state_dict``, and the parameters are not those of the
-            checkpoint.
+            checkpoint. OSError: the row of this step could not be written to the CSV file.
+            TornStateError: an earlier update was broken off by an exception that another thread raised in it.
 
-        After an exception the analyzer is as it was.
+        After an exception the analyzer is as it was, also after Ctrl-C, with one exception: at an OSError of the CSV
+        file the step is counted, all numbers are those after it, and only its row is missing. The next update with the
+        same operator writes that row and counts nothing.
         """
         if not isinstance(op, HessianOperator):
             raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
@@ -130,19 +146,37 @@ class LyapunovAnalyzer:
             raise ValueError("op: its model is not this analyzer's; make the operator from the model that is trained")
         if self._expected is not None:
             checkpoint.require_theta(op.snapshot.theta, self._expected)
+        run = self._run
+        if self._unwritten is op:
+            return self._write_row()
         units = self.tangent.units(op) if self._units is None else self._units
-        measured = self._run.advance(lambda Y: (Y, self.tangent.advance_(op, Y, units)))
-        self._units, self._expected = units, None
-        self._bar.report(1, False)
-        if measured:
-            self._publish()
+        write_ = run.prepare(lambda Y: self.tangent.prepared(op, Y, units))
+        with Deferred():
+            measured = run.commit(write_)
+            vars(self).update(_units=units, _expected=None, _unwritten=op if measured else None)
+            self._bar.report(1, False)
+            if measured:
+                self._publish()
+        return None
 
     def _publish(self) -> None:
         """What has just been measured, for those who watch."""
-        if self._stream is not None:
-            self._stream.append(self.steps, self.exponents())
         if self._bar.shown:
             self._bar.show(f"largest exponent {float(self.exponents()[0]):+.3g}")
+        self._write_row()
+
+    def _write_row(self) -> None:
+        if self._stream is not None:
+            try:
+                if self._cut:
+                    self._stream.resume(self.steps - 1)
+                self._cut = True
+                self._stream.append(self.steps, self.exponents())
+                self._cut = False
+            except OSError as e:
+                why = f"csv: the row of step {self.steps} is missing ({e.strerror}); the step itself is counted"
+                raise OSError(e.errno, why, e.filename or os.fspath(self._stream.path)) from e
+        self._unwritten = None
 
     def exponents(self) -> Tensor:
         """float64 [k], descending, in nats per step, of the steps so far.
@@ -220,15 +254,18 @@ class LyapunovAnalyzer:
         """Restores ``state_dict()``. A CSV stream goes on after the rows up to its step.
 
         Raises:
-            CheckpointError: the state of another kind of run, or incomplete. The analyzer is then as it was.
+            CheckpointError: the state of another kind of run, or incomplete.
+            OSError: the CSV file cannot be cut back to this step. The analyzer is then as it was.
         """
-        checkpoint.require_fit(state, self._fingerprint, self._run)
-        self._run.load_state_dict(state["run"])
-        self._units = None if state["units"] is None else [tuple(u) for u in state["units"]]
-        self._expected = state["theta"]
-        self._bar.report(self.steps, True)
-        if self._stream is not None:
-            self._stream.resume(self.steps)
+        checkpoint.require_fit(state, self._fingerprint, self._state)
+        run = copy.copy(self._state)
+        run.load_state_dict(state["run"])
+        units = None if state["units"] is None else [tuple(u) for u in state["units"]]
+        with Deferred():
+            if self._stream is not None:
+                self._stream.resume(run.steps)
+            vars(self).update(_state=run, _units=units, _expected=state["theta"], _unwritten=None, _cut=False)
+            self._bar.report(self.steps, True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``state_dict()`` to a file, whole or not at all; the previous one is kept as ``<name>.previous``."""

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ _FEW = 256  # numbers that are quicker read one by one
 
 # J Y, and the sums of squares of its columns [k] where they are known.
 Advanced = tuple[Tensor, Tensor | None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class Benettin:
         steps: done so far, transient included.
         last: growth and length of the last measured block, or None.
         stopped: the step at which NaN or infinity came up, or None.
+        torn: whether a step began to write and did not come to its end: Y and the counts may be of different steps.
     """
 
     def __init__(self, Y: Tensor, every: int | str = "auto", transient: int = 0, gali: bool = False) -> None:
         k = Y.shape[1]
         self.Y, self.every, self.transient = Y, every, transient
         self.steps, self.pending, self.stopped = 0, 0, None  # type: int, int, int | None
+        self.torn = False
         self.growth = torch.zeros(k, dtype=torch.float64, device=Y.device)
         self.last: tuple[Tensor, int] | None = None
         self.ends: list[int] = []
@@ -91,19 +94,44 @@ class Benettin:
         Raises:
             NonFiniteError: the deviations overflowed; what was measured until the last block stays.
         """
+        return self._count(*self.prepare(apply_))
+
+    def prepare(self, make: Callable[[Tensor], _T]) -> _T:
+        """What the first half of a step makes of Y, which it does not write to.
+
+        Raises:
+            NonFiniteError: its own, with the number of the step; or the run has stopped.
+        """
         if self.stopped is not None:
             raise NonFiniteError(
                 f"the run stopped at step {self.stopped}; make a new analyzer, or resume an older state"
             )
         try:
-            self.Y, squares = apply_(self.Y)
-        except NonFiniteError as error:  # raised before Y was touched
+            return make(self.Y)
+        except NonFiniteError as error:
             raise NonFiniteError(f"step {self.steps}: {error}; results until then are kept") from error
-        low, high = _extremes(self.Y, squares)
+
+    def commit(self, write_: Callable[[], Tensor | None]) -> bool:
+        """The second half of a step: ``write_`` replaces Y by J Y in place and returns the sums of squares.
+
+        To be called with signals put off. What else may break in is noticed by ``torn``.
+
+        Returns:
+            Whether a block was measured.
+
+        Raises:
+            NonFiniteError: as of ``advance``.
+        """
+        self.torn = True
+        return self._count(self.Y, write_())
+
+    def _count(self, Y: Tensor, squares: Tensor | None) -> bool:
+        """Each change of several attributes is one call of native code: nothing comes between."""
+        low, high = _extremes(Y, squares)
         if not (math.isfinite(low) and math.isfinite(high)):
-            self.stopped = self.steps
+            vars(self).update(Y=Y, stopped=self.steps, torn=False)
             raise NonFiniteError(f"step {self.steps}: the deviations have NaN or infinity; results until then are kept")
-        self.steps, self.pending = self.steps + 1, self.pending + 1
+        vars(self).update(Y=Y, steps=self.steps + 1, pending=self.pending + 1, torn=False)
         if self.steps != self.transient and not self._is_due(low, high):
             return False
         return self._close()
@@ -121,25 +149,24 @@ class Benettin:
     def _close(self) -> bool:
         n, measured = self.pending, self.steps > self.transient
         Q, R = orthonormalise(self.Y)
-        self.Y = Q.contiguous()  # LAPACK returns columns; the sweeps read rows
         growth = R.diagonal().log()
         finite = growth[torch.isfinite(growth)]
         # Parallel columns of equal length are as bad as unequal ones, and only R shows them.
         rate = float(finite.max() - finite.min()) / n if len(finite) else 0.0
-        self._rate = max(rate, 0.9 * self._rate)  # strongly stretching regions come back
+        rate = max(rate, 0.9 * self._rate)  # strongly stretching regions come back
         # A QR costs about k / (3 N) products on a batch of N: make it a small part, yet keep a useful history.
         longest = self.every if isinstance(self.every, int) else max(16, len(growth) // 2)
-        self._allowed, self.pending = min(4 * n, longest), 0
-        if not measured:
-            return False
-        if self._sound is None and not _is_sound(growth, self.Y.dtype):
-            self._sound = self._closed()
-        self.growth += growth
-        self.last = (growth, n)
-        if self.gali is not None:
-            self.gali = _turn(self.gali, R)
-        self._remember(growth)
-        return True
+        # LAPACK returns columns; the sweeps read rows.
+        after = {"Y": Q.contiguous(), "_rate": rate, "_allowed": min(4 * n, longest), "pending": 0}
+        vars(self).update(after | (self._measured(growth, n, R) if measured else {}))
+        return measured
+
+    def _measured(self, growth: Tensor, n: int, R: Tensor) -> dict[str, Any]:
+        """What a measured block changes."""
+        gali = None if self.gali is None else _turn(self.gali, R)
+        lost = self._sound is None and not _is_sound(growth, self.Y.dtype)
+        own = {"growth": self.growth + growth, "last": (growth, n), "gali": gali}
+        return {**own, "_sound": self._closed() if lost else self._sound, **self._history_with(growth)}
 
     def sound(self) -> Benettin:
         """The run as it was after its last whole block before the first that lost digits: what is left of an escape.
@@ -160,18 +187,18 @@ class Benettin:
         other.steps, other.pending = self.ends[-1] if self.ends else min(self.steps, self.transient), 0
         return other
 
-    def _remember(self, growth: Tensor) -> None:
+    def _history_with(self, growth: Tensor) -> dict[str, Any]:
+        ends, blocks, merged = list(self.ends), list(self.blocks), self._merged
         if self._open == 0:
-            self.ends.append(self.steps)
-            self.blocks.append(growth.clone())
+            ends.append(self.steps)
+            blocks.append(growth)
         else:
-            self.ends[-1] = self.steps
-            self.blocks[-1] += growth
-        self._open = (self._open + 1) % self._merged
-        if len(self.blocks) == KEEP and self._open == 0:
-            self.ends = self.ends[1::2]
-            self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
-            self._merged *= 2
+            ends[-1], blocks[-1] = self.steps, blocks[-1] + growth
+        now_open = (self._open + 1) % merged
+        if len(blocks) == KEEP and now_open == 0:
+            ends, merged = ends[1::2], 2 * merged
+            blocks = [a + b for a, b in zip(blocks[::2], blocks[1::2], strict=True)]
+        return {"ends": ends, "blocks": blocks, "_open": now_open, "_merged": merged}
 
     def reading(self) -> Reading:
         """The state after all steps so far, without touching it: reading changes no later result."""
@@ -202,8 +229,8 @@ class Benettin:
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-identical continuation needs."""
         plain = {n: getattr(self, n) for n in self._PLAIN}
-        last = None if self.last is None else [self.last[0], self.last[1]]
-        gali = None if self.gali is None else list(self.gali)
+        last = None if self.last is None else [self.last[0].clone(), self.last[1]]
+        gali = None if self.gali is None else [t.clone() for t in self.gali]
         return {
             **plain,
             "ends": list(self.ends),
@@ -215,16 +242,22 @@ class Benettin:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores ``state_dict()``; the caller has checked that it fits."""
-        for name in self._PLAIN:
-            setattr(self, name, state[name])
-        device = self.Y.device
-        self.ends = list(state["ends"])
-        self.Y, self.growth = state["Y"].to(device, copy=True), state["growth"].to(device, copy=True)
-        self.blocks = list(state["blocks"].to(device, copy=True))
+        """Restores ``state_dict()``, or changes nothing; the caller has checked that it fits."""
+
+        def own(t: Tensor) -> Tensor:
+            return t.to(self.Y.device, copy=True)
+
         last, gali = state["last"], state["gali"]
-        self.last = None if last is None else (last[0].to(device), last[1])
-        self.gali = None if gali is None else (gali[0].to(device), gali[1].to(device))
+        after = {name: state[name] for name in self._PLAIN} | {
+            "ends": list(state["ends"]),
+            "Y": own(state["Y"]),
+            "growth": own(state["growth"]),
+            "blocks": list(own(state["blocks"])),
+            "last": None if last is None else (own(last[0]), last[1]),
+            "gali": None if gali is None else (own(gali[0]), own(gali[1])),
+            "torn": False,
+        }
+        vars(self).update(after)
 
 
 def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:

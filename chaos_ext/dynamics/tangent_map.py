@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 from .. import _ops
 from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
+from ..base.signals import Deferred
 from ..base.tensors import fresh, rows_contiguous
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
-from .custom import registered
+from .custom import Custom, registered
 from .layout import Layout, require_same
 from .optimizers import UNTOUCHED, Rule, Slot, UpdateLists, rule_for
 from .projected import Projected, differences
@@ -153,20 +154,45 @@ class TangentMap:
         Returns:
             The sums of squares of Y's new columns [k], which are not finite if Y is not; None if unknown.
         """
+        write_ = self.prepared(op, Y, units)
+        with Deferred():
+            return write_()
+
+    @torch.no_grad()
+    def prepared(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Callable[[], Tensor | None]:
+        """``advance_(op, Y, units)`` up to the point where it writes to Y; what it returns goes on from there.
+
+        All that runs code of the model or the optimizer, or may fail, is in the first part. The second is to be called
+        with signals put off (``base.signals``), and without recording if Y requires a gradient.
+        """
         layout = self._layout_for(op)
         _check_deviations(Y, op, layout.size)
         if self._custom is not None:
-            op.snapshot.require_fresh()
-            self._custom[0](self.opt, op, Y)
-            return None
+            return self._prepared_custom(self._custom[0], op, Y)
         lists = self._updates(op, self._slots(op, layout, units))
         rows = rows_contiguous(Y)
-        increment_version(Y)  # the native update does not
-        squares = self._advance_rows_(op, rows, lists)
-        if rows is not Y:
-            Y.copy_(rows)
-        # A buffer that this step leaves alone is not in the sums.
-        return squares if lists.rows == len(Y) else None
+        update_ = self._prepared_rows(op, rows, lists)
+
+        def write_() -> Tensor | None:
+            increment_version(Y)  # the native update does not
+            squares = update_()
+            if rows is not Y:
+                Y.copy_(rows)
+            # A buffer that this step leaves alone is not in the sums.
+            return squares if lists.rows == len(Y) else None
+
+        return write_
+
+    def _prepared_custom(self, apply_: Custom, op: HessianOperator, Y: Tensor) -> Callable[[], None]:
+        """On a copy: whatever happens to code that is not ours, Y is as it was."""
+        op.snapshot.require_fresh()
+        advanced = Y.clone()
+        apply_(self.opt, op, advanced)
+
+        def write_() -> None:
+            Y.copy_(advanced)
+
+        return write_
 
     def _updates(self, op: HessianOperator, slots: list[Slot]) -> UpdateLists:
         rule = cast(Rule, self._rule)
@@ -174,27 +200,33 @@ class TangentMap:
         refuse_gradient_hooks(op.space)
         for slot in slots:
             rule.check(slot.group, len(slot.buffers))
-        unused = op.unused
-        updates = [UNTOUCHED if i in unused else rule.update(s, op.gradient) for i, s in enumerate(slots)]
+        unused, gradient = op.unused, op.gradient
+        updates = [UNTOUCHED if i in unused else rule.update(s, gradient) for i, s in enumerate(slots)]
         return UpdateLists.of(slots, updates)
 
-    def _advance_rows_(self, op: HessianOperator, Y: Tensor, lists: UpdateLists) -> Tensor:
+    def _prepared_rows(self, op: HessianOperator, Y: Tensor, lists: UpdateLists) -> Callable[[], Tensor]:
+        """All products first, then all updates: the products of other columns do not see what is written."""
         updates = lists.vectors, lists.slots, lists.coefficients
         project_ = self._projection(op)
         sweep = op.native_sweep() if project_ is None else None
         if sweep is not None:
-            return _ops.tangent_update_(Y, None, *sweep.args, *updates).sum(0)
+            return lambda: _ops.tangent_update_(Y, None, *sweep.args, *updates).sum(0)
         moves = project_ is not None and self.jacobian == "true"
         width = max(Y.shape[1], 1) if moves else op.block_columns()
-        squares = [Y.new_zeros(0)]
+        products: list[tuple[Tensor, Tensor]] = []
         for i in range(0, Y.shape[1], width):
             block = Y[:, i : i + width]
             HY = op @ block[: op.space.size]
             if project_ is not None:
                 project_(HY)
             HY = self._moving(op, block[: op.space.size], HY) if moves else HY
-            squares.append(_ops.tangent_update_(block, HY, [], [], [], [], *updates).sum(0))
-        return torch.cat(squares)
+            products.append((block, HY))
+
+        def update_() -> Tensor:
+            squares = [_ops.tangent_update_(block, HY, [], [], [], [], *updates).sum(0) for block, HY in products]
+            return torch.cat([Y.new_zeros(0), *squares])
+
+        return update_
 
     def _projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
         if self._projected is None:
