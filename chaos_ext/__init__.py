@@ -7,8 +7,9 @@ from . import chaos, data, errors, figures, metrics, models, systems
 from ._build_info import __version__, build_info
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .curvature.compressed import CompressedHessian
-from .curvature.hessian import HessianOperator, hessian
+from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
+from .curvature.shortcut import hessian
 from .dynamics.analyzer import LyapunovAnalyzer
 from .dynamics.custom import register_tangent
 from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents

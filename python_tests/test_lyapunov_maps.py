@@ -8,7 +8,7 @@ import torch
 
 import chaos_ext as ce
 from chaos_ext import systems
-from chaos_ext.dynamics import benettin
+from chaos_ext.dynamics import benettin, start
 
 # Error bars are one standard error; published numbers carry their own rounding; 4 of them on the safe side, as the
 # rounding of another machine sends chaotic orbits elsewhere.
@@ -109,7 +109,7 @@ def test_stable_neutral_and_chaotic():
 def test_gali_is_the_volume_of_the_free_deviations():
     s, t = systems.henon(), 9
     r = ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=t, gali=True, full_output=True)
-    x, Y = s.x0, benettin.start_block(2, 2, torch.float64, s.x0.device, 0, generic=True)
+    x, Y = s.x0, start.start_block(2, 2, torch.float64, s.x0.device, 0, generic=True)
     for _ in range(t):
         Y, x = s.tangent(x, Y), s.step(x)
     volume = torch.linalg.det(Y / Y.norm(dim=0)).abs().log()

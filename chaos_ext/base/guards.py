@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedError
 from . import torch_internals as internals
+from .traces import is_quiet
 
 
 @contextlib.contextmanager
@@ -100,9 +101,13 @@ def refuse_edits(named: Sequence[tuple[str, Tensor]]) -> Iterator[None]:
         )
 
 
-def commit_running_stats(model: nn.Module, x: object) -> None:
-    """Updates running statistics once, as one forward pass in training mode does."""
-    if any(updates_running_stats(m) for m in model.modules()):
+def commit_forward(model: nn.Module, x: object) -> None:
+    """Runs forward once for what it leaves behind: running statistics, buffers and attributes that it moves.
+
+    Models of torch's own modules that have no running statistics to update leave nothing, and are not run.
+    """
+    modules = list(model.modules())
+    if not all(map(is_quiet, modules)) or any(map(updates_running_stats, modules)):
         with torch.no_grad():
             model(x)
 

@@ -87,8 +87,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which model, batch and theta a result belongs to."""
+    """Which model, batch and theta a result belongs to.
+
+    Attributes:
+        unused: places in theta's order of the parameters that the loss does not depend on.
+    """
 
     model: nn.Module
     x: object
     snapshot: Snapshot
+    unused: frozenset[int] = frozenset()

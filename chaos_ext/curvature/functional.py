@@ -34,7 +34,7 @@ from .dense import not_finite
 from .differences import Derivative
 from .inspection import Seen, Watch, look, reentrant_checkpoint, watched
 from .products import double_backward, forward_over_reverse
-from .scalar import Scalar
+from .scalar import Scalar, first_line, in_double
 from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences, program_of
 
 log = logging.getLogger("chaos_ext")
@@ -176,7 +176,7 @@ class FunctionalEngine:
             model, loss, x, y = copy.deepcopy((self.model, self._scalar.loss_fn, self._x, self._y))
             loss = loss.double() if isinstance(loss, nn.Module) else loss
             space = ParameterSpace.of(model.double())
-            twin = FunctionalEngine(model, loss, space, _in_double(x), _in_double(y), self.path, check=False)
+            twin = FunctionalEngine(model, loss, space, in_double(x), in_double(y), self.path, check=False)
         except Exception:  # whatever the user's modules raise on being copied, or in float64
             return self
         return twin if torch.allclose(twin.gradient.float(), self.gradient, 1e-2, 1e-4) else self
@@ -286,17 +286,9 @@ class FunctionalEngine:
         except (torch.OutOfMemoryError, ChaosExtError):
             raise
         except Exception as e:  # torch and compilers raise many kinds where a transformation is not implemented
-            log.warning("forward-over-reverse failed (%s: %s); using double backward", type(e).__name__, _first_line(e))
+            log.warning("forward-over-reverse failed (%s: %s); using double backward", type(e).__name__, first_line(e))
             self.path = DOUBLE_BACKWARD
             return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
-def _in_double(value: object) -> object:
-    return tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, value)
 
 
 def _detach(output: object) -> object:

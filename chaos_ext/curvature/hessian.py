@@ -13,9 +13,10 @@ from ..base import memory
 from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
-from ..base.snapshot import Snapshot, batch_tensors
+from ..base.snapshot import Origin, Snapshot, batch_tensors
 from ..base.tensors import all_finite, fresh
 from ..errors import NonFiniteError, UnsupportedError
+from .arguments import require_columns, require_matrix, require_vector
 from .basis import Columns, Coordinates
 from .compressed import CompressedHessian
 from .dense import not_finite
@@ -24,8 +25,6 @@ from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
 from .plan import LayerReport
-from .provenance import Provenance
-from .scalar import describe
 from .trust import DOUBLE_BACKWARD
 from .validation import probes
 from .validation import verify as verify_products
@@ -65,7 +64,6 @@ class HessianOperator:
         space: the order of theta: names, shapes and offsets of the parameters that span it.
         snapshot: theta [P] as it was at construction (``snapshot.theta``), and whether it still is.
         origin: the model, the batch x and the snapshot that every result of this operator carries.
-        results: what has been computed already.
 
     Raises:
         ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar.
@@ -90,7 +88,7 @@ class HessianOperator:
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
         self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
-        self.origin = Provenance(model, x, self.snapshot, self._unused())
+        self.origin = Origin(model, x, self.snapshot, self._unused())
         self.results = Results()
         if verify:
             self._verify()
@@ -151,10 +149,7 @@ class HessianOperator:
             NonFiniteError: NaN or infinity in a second derivative.
             StaleOperatorError: the parameters or the batch changed since construction.
         """
-        if not isinstance(v, Tensor) or v.dtype != self.dtype or v.device != self.device:
-            raise TypeError(f"v: expected a {self.dtype} tensor on {self.device}, got {describe(v)}")
-        if v.dim() not in (1, 2) or v.shape[0] != self.space.size:
-            raise ValueError(f"v: expected shape [{self.space.size}] or [{self.space.size}, k], got {tuple(v.shape)}")
+        require_columns("v", v, self.space)
         self.snapshot.require_fresh()
         columns = v.detach().unsqueeze(1) if v.dim() == 1 else v.detach()
         if not columns.shape[1]:
@@ -193,7 +188,7 @@ class HessianOperator:
             self._require_memory(self.space.size, self.dtype, "dense Hessian")
             out = fresh(self.shape, self.dtype, self.device)
         else:
-            self._check_out(out)
+            require_matrix("out", out, self.space)
             increment_version(out)  # the native contraction does not
         self._engine.dense_(out)
         return out
@@ -214,16 +209,9 @@ class HessianOperator:
         """The operator of the same loss and batch at another theta [P], valid inside the ``with`` block only.
 
         The model itself holds ``theta`` meanwhile, since a loss may read its parameters; afterwards they are back bit
-        for bit, and this operator is as fresh as it was.
-
-        Raises:
-            ValueError, TypeError: theta of another shape, dtype or device.
-            StaleOperatorError: the parameters or the batch changed since construction.
+        for bit, and this operator is as fresh as it was. Raises as ``op @ v``.
         """
-        if not isinstance(theta, Tensor) or theta.dtype != self.dtype or theta.device != self.device:
-            raise TypeError(f"theta: expected a {self.dtype} tensor on {self.device}, got {describe(theta)}")
-        if tuple(theta.shape) != (self.space.size,):
-            raise ValueError(f"theta: expected shape [{self.space.size}], got {tuple(theta.shape)}")
+        require_vector("theta", theta, self.space)
         self.snapshot.require_fresh()
         try:
             self._write(theta)
@@ -235,12 +223,6 @@ class HessianOperator:
         for i, p in enumerate(self.space.params):
             # Through .data: torch's version counters stay, and with them the freshness of everything made here.
             p.data.copy_(theta[self.space.slice(i)].view(p.shape))
-
-    def _check_out(self, out: Tensor) -> None:
-        if not isinstance(out, Tensor) or out.dtype != self.dtype or out.device != self.device or out.requires_grad:
-            raise TypeError(f"out: expected a {self.dtype} tensor on {self.device} without grad, got {describe(out)}")
-        if tuple(out.shape) != self.shape or not out.is_contiguous():
-            raise ValueError(f"out: expected a contiguous tensor of shape {self.shape}, got {tuple(out.shape)}")
 
     def compressed(self, dtype: torch.dtype | None = None) -> CompressedHessian:
         """H = Q S Q^T exactly, with S of the size of what the batch can see (see ``CompressedHessian``).
@@ -267,11 +249,8 @@ class HessianOperator:
 
         Args:
             dtype: to compute it in.
-            entry_bytes: what each entry of a dense form costs with its decomposition.
-
-        Raises:
-            MemoryBudgetError: no compressed form, and the dense one with its decomposition does not fit.
-            StaleOperatorError: the parameters or the batch changed since construction.
+            entry_bytes: what each entry of a dense form costs with its decomposition: a MemoryBudgetError is raised
+                where that does not fit, and there is no compressed form.
         """
         bound = self.compressed_bound(dtype)
         if bound is not None and bound < _COMPRESSED_SIZE * self.space.size:
@@ -319,27 +298,3 @@ class HessianOperator:
         args = self.origin.model, self._loss_fn, self.space, self.origin.x, self._y
         v = probes(self.space)
         verify_products(self @ v, FunctionalEngine(*args, path=DOUBLE_BACKWARD), v)
-
-
-def hessian(
-    model: nn.Module, loss_fn: Callable[..., Tensor], x: object, y: object, out: Tensor | None = None
-) -> Tensor:
-    """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``.
-
-    Args:
-        model, loss_fn, x, y: as of ``HessianOperator``.
-        out: a contiguous [P, P] tensor to write to, of the parameters' dtype; default: a fresh one.
-
-    Returns:
-        H, bit for bit symmetric, with rows and columns in the order of theta.
-
-    Raises:
-        ValueError, TypeError: arguments that do not fit.
-        MemoryBudgetError: P * P numbers do not fit.
-        UnsupportedError, NonFiniteError: as of ``HessianOperator``.
-
-    Example:
-        >>> ce.hessian(model, loss_fn, x, y).shape
-        torch.Size([83, 83])
-    """
-    return HessianOperator(model, loss_fn, x, y).dense(out)

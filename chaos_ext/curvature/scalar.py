@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..base.torch_internals import tree_map
 from ..errors import ChaosExtError
 
 
@@ -56,3 +57,13 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"shape {tuple(value.shape)} {value.dtype}"
     return type(value).__name__
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; torch's go on for pages."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def in_double(value: object) -> object:
+    """A batch with its floating-point tensors in float64."""
+    return tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, value)

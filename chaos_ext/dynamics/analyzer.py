@@ -18,10 +18,11 @@ from ..base.signals import Deferred
 from ..curvature.hessian import HessianOperator
 from ..errors import TornStateError, UnsupportedError
 from . import checkpoint
-from .benettin import KEEP, Benettin, check_count, check_every, start_block
+from .benettin import KEEP, Benettin
 from .csv_stream import ExponentStream
 from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
 from .result import History, ordered, running_history
+from .start import check_count, check_every, start_block
 from .tangent_map import TangentMap, Units
 
 METHODS = ("qr",)
@@ -101,7 +102,7 @@ class LyapunovAnalyzer:
             )
         k = check_count(k, self.tangent.size, "S")
         _require_memory(self.tangent.size, k, space, memory_budget)
-        start = start_block(self.tangent.size, k, space.dtype, space.device, seed)
+        start = start_block(self.tangent.size, k, space.dtype, space.device, seed, generic=gali)
         self._state = Benettin(start, qr_every, transient, gali)
         self._units: Units | None = None
         self._unwritten: HessianOperator | None = None
@@ -210,11 +211,7 @@ class LyapunovAnalyzer:
 
     @property
     def history(self) -> History:
-        """Running exponents after each block (of a long run, of merged blocks).
-
-        Raises:
-            ValueError: there was no step after the transient yet.
-        """
+        """Running exponents after each block (of a long run, of merged blocks); raises as ``exponents()``."""
         return running_history(self._run, ordered(self._run)[1])
 
     def directions(self) -> Tensor:

@@ -9,6 +9,7 @@ from operator import is_
 from torch import Tensor
 
 from ..base.parameters import ParameterSpace
+from ..curvature.hessian import HessianOperator
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,12 @@ def require_same(
             f"opt: requires_grad of {', '.join(changed)} changed after the TangentMap was made, so deviations have "
             "other rows; make a new TangentMap or LyapunovAnalyzer"
         )
+
+
+def check_deviations(Y: object, op: HessianOperator, size: int) -> None:
+    """Raises TypeError or ValueError unless Y is [S, k] in the dtype and on the device of the operator."""
+    if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
+        got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
+        raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
+    if Y.dim() != 2 or Y.shape[0] != size:
+        raise ValueError(f"Y: expected shape [S, k] with S = {size}, got {tuple(Y.shape)}")

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..base.progress import Progress
 from ..errors import NonFiniteError
-from .benettin import Benettin, check_count, check_every, start_block
+from .benettin import Benettin
 from .result import LyapunovResult, ordered, result_of
+from .start import check_count, check_every, start_block
 
 Step = Callable[[Tensor], Tensor]
 Jvp = Callable[[Tensor, Tensor], Tensor]

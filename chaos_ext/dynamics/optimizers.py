@@ -255,3 +255,21 @@ def rule_for(opt: Optimizer) -> Rule | None:
     if type(opt) is SGD or isinstance(opt, Projected):
         return SGD_RULE
     return None
+
+
+def required_rule(opt: Optimizer) -> Rule:
+    """``rule_for(opt)``, with its groups checked.
+
+    Raises:
+        UnsupportedError: there is none, or an option is not covered. ValueError: options out of range.
+    """
+    rule = rule_for(opt)
+    if rule is None:
+        raise UnsupportedError(
+            f"TangentMap: no tangent for {type(opt).__name__}; known are torch.optim.SGD, Adam and AdamW, and "
+            "chaos_ext.CGD (a subclass may step differently); supply one with chaos_ext.register_tangent"
+        )
+    for group in opt.param_groups:
+        rule.require_numbers(group)
+        rule.check(group, rule.buffers(group))
+    return rule

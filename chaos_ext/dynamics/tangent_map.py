@@ -24,10 +24,10 @@ from ..base.parameters import ParameterSpace
 from ..base.signals import Deferred
 from ..base.tensors import fresh, rows_contiguous
 from ..curvature.hessian import HessianOperator
-from ..errors import NonFiniteError, UnsupportedError
+from ..errors import NonFiniteError
 from .custom import Custom, registered
-from .layout import Layout, require_same
-from .optimizers import UNTOUCHED, Rule, Slot, UpdateLists, rule_for
+from .layout import Layout, check_deviations, require_same
+from .optimizers import UNTOUCHED, Rule, Slot, UpdateLists, required_rule
 from .projected import Projected, differences
 
 STATES = ("auto", "theta", "full")
@@ -76,7 +76,7 @@ class TangentMap:
         self.opt, self.state, self.jacobian = opt, state, jacobian
         self.gap: float | None = None
         self._custom = registered(type(opt))
-        self._rule = _rule(opt) if self._custom is None else None
+        self._rule = required_rule(opt) if self._custom is None else None
         self._projected = opt if isinstance(opt, Projected) else None
         if jacobian == "true" and self._projected is None:
             raise ValueError(f"jacobian='true': only for optimizers that project, got {type(opt).__name__}")
@@ -166,7 +166,7 @@ class TangentMap:
         with signals put off (``base.signals``), and without recording if Y requires a gradient.
         """
         layout = self._layout_for(op)
-        _check_deviations(Y, op, layout.size)
+        check_deviations(Y, op, layout.size)
         if self._custom is not None:
             return self._prepared_custom(self._custom[0], op, Y)
         lists = self._updates(op, self._slots(op, layout, units))
@@ -296,24 +296,3 @@ class TangentMap:
             units = [(1.0,) * len(own) for own in layout.buffers]
         places = zip(op.space.params, layout.theta, layout.buffers, units, strict=True)
         return [Slot(p, groups[id(p)], state.get(p, {}), theta, own, c) for p, theta, own, c in places]
-
-
-def _check_deviations(Y: object, op: HessianOperator, size: int) -> None:
-    if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
-        got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
-        raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")
-    if Y.dim() != 2 or Y.shape[0] != size:
-        raise ValueError(f"Y: expected shape [S, k] with S = {size}, got {tuple(Y.shape)}")
-
-
-def _rule(opt: Optimizer) -> Rule:
-    rule = rule_for(opt)
-    if rule is None:
-        raise UnsupportedError(
-            f"TangentMap: no tangent for {type(opt).__name__}; known are torch.optim.SGD, Adam and AdamW, and "
-            "chaos_ext.CGD (a subclass may step differently); supply one with chaos_ext.register_tangent"
-        )
-    for group in opt.param_groups:
-        rule.require_numbers(group)
-        rule.check(group, rule.buffers(group))
-    return rule

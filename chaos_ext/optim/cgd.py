@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base.guards import commit_running_stats, refuse_autocast
+from ..base.guards import commit_forward, refuse_autocast
 from ..base.parameters import FLOAT_DTYPES
 from ..curvature.hessian import HessianOperator
 from ..errors import CheckpointError, UnsupportedError
@@ -167,7 +167,7 @@ class CGD(Optimizer):
         updates = self._updates(resolved, pruned)
         info = StepInfo.of(self.steps, resolved.loss, pruned)
         if resolved.origin is not None:
-            commit_running_stats(resolved.origin.model, resolved.origin.x)
+            commit_forward(resolved.origin.model, resolved.origin.x)
         for update in updates:
             update.apply_()
         self.last_step, self._drawn = info, None

@@ -20,7 +20,6 @@ from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..base.snapshot import Origin
 from ..curvature.hessian import HessianOperator
-from ..curvature.provenance import unused_parameters
 from ..errors import NonFiniteError, UnsupportedError
 from ..spectra.decompose import directions, spectrum_of_matrix
 from ..spectra.spectrum import Spectrum
@@ -54,7 +53,7 @@ class Resolved:
     @property
     def unused(self) -> frozenset[int]:
         """Parameters that the loss does not depend on, which a step leaves alone."""
-        return unused_parameters(self.origin)
+        return frozenset() if self.origin is None else self.origin.unused
 
     def coefficients(self, spec: Spectrum) -> Tensor:
         """V^T g [r]."""
