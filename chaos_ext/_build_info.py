@@ -27,10 +27,9 @@ def build_info() -> dict[str, Any]:
 
     version         of chaos_ext
     torch           running torch;  torch_build: the one whose headers compiled the extension
-    cuda            bool: usable here: the CUDA kernels are built and loaded, and there is a device
+    cuda            bool: the CUDA kernels are built and loaded;  cuda_usable: and there is a device
     cuda_built      bool: they were built;  cuda_archs: for which architectures, e.g. ["sm_80", "sm_90", "compute_90"]
-    cuda_loaded     bool: they are loaded;  cuda_error: why they are not, or None
-    cuda_devices    int: how many devices torch sees
+    cuda_error      why they are not loaded, or None;  cuda_devices: how many devices torch sees
     nvcc, compiler  what compiled the libraries
     cpu_capability  the vector instructions the CPU kernels use: "DEFAULT", "AVX2" or "AVX512"
     """
@@ -41,10 +40,10 @@ def build_info() -> dict[str, Any]:
         "version": __version__,
         "torch": torch.__version__,
         "torch_build": config.get("torch_build", "unknown"),
-        "cuda": loaded and devices > 0,
+        "cuda": loaded,
+        "cuda_usable": loaded and devices > 0,
         "cuda_built": built,
         "cuda_archs": list(config.get("cuda_archs", [])) if built else [],
-        "cuda_loaded": loaded,
         "cuda_error": _ops.CUDA_ERROR,
         "cuda_devices": devices,
         "nvcc": config.get("nvcc") if built else None,

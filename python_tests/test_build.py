@@ -34,8 +34,8 @@ def test_build_info() -> None:
     assert re.match(r"\d+\.\d+", info["torch_build"])
     assert info["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert isinstance(info["cuda"], bool)
-    assert info["cuda_loaded"] == (info["cuda_error"] is None) == (_ops.CUDA_ERROR is None)
-    assert info["cuda_built"] or not info["cuda_loaded"]
+    assert info["cuda"] == (info["cuda_error"] is None) == (_ops.CUDA_ERROR is None)
+    assert info["cuda_built"] or not info["cuda"]
     assert info["cuda_devices"] == torch.cuda.device_count()
     assert all(isinstance(arch, str) for arch in info["cuda_archs"])
     assert bool(info["cuda_archs"]) == info["cuda_built"]
@@ -48,13 +48,13 @@ def test_cuda_is_usable_only_with_kernels_and_a_device(
     monkeypatch.setattr(_ops, "CUDA_ERROR", error)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     info = chaos_ext.build_info()
-    assert (info["cuda_loaded"], info["cuda_devices"]) == (error is None, devices)
-    assert info["cuda"] == (error is None and devices > 0)
+    assert (info["cuda"], info["cuda_devices"]) == (error is None, devices)
+    assert info["cuda_usable"] == (error is None and devices > 0)
 
 
 def test_cuda_is_loaded_only_where_torch_has_it() -> None:
     if torch.version.cuda is None:
-        assert not chaos_ext.build_info()["cuda_loaded"]
+        assert not chaos_ext.build_info()["cuda"]
         assert "has no CUDA" in _ops.CUDA_ERROR or "not built" in _ops.CUDA_ERROR
 
 
