@@ -27,20 +27,25 @@ void same_once(const BlockPlan<T>& plan, int64_t begin, int64_t end) {
   });
 }
 
+// Rows [0, rows) of a unit against packed columns, written to H[row + r, first + x] and to the transposed places.
+void tiles_once(const BlockPlan<T>& plan, const ColumnGroup& columns, const T* c, int64_t rows, int64_t row,
+                T* buffer) {
+  const int64_t N = plan.q.N, ld = plan.q.ld, width = columns.size;
+  const int64_t stride = width + kLanes;  // no power of two: the transposed reads spread over the cache's sets
+  T* H = plan.q.H;
+  for (int64_t r0 = 0; r0 < rows; r0 += kTransposedRows) {
+    const int64_t size = std::min(kTransposedRows, rows - r0);
+    multiply(c + r0 * N, size, columns.w, N, width, {buffer, stride}, {nullptr, 0});
+    T* to = H + (row + r0) * ld + columns.first;
+    for (int64_t r = 0; r < size; ++r) std::memcpy(to + r * ld, buffer + r * stride, width * sizeof(T));
+    copy_transposed({H + columns.first * ld + row + r0, ld}, buffer, stride, size, width);
+  }
+}
+
 // Items (i, group of columns): the rows of s against the columns of t, and the transposed places.
 void direct_once(const BlockPlan<T>& plan, int64_t begin, int64_t end) {
-  const int64_t N = plan.q.N, ld = plan.q.ld;
-  Aligned buffer((kOnceGroup + kLanes) * kTransposedRows);
-  T* H = plan.q.H;
+  const Aligned buffer((kOnceGroup + kLanes) * kTransposedRows);
   for_each_direct(plan, kOnceGroup, begin, end, [&](const ColumnGroup& columns, const T* c, int64_t rows, int64_t row) {
-    const int64_t width = columns.size;
-    const int64_t stride = width + kLanes;  // no power of two: the transposed reads spread over the cache's sets
-    for (int64_t r0 = 0; r0 < rows; r0 += kTransposedRows) {
-      const int64_t size = std::min(kTransposedRows, rows - r0);
-      multiply(c + r0 * N, size, columns.w, N, width, {buffer.data(), stride}, {nullptr, 0});
-      T* to = H + (row + r0) * ld + columns.first;
-      for (int64_t r = 0; r < size; ++r) std::memcpy(to + r * ld, buffer.data() + r * stride, width * sizeof(T));
-      copy_transposed({H + columns.first * ld + row + r0, ld}, buffer.data(), stride, size, width);
-    }
+    tiles_once(plan, columns, c, rows, row, buffer.data());
   });
 }
