@@ -31,8 +31,6 @@ from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MOMENTUM_BUFFER, STEP
 from ..errors import UnsupportedError
 from .projected import Projected
 
-_BUFFERS = {_ops.PLAIN: 0, _ops.MOMENTUM: 1, _ops.ADAM: 2}
-
 
 class Slot(NamedTuple):
     """One parameter's place in a deviation [S, k].
@@ -121,11 +119,10 @@ class UpdateLists(NamedTuple):
         rows = 0
         for slot, update in zip(slots, updates, strict=True):
             size = slot.theta.stop - slot.theta.start
-            first, second = (*(b.start for b in slot.buffers), 0, 0)[:2]
-            places += (update.kind, slot.theta.start, size, first, second)
-            coefficients += update.coefficients
+            places += _ops.SlotRecord(update.kind, slot.theta.start, size, *(b.start for b in slot.buffers))
+            coefficients += _ops.CoefficientRecord(*update.coefficients)
             vectors += update.vectors
-            rows += size * (1 + _BUFFERS[update.kind])
+            rows += size * (1 + _ops.BUFFERS[update.kind])
         return cls(vectors, places, coefficients, rows)
 
 
