@@ -139,5 +139,10 @@ class ParameterSpace:
         parts = theta.split_with_sizes(self.sizes)
         return [t.view_as(p) for t, p in zip(parts, self.params, strict=True)]
 
+    def write_(self, theta: Tensor) -> None:
+        """Parameters <- theta [P], through ``.data``: torch's version counters stay, and what relies on them."""
+        for p, t in zip(self.params, self.views(theta), strict=True):
+            p.data.copy_(t)
+
     def slice(self, i: int) -> slice:
         return slice(self.offsets[i], self.offsets[i] + self.sizes[i])

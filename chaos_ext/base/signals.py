@@ -33,6 +33,8 @@ class Deferred:
         ...     self.count += 1
     """
 
+    __slots__ = ("_came", "_insist", "_kept", "_open")
+
     def __init__(self, insist: bool = False) -> None:
         self._insist, self._open = insist, True
         self._kept: list[tuple[int, Any]] = []
@@ -68,7 +70,8 @@ class Deferred:
                 self._restore()
             finally:
                 self._open = False
-                _replay(list(self._came.items()))
+                if self._came:
+                    _replay(list(self._came.items()))
         return False
 
     def _restore(self) -> None:

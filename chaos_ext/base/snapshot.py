@@ -10,21 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError, StaleOperatorError
 from . import torch_internals as internals
+from .batch import Batch
 from .guards import refuse_autocast, updates_running_stats
 from .parameters import ModuleTree, ParameterSpace
 from .tensors import all_finite
-
-
-def batch_tensors(name: str, value: object) -> list[Tensor]:
-    """The tensors of x or y: not empty, and finite."""
-    leaves = [value] if isinstance(value, Tensor) else internals.tree_leaves(value)
-    tensors = [t for t in leaves if isinstance(t, Tensor)]
-    for t in tensors:
-        if t.dim() > 0 and len(t) == 0:
-            raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
-        if t.is_floating_point() and not all_finite(internals.stored_values(t)):
-            raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")
-    return tensors
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
@@ -54,18 +43,18 @@ class Snapshot:
         parts: views of it with the shape of each parameter.
     """
 
-    def __init__(self, space: ParameterSpace, batch: Iterable[Tensor], tree: ModuleTree) -> None:
+    def __init__(self, space: ParameterSpace, batch: Batch, tree: ModuleTree) -> None:
         self.space = space
         self.theta = space.flatten([p.detach() for p in space.params])
         if not all_finite(self.theta):
             raise NonFiniteError("model: expected finite parameters, got NaN or inf")
         self.parts = space.views(self.theta)
-        self._model, self._batch = tree.model, tuple(batch)
+        self._model, self._batch = tree.model, batch
         self._surroundings = _surroundings(tree)
         self._marks = self._read_marks()
 
-    def _read_marks(self) -> list[tuple[int, int]]:
-        return [*_marks(self._batch), *((internals.address(p), 0) for p in self.space.params)]
+    def _read_marks(self) -> list[int]:
+        return [internals.address(p) for p in self.space.params]
 
     def is_fresh(self) -> bool:
         # Values last: only where all else is unchanged are the shapes and dtypes sure to be.
@@ -73,6 +62,7 @@ class Snapshot:
             self._read_marks() == self._marks
             and _surroundings(ModuleTree(self._model)) == self._surroundings
             and all(map(torch.equal, self.space.params, self.parts))
+            and self._batch.is_fresh()
         )
 
     def require_fresh(self) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from ..base import memory
+from ..base.batch import Batch
 from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
-from ..base.snapshot import Origin, Snapshot, batch_tensors
+from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh
+from ..base.torch_internals import tree_map
 from ..errors import NonFiniteError, UnsupportedError
 from .arguments import require_columns, require_matrix, require_vector
 from .basis import Columns, Coordinates
@@ -62,8 +64,7 @@ class HessianOperator:
 
     Attributes:
         space: the order of theta: names, shapes and offsets of the parameters that span it.
-        snapshot: theta [P] as it was at construction (``snapshot.theta``), and whether it still is.
-        origin: the model, the batch x and the snapshot that every result of this operator carries.
+        snapshot, origin: theta [P] as it was at construction (``snapshot.theta``), with the model and the batch x.
 
     Raises:
         ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar.
@@ -86,7 +87,7 @@ class HessianOperator:
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
-        self.snapshot = Snapshot(self.space, (*batch_tensors("x", x), *batch_tensors("y", y)), tree)
+        self.snapshot = Snapshot(self.space, Batch(x, y), tree)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
         self.origin = Origin(model, x, self.snapshot, self._unused())
         self.results = Results()
@@ -101,18 +102,18 @@ class HessianOperator:
 
     @property
     def loss(self) -> Tensor:
-        """The loss, a detached scalar."""
-        return self._engine.loss
+        """The loss, a detached scalar; like gradient and output a copy, free to be edited."""
+        return self._engine.loss.clone()
 
     @property
     def gradient(self) -> Tensor:
         """dloss/dtheta [P]."""
-        return self._engine.gradient
+        return self._engine.gradient.clone()
 
     @property
     def output(self) -> object:
         """What the model returned on this batch, detached."""
-        return self._engine.output
+        return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._engine.output)
 
     @property
     def unused(self) -> frozenset[int]:
@@ -206,7 +207,7 @@ class HessianOperator:
 
     @contextlib.contextmanager
     def displaced(self, theta: Tensor) -> Iterator[HessianOperator]:
-        """The operator of the same loss and batch at another theta [P], valid inside the ``with`` block only.
+        """The operator of the same loss and batch at another theta [P], valid inside the ``with`` block.
 
         The model itself holds ``theta`` meanwhile, since a loss may read its parameters; afterwards they are back bit
         for bit, and this operator is as fresh as it was. Raises as ``op @ v``.
@@ -214,15 +215,14 @@ class HessianOperator:
         require_vector("theta", theta, self.space)
         self.snapshot.require_fresh()
         try:
-            self._write(theta)
-            yield HessianOperator(self.origin.model, self._loss_fn, self.origin.x, self._y, memory_budget=self._budget)
-        finally:
-            self._write(self.snapshot.theta)
-
-    def _write(self, theta: Tensor) -> None:
-        for i, p in enumerate(self.space.params):
-            # Through .data: torch's version counters stay, and with them the freshness of everything made here.
-            p.data.copy_(theta[self.space.slice(i)].view(p.shape))
+            try:
+                self.space.write_(theta)
+                args = self.origin.model, self._loss_fn, self.origin.x, self._y
+                yield HessianOperator(*args, memory_budget=self._budget)
+            finally:
+                self.space.write_(self.snapshot.theta)
+        finally:  # again: Ctrl-C may have come in the line above
+            self.space.write_(self.snapshot.theta)
 
     def compressed(self, dtype: torch.dtype | None = None) -> CompressedHessian:
         """H = Q S Q^T exactly, with S of the size of what the batch can see (see ``CompressedHessian``).

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..base.signals import Deferred
 from ..rules.table import is_registered
 
 log = logging.getLogger("chaos_ext")
@@ -89,7 +90,8 @@ def own_name(target: object) -> str:
 def trace(root: nn.Sequential) -> fx.Graph:
     """The graph of an enclosed model's forward, with submodules that torch.fx cannot trace as single nodes."""
     opaque: set[str] = set()
-    with _tracing, _traceable_len(root):
+    # Ctrl-C between patching and putting back would leave nn.Module patched; whoever insists gets through.
+    with _tracing, Deferred(insist=True), _traceable_len(root):
         while True:
             tracer = _Tracer(opaque)
             try:

@@ -8,7 +8,6 @@ with V the eigenvectors of H(theta) selected at this step (Herrmann, Granz, Land
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,24 +16,14 @@ from torch.optim import Optimizer
 
 from ..base.guards import commit_forward, refuse_autocast
 from ..base.parameters import FLOAT_DTYPES
+from ..base.signals import Deferred
 from ..curvature.hessian import HessianOperator
 from ..errors import CheckpointError, UnsupportedError
 from ..spectra.spectrum import Spectrum
-from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection
-from .sgd import SGD_OPTIONS, Update, check_group
+from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection, option
+from .sgd import SGD_OPTIONS, Update, check_buffers, check_group, check_loaded
 from .source import Resolved, Source, called, directions_of, resolve
-
-
-def _option(name: str) -> Any:
-    """An option of ``Pruning`` as an attribute of the optimizer; setting it checks it like a new one."""
-
-    def read(self: CGD) -> Any:
-        return getattr(self.pruning, name)
-
-    def write(self: CGD, value: Any) -> None:
-        self.pruning = replace(self.pruning, **{name: value})
-
-    return property(read, write)
+from .transaction import Transaction, unchanged_on_failure
 
 
 class CGD(Optimizer):
@@ -115,9 +104,9 @@ class CGD(Optimizer):
             raise ValueError("params: expected at least one parameter with requires_grad=True, got none")
         self.pruning.check_size(size)
 
-    prune, k, order, threshold = _option("prune"), _option("k"), _option("order"), _option("threshold")
-    start, stop, mix, noise = _option("start"), _option("stop"), _option("mix"), _option("noise")
-    spectrum, zero_tol, spectrum_dtype = _option("spectrum"), _option("zero_tol"), _option("spectrum_dtype")
+    prune, k, order, threshold = option("prune"), option("k"), option("order"), option("threshold")
+    start, stop, mix, noise = option("start"), option("stop"), option("mix"), option("noise")
+    spectrum, zero_tol, spectrum_dtype = option("spectrum"), option("zero_tol"), option("spectrum_dtype")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch.optim.SGD does.
@@ -160,23 +149,29 @@ class CGD(Optimizer):
             UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``;
             gradient hooks on parameters, unless the step uses ``.grad``.
 
-        After an exception, parameters and optimizer state are as they were.
+        After an exception all is as it was; Ctrl-C comes before the step or after it (``steps`` says which).
         """
         resolved = self._resolve(called(source, closure))
-        pruned = self._prune(resolved) if self._needs_directions(resolved) else None
-        updates = self._updates(resolved, pruned)
-        info = StepInfo.of(self.steps, resolved.loss, pruned)
-        if resolved.origin is not None:
-            commit_forward(resolved.origin.model, resolved.origin.x)
-        for update in updates:
-            update.apply_()
-        self.last_step, self._drawn = info, None
-        self.steps += 1
+        with self._transaction(resolved) as transaction:
+            pruned = self._prune(resolved) if self._needs_directions(resolved) else None
+            updates = self._updates(resolved, pruned)
+            info = StepInfo.of(self.steps, resolved.loss, pruned)
+            if resolved.origin is not None:
+                commit_forward(resolved.origin.model, resolved.origin.x)
+            with Deferred():
+                for update in updates:
+                    update.apply_()
+                vars(self).update(last_step=info, _drawn=None, steps=self.steps + 1)
+                transaction.close()
         return resolved.loss
 
     def _needs_directions(self, resolved: Resolved) -> bool:
         """Of a zero gradient nothing is left, whatever is taken out: none are needed, where none are given."""
         return self.is_pruning() and (resolved.has_directions or bool(self.noise) or bool(resolved.gradient.any()))
+
+    def _transaction(self, resolved: Resolved) -> Transaction:
+        generators = [self.generator] if self.pruning.is_random and self.is_pruning() else []
+        return Transaction(self, ("steps", "last_step", "_drawn"), resolved.space.params, resolved.origin, generators)
 
     def is_pruning(self) -> bool:
         """Whether the next step prunes: a set is chosen, t is in start..stop, and mix or noise is not zero."""
@@ -194,8 +189,9 @@ class CGD(Optimizer):
             A bool mask [r] over its eigenvalues.
 
         Raises:
-            UnsupportedError: "chaotic" with parameter groups whose lr (or what the threshold needs) differs.
+            UnsupportedError: "chaotic" with groups of different lr. StaleOperatorError: the spectrum was edited.
         """
+        spec.require_unedited()
         groups = [[g[name] for name in SGD_OPTIONS] for g in self.param_groups]
         key = (self.steps, self.pruning, repr(groups))
         if self._drawn is not None and self._drawn[0] == key and self._drawn[1] is spec:
@@ -205,15 +201,11 @@ class CGD(Optimizer):
         return mask
 
     def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
-        """The projector I - mix V V^T of the next step, in place on a block [P, k]; None where it prunes nothing.
-
-        The protocol by which ``TangentMap`` learns the frozen tangent map I - lr (I - mix V V^T) H of this step, which
-        is to be done with the operator ``op``.
-        """
-        resolved = self._resolve(op)
+        """I - mix V V^T of the step with ``op``, in place on a block [P, k]; None if it prunes nothing."""
         if not self.pruning.projects_at(self.steps):
+            self._in_place()
             return None
-        spec = resolved.spectrum()
+        spec = self._resolve(op).spectrum()
         return frozen_projection(spec, self.selection(spec), self.pruning.mix)
 
     def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
@@ -241,7 +233,7 @@ class CGD(Optimizer):
         """Restores ``state_dict()``, or the state of a torch.optim.SGD.
 
         Raises:
-            CheckpointError: a damaged step count. ValueError: other parameter groups.
+            CheckpointError: damaged. ValueError: other parameter groups or buffers. The optimizer is then as it was.
         """
         rest = dict(state_dict)
         own = rest.pop("chaos_ext", {"steps": 0})
@@ -250,10 +242,12 @@ class CGD(Optimizer):
             raise CheckpointError(f"state_dict: expected a step count >= 0, got {steps!r}")
         if not {"state", "param_groups"} <= set(rest):
             raise CheckpointError(f"state_dict: expected 'state' and 'param_groups', got {sorted(rest)}")
-        super().load_state_dict(rest)
-        if self.generator is not None and own.get("generator") is not None:
-            self.generator.set_state(own["generator"].cpu())
-        self.steps, self._drawn, self.last_step = steps, None, None
+        with unchanged_on_failure(self, self.generator):
+            super().load_state_dict(rest)
+            check_loaded(self)
+            if self.generator is not None and own.get("generator") is not None:
+                self.generator.set_state(own["generator"].cpu())
+            vars(self).update(steps=steps, _drawn=None, last_step=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: torch's Optimizer keeps only its own three fields."""
@@ -269,7 +263,10 @@ class CGD(Optimizer):
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
     def _resolve(self, source: Source | None) -> Resolved:
-        """What the source means for this optimizer, whose parameters must still be where they were."""
+        return resolve(source, self._in_place(), len(self.param_groups), self.pruning)
+
+    def _in_place(self) -> list[Tensor]:
+        """The trained parameters, which must still be where they were, with options that make sense."""
         for group in self.param_groups:
             check_group(group)
         trained = self._trained()
@@ -280,7 +277,7 @@ class CGD(Optimizer):
                     f"params: a parameter moved from {self._places[p]} to {(p.device, p.dtype)} after CGD(...); "
                     "make the optimizer after model.to(...)"
                 )
-        return resolve(source, trained, len(self.param_groups), self.pruning)
+        return trained
 
     def _prune(self, resolved: Resolved) -> Pruned:
         spec = resolved.spectrum()
@@ -292,8 +289,10 @@ class CGD(Optimizer):
         space, gradient = resolved.space, resolved.gradient
         removed = factors(space, pruned) if pruned is not None and pruned.count else [None] * len(space.params)
         groups = {p: g for g in self.param_groups for p in g["params"]}
+        check_buffers(space.names, space.params, [self.state.get(p, {}) for p in space.params])
+        parts = zip(space.params, space.views(gradient), removed, strict=True)
         return [
-            Update(p, gradient[space.slice(i)].view(p.shape), removed[i], groups[p], self.state[p])
-            for i, p in enumerate(space.params)
+            Update(p, g, low_rank, groups[p], self.state[p])
+            for i, (p, g, low_rank) in enumerate(parts)
             if i not in resolved.unused
         ]

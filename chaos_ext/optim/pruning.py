@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,18 @@ class Pruning:
         chaotic = self.prune == "chaotic"
         t = chaotic_threshold(groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
         return select(spec, t.lr, self.prune, self.k, self.order, generator, upper=t.upper, sign=t.sign, shift=t.shift)
+
+
+def option(name: str) -> Any:
+    """An option of an optimizer's ``pruning`` as an attribute of its own; setting it checks it like a new one."""
+
+    def read(self: Any) -> Any:
+        return getattr(self.pruning, name)
+
+    def write(self: Any, value: Any) -> None:
+        self.pruning = replace(self.pruning, **{name: value})
+
+    return property(read, write)
 
 
 @dataclass(frozen=True)

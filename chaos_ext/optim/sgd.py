@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
 
 from .. import _ops
 from ..base.optimizers import SGD_NUMBERS, require_numbers
@@ -87,6 +89,34 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
         state[MOMENTUM_BUFFER] = buffer
         d = d.add(buffer, alpha=momentum) if group["nesterov"] else buffer
     param.add_(d, alpha=-float(group["lr"]))
+
+
+def check_buffer(name: str, param: Tensor, buffer: object) -> None:
+    """Raises ValueError for a momentum buffer that is not made like its parameter."""
+    if buffer is None:
+        return
+    if not isinstance(buffer, Tensor):
+        raise ValueError(f"momentum_buffer of {name}: expected a tensor or None, got {type(buffer).__name__}")
+    if buffer.shape != param.shape or buffer.dtype != param.dtype or buffer.device != param.device:
+        raise ValueError(
+            f"momentum_buffer of {name}: expected shape {tuple(param.shape)}, {param.dtype} on {param.device} like the "
+            f"parameter, got {tuple(buffer.shape)}, {buffer.dtype} on {buffer.device}; load a whole state_dict, or "
+            "delete the buffer to start anew"
+        )
+
+
+def check_buffers(names: Iterable[str], params: Iterable[Tensor], states: Iterable[dict[str, Any]]) -> None:
+    """Raises ValueError unless each momentum buffer is made like its parameter."""
+    for name, p, state in zip(names, params, states, strict=True):
+        check_buffer(name, p, state.get(MOMENTUM_BUFFER))
+
+
+def check_loaded(opt: Optimizer) -> None:
+    """Raises ValueError unless a step can be done with these options and buffers."""
+    for group in opt.param_groups:
+        check_group(group)
+        params = group["params"]
+        check_buffers([f"parameter {i}" for i in range(len(params))], params, [opt.state.get(p, {}) for p in params])
 
 
 def check_group(group: Group) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..base import memory
 from ..base.snapshot import Origin
+from ..base.torch_internals import version
 from ..curvature.basis import Basis, Columns
+from ..errors import StaleOperatorError
 from . import storage
 from .tridiagonal import EigenColumns
 
@@ -65,12 +67,45 @@ class Spectrum:
         self.eigenvalues, self.Z, self.basis, self.size = eigenvalues, Z, basis, size
         self.nullity = size - len(eigenvalues) if complete else None
         self.zero_tol, self.zero_threshold = zero_tol, zero_tol * scale
-        self.loss, self.gradient = loss, gradient
+        self.loss, self._gradient = loss, gradient
         self._exact_gradient = gradient if exact_gradient is None else exact_gradient
         self._near = near
         self.origin = origin
         self.shapes: list[tuple[int, ...]] | None = None
         self._coefficients: Tensor | None = None
+        self._made_with = self._marks()
+
+    def _marks(self) -> list[tuple[int, int]]:
+        layers = self.basis.layers if isinstance(self.basis, Basis) else ()
+        parts = [
+            self.eigenvalues,
+            self.Z,
+            self._gradient,
+            self._exact_gradient,
+            *[t for b in layers for t in vars(b).values()],
+        ]
+        return [(id(t), version(t)) for t in parts if isinstance(t, Tensor)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._made_with = self._marks()
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Of the loss at which it was taken [P], in the model's dtype, or None."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, value: Tensor | None) -> None:
+        first, self._gradient = self._gradient is None, value
+        if first:
+            self._made_with = self._marks()
+
+    def require_unedited(self) -> None:
+        """Raises StaleOperatorError if its tensors were replaced or written to (but for ``.data`` and numpy)."""
+        if self._marks() != self._made_with:
+            why = "its eigenvalues, eigenvectors or gradient were edited after it was made; make a new one, edit clones"
+            raise StaleOperatorError(f"spectrum: {why}")
 
     def __repr__(self) -> str:
         kind = "partial" if self.nullity is None else f"nullity {self.nullity}"
@@ -204,7 +239,7 @@ class Spectrum:
         """Numbers of its own, but the same origin: a copy of the model would be another model."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy({**self.__dict__, "origin": None}, memo))
+        twin.__setstate__(copy.deepcopy({**self.__dict__, "origin": None}, memo))
         twin.origin = self.origin
         return twin
 
