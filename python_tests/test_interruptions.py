@@ -18,6 +18,14 @@ from chaos_ext.base.signals import Deferred
 CE = nn.CrossEntropyLoss()
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_raises():
+    """Python's own handler, which a process that was started in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _mlp():
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), torch.randn(6, 4, dtype=torch.float64)
 
