@@ -78,8 +78,16 @@ def test_an_edited_spectrum_is_refused(name, through):
 
 def test_copies_of_a_spectrum_are_as_good():
     model, op = _operator()
-    spec = copy.deepcopy(ce.spectrum(op))
-    ce.CGD(model.parameters(), lr=0.1, prune="negative", spectrum=spec).step(op)
+    spec = ce.spectrum(op)
+    results = []
+    start = copy.deepcopy(model.state_dict())
+    for fixed in (spec, copy.deepcopy(spec)):
+        model.load_state_dict(start)
+        opt = ce.CGD(model.parameters(), lr=0.1, prune="negative", spectrum=fixed)
+        opt.step(ce.HessianOperator(model, CE, *cases.batch(5, cases.LOSSES["ce"][1])))
+        results.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone())
+    assert torch.equal(*results)
+    assert opt.last_step.pruned > 0
 
 
 class _Unpacked(nn.Module):

@@ -190,16 +190,15 @@ class FunctionalEngine:
     @contextlib.contextmanager
     def _displaced(self, theta: Tensor) -> Iterator[None]:
         """The parameters themselves hold theta, for a loss that holds on to them."""
-        before = self.space.flatten([p.detach() for p in self.space.params]) if self._captured else None
+        if not self._captured:
+            yield
+            return
+        before = self.theta()
         try:
-            self._write(theta if self._captured else None)
+            self.space.write_(theta)
             yield
         finally:
-            self._write(before)
-
-    def _write(self, theta: Tensor | None) -> None:
-        for p, t in zip(self.space.params, () if theta is None else self.space.views(theta), strict=theta is not None):
-            p.data.copy_(t)  # through .data: torch's version counters stay
+            self.space.write_(before)
 
     def loss_at(self, theta: Tensor) -> Tensor:
         """The loss, without a graph."""
