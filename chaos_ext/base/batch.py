@@ -34,10 +34,10 @@ class Batch:
 
     def __init__(self, x: object, y: object) -> None:
         self._parts = x, y
-        self._leaves = (*_leaves("x", x), *_leaves("y", y))
+        leaves = (*_leaves("x", x), *_leaves("y", y))
         plain = isinstance(x, Tensor) and isinstance(y, Tensor) and x.layout == y.layout == torch.strided
-        self._tensors = self._leaves if plain else None
-        self._copies = [t.detach().clone() if isinstance(t, Tensor) else _copy(t) for t in self._leaves]
+        self._tensors = leaves if plain else None
+        self._copies = [t.detach().clone() if isinstance(t, Tensor) else _copy(t) for t in leaves]
 
     def is_fresh(self) -> bool:
         """Whether it holds what it held: values alone matter, not who wrote them."""
@@ -115,7 +115,7 @@ def _is_array(value: object) -> bool:
 
 
 def _check(name: str, t: Tensor) -> None:
-    if t.dim() > 0 and len(t) == 0:
+    if t.dim() > 0 and t.shape[0] == 0:
         raise ValueError(f"{name}: expected a batch of at least one sample, got shape {tuple(t.shape)}")
     if t.is_floating_point() and not all_finite(stored_values(t)):
         raise NonFiniteError(f"{name}: expected finite values, got NaN or inf")

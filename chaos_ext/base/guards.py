@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedError
 from . import torch_internals as internals
-from .traces import is_quiet
+from .parameters import ModuleTree
 
 
 @contextlib.contextmanager
@@ -101,15 +101,14 @@ def refuse_edits(named: Sequence[tuple[str, Tensor]]) -> Iterator[None]:
         )
 
 
-def commit_forward(model: nn.Module, x: object) -> None:
+def commit_forward(tree: ModuleTree, x: object) -> None:
     """Runs forward once for what it leaves behind: running statistics, buffers and attributes that it moves.
 
     Models of torch's own modules that have no running statistics to update leave nothing, and are not run.
     """
-    modules = list(model.modules())
-    if not all(map(is_quiet, modules)) or any(map(updates_running_stats, modules)):
+    if tree.watched or any(map(updates_running_stats, tree.modules)):
         with torch.no_grad():
-            model(x)
+            tree.model(x)
 
 
 # Which kernels torch uses is a setting of the process, and so is the nesting of torch.func.jvp: a thread that leaves

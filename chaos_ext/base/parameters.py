@@ -128,7 +128,7 @@ class ParameterSpace:
 
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenates one tensor per parameter into [P]."""
-        return torch.cat([t.flatten() for t in parts])
+        return torch.cat([t if t.dim() == 1 else t.flatten() for t in parts])
 
     def split(self, v: Tensor) -> list[Tensor]:
         """Cuts v [P, k] into one [*shape, k] block per parameter."""
@@ -137,7 +137,7 @@ class ParameterSpace:
     def views(self, theta: Tensor) -> list[Tensor]:
         """Views of theta [P] with the shape of each parameter."""
         parts = theta.split_with_sizes(self.sizes)
-        return [t.view_as(p) for t, p in zip(parts, self.params, strict=True)]
+        return [t if p.dim() == 1 else t.view_as(p) for t, p in zip(parts, self.params, strict=True)]
 
     def write_(self, theta: Tensor) -> None:
         """Parameters <- theta [P], through ``.data``: torch's version counters stay, and what relies on them."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from operator import is_
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import NonFiniteError, StaleOperatorError
 from . import torch_internals as internals
@@ -16,20 +17,33 @@ from .parameters import ModuleTree, ParameterSpace
 from .tensors import all_finite
 
 
-def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    return [(internals.address(t), internals.version(t)) for t in tensors]
+class _Surroundings:
+    """Which modules, in which modes, with which parameters and children; the values of what theta does not hold."""
 
+    def __init__(self, tree: ModuleTree) -> None:
+        self._modules = modules = tree.modules
+        buffers = [internals.own_buffers(m) for m in modules]
+        children, parameters = map(internals.own_children, modules), map(internals.own_parameters, modules)
+        self._dicts: list[Mapping[str, object]] = [*children, *parameters, *buffers]
+        pairs = zip(modules, buffers, strict=True)
+        self._buffers = [own for m, own in pairs if own and not updates_running_stats(m)]
+        self._parameters = [p for _, p in tree.named_parameters]
+        self._seen, self._marks = self._look(), self._read_marks()
 
-def _surroundings(tree: ModuleTree) -> tuple[object, ...]:
-    """Modes of the modules; identity and version of buffers and frozen parameters."""
-    modules = tree.modules
-    others: list[Tensor] = []
-    for m in modules:
-        buffers = internals.own_buffers(m)
-        if buffers and not updates_running_stats(m):
-            others.extend(b for b in buffers.values() if b is not None)
-    others.extend(p for _, p in tree.named_parameters if not p.requires_grad)
-    return (*[m.training for m in modules], *_marks(others))
+    def _look(self) -> list[object]:
+        """What has to be the very same objects: where these are, a walk through the model would find the same."""
+        held: list[object] = [o for own in self._dicts for o in own.values()]
+        return held + [m.training for m in self._modules] + [p.requires_grad for p in self._parameters]
+
+    def _read_marks(self) -> list[int]:
+        """Where parameters and buffers lie, and how often constants were written."""
+        buffers = [b for own in self._buffers for b in own.values() if b is not None]
+        constants = buffers + [p for p in self._parameters if not p.requires_grad]
+        return [internals.address(t) for t in self._parameters + buffers] + [internals.version(t) for t in constants]
+
+    def are_same(self) -> bool:
+        now = self._look()
+        return len(now) == len(self._seen) and all(map(is_, now, self._seen)) and self._read_marks() == self._marks
 
 
 class Snapshot:
@@ -41,6 +55,7 @@ class Snapshot:
     Attributes:
         theta: a copy of the parameters [P].
         parts: views of it with the shape of each parameter.
+        tree: the modules of the model: still so where ``is_fresh()``.
     """
 
     def __init__(self, space: ParameterSpace, batch: Batch, tree: ModuleTree) -> None:
@@ -49,21 +64,18 @@ class Snapshot:
         if not all_finite(self.theta):
             raise NonFiniteError("model: expected finite parameters, got NaN or inf")
         self.parts = space.views(self.theta)
-        self._model, self._batch = tree.model, batch
-        self._surroundings = _surroundings(tree)
-        self._marks = self._read_marks()
-
-    def _read_marks(self) -> list[int]:
-        return [internals.address(p) for p in self.space.params]
+        self.tree, self._batch = tree, batch
+        self._surroundings = _Surroundings(tree)
 
     def is_fresh(self) -> bool:
-        # Values last: only where all else is unchanged are the shapes and dtypes sure to be.
-        return (
-            self._read_marks() == self._marks
-            and _surroundings(ModuleTree(self._model)) == self._surroundings
-            and all(map(torch.equal, self.space.params, self.parts))
-            and self._batch.is_fresh()
-        )
+        try:
+            return (
+                self._surroundings.are_same()
+                and all(map(torch.equal, self.space.params, self.parts))
+                and self._batch.is_fresh()
+            )
+        except RuntimeError:  # parameters of another dtype or device, by way of .data
+            return False
 
     def require_fresh(self) -> None:
         """Raises StaleOperatorError if parameters, batch, buffers or modes changed; refuses autocast."""
@@ -75,8 +87,7 @@ class Snapshot:
             )
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Which model, batch and theta a result belongs to.
 
     Attributes:

@@ -102,9 +102,10 @@ def _fill_from_parameters(
         dtheta = _unit_tangents(out, space, pieces)
         with workspace.sweep():
             products = hessian_vector_products(tape, dtheta, wanted)
-            require_finite(*products)
             for t in wanted:
                 _write(out, space, t, pieces, products[t], own=t in slots)
+        # Whole rows by now: other columns came with the slots before.
+        require_finite(*[out[p.rows(space)] for p in pieces])
     _symmetrise_slots_(out, space, slots)
 
 
@@ -116,6 +117,11 @@ class _Piece:
     start: int
     count: int
     column: int
+
+    def rows(self, space: ParameterSpace) -> slice:
+        """Where they are in theta."""
+        first = space.offsets[self.slot] + self.start
+        return slice(first, first + self.count)
 
 
 def _pieces(slots: Sequence[int], sizes: Sequence[int], first: int, last: int) -> Iterator[_Piece]:
@@ -145,8 +151,7 @@ def _write(out: Tensor, space: ParameterSpace, t: int, pieces: list[_Piece], pro
     rows = space.slice(t)
     flat = None if product is None else product.reshape(rows.stop - rows.start, -1)
     for p in pieces:
-        first = space.offsets[p.slot] + p.start
-        columns = slice(first, first + p.count)
+        columns = p.rows(space)
         part = None if flat is None else flat[:, p.column : p.column + p.count]
         out[columns, rows] = 0.0 if part is None else part.T
         if not own:

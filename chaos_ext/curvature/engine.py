@@ -72,7 +72,7 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
         # On a copy: a forward may edit its input in place.
         return found.program, None if found.program is None else forward(tree, x.clone()), found.reason
 
-    if not any(own_buffers(m) for m in tree.modules):
+    if not any(map(own_buffers, tree.modules)):
         return run()
     with borrowed_buffers(tree.modules) as written:
         with without_running_stats(tree.modules):

@@ -89,7 +89,7 @@ class HessianOperator:
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
         self.snapshot = Snapshot(self.space, Batch(x, y), tree)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
-        self.origin = Origin(model, x, self.snapshot, self._unused())
+        self.origin = Origin(model, x, self.snapshot, self._engine.unused)
         self.results = Results()
         if verify:
             self._verify()
@@ -122,10 +122,6 @@ class HessianOperator:
         Optimizers leave these alone: no weight decay, no momentum.
         """
         return self.origin.unused
-
-    def _unused(self) -> frozenset[int]:
-        engine = self._engine
-        return engine.tape(self.dtype).unused if isinstance(engine, LayerwiseEngine) else engine.unused
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -34,7 +34,7 @@ class LayerwiseEngine:
         self._tapes: dict[torch.dtype, Tape] = {}
         self._natives: dict[torch.dtype, Native | None] = {}
         tape = self.tape(space.dtype)
-        self.loss, self.output = tape.loss.loss, tape.output
+        self.loss, self.output, self.unused = tape.loss.loss, tape.output, tape.unused
         self.gradient = self.flat_gradient(space.dtype)
         if not (math.isfinite(self.loss) and all_finite(self.gradient)):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")

@@ -100,8 +100,11 @@ def forward(tree: ModuleTree, x: Tensor) -> object:
         ForwardError: the model raised.
     """
     try:
-        with torch.no_grad(), untouched(tree.watched):
-            return tree.model(x)
+        with torch.no_grad():
+            if not tree.watched:
+                return tree.model(x)
+            with untouched(tree.watched):
+                return tree.model(x)
     except ChaosExtError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as e:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -175,7 +176,8 @@ def _of_matrix(H: Tensor, space: ParameterSpace, gradient: Tensor, options: Prun
 
 
 def _same_parameters(space: ParameterSpace, trained: Sequence[Tensor]) -> ParameterSpace:
-    if {id(p) for p in trained} != set(space.index):
+    in_order = len(trained) == len(space.params) and all(map(is_, trained, space.params))
+    if not in_order and {id(p) for p in trained} != set(space.index):
         raise ValueError(
             "operator: its model's trainable parameters are not this optimizer's (another model, a replaced "
             "parameter, or a parameter left out: set requires_grad=False on what is not trained)"

@@ -31,9 +31,6 @@ class Transaction:
         params: the parameters that it is about to step.
         origin: the model whose forward may move buffers, with the parameters' values; None where it is not known.
         generators: the state of each is put back; None stands for torch's global one.
-
-    Attributes:
-        has_buffers: whether the model has buffers that a forward may move.
     """
 
     def __init__(
@@ -50,8 +47,7 @@ class Transaction:
         self._params = params
         self._before = [p.clone() for p in params] if origin is None else origin.snapshot.parts
         self._states = [None if s is None else s.copy() for s in map(opt.state.get, params)]
-        moving = [] if origin is None else _moving(origin.model)
-        self.has_buffers = bool(moving)
+        moving = [] if origin is None else _moving(origin.snapshot.tree.modules)
         moving += [t for state in self._states if state for t in state.values() if isinstance(t, Tensor)]
         self._values = [(t, t.clone()) for t in moving]
         self._generators = [(g, _state(g)) for g in generators]
@@ -101,8 +97,8 @@ def unchanged_on_failure(opt: Optimizer, generator: torch.Generator | None) -> I
             raise
 
 
-def _moving(model: nn.Module) -> list[Tensor]:
-    training = [own for m in model.modules() if (own := own_buffers(m)) and m.training]
+def _moving(modules: Sequence[nn.Module]) -> list[Tensor]:
+    training = [own for m in modules if (own := own_buffers(m)) and m.training]
     return [b for own in training for b in own.values() if b is not None]
 
 

@@ -45,7 +45,7 @@ class SoftmaxLoss:
 
     def __init__(self, z: Tensor, t: Tensor | Labels) -> None:
         rows = class_last(z)
-        flat = rows.reshape(-1, z.shape[1]).contiguous()
+        flat = (z if z.dim() == 2 else rows.reshape(-1, z.shape[1])).contiguous()
         if isinstance(t, Labels):
             self.loss, delta, self.p = _ops.cross_entropy_labels(flat, *t)
         else:
@@ -142,7 +142,7 @@ def _index_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: Tensor
     low, high = _range(y)
     if w is not None or not 0 <= low <= high < classes or low <= loss_fn.ignore_index <= high:
         return _masked_targets(loss_fn, z, y, z.new_ones(classes) if w is None else w)
-    scale = 1 / len(y) if loss_fn.reduction == "mean" else 1.0
+    scale = 1 / y.numel() if loss_fn.reduction == "mean" else 1.0
     others = loss_fn.label_smoothing / classes
     return Labels(y.contiguous(), (1 - loss_fn.label_smoothing + others) * scale, others * scale)
 
