@@ -116,8 +116,8 @@ def test_nothing_to_sum(device: torch.device) -> None:
     ("change", "message"),
     [
         ({"kind": 6}, "expected kind in 0..5, got 6"),
-        ({"stride": [0, 1]}, r"expected stride of two numbers >= 1, got \[0, 1\]"),
-        ({"padding": [1]}, r"expected padding of two numbers >= 0, got \[1\]"),
+        ({"stride": [0, 1]}, r"expected stride of two numbers >= 1 and < 2\^30, got \[0, 1\]"),
+        ({"padding": [1]}, r"expected padding of two numbers >= 0 and < 2\^30, got \[1\]"),
         ({"groups": 3}, "expected groups that divide"),
         ({"lanes": torch.ones(2, 4, 5, 6, 2)}, "expected lanes with 3 columns like out, got 2"),
         ({"scalars": torch.ones(6, 4, 3, 2).double()}, "expected scalars of the dtype of out"),

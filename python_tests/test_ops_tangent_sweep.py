@@ -137,9 +137,9 @@ def test_broken_lists_are_refused(fake: bool) -> None:
         ("within Y's", lambda: update(Y, None, *lists, vectors, changed(numbers, 3, S), coefficients)),
         (
             "slots of the nodes' parameters",
-            lambda: update(Y, None, *lists, vectors, changed(numbers, 1, 1), coefficients),
+            lambda: update(Y, None, *lists, vectors, changed(numbers, 2, 62), coefficients),
         ),
-        ("3 slots", lambda: update(Y, None, *lists, vectors, numbers[:10], coefficients[:14])),
+        ("3 slots", lambda: update(Y, None, *lists, [], numbers[:10], coefficients[:14])),
         ("three vectors", lambda: update(Y, None, *lists, vectors[:2], numbers, coefficients)),
         ("no nodes", lambda: update(Y, theta.clone(), *lists, *last)),
         ("HY with at least", lambda: update(Y, theta[:50].clone(), [], [], [], [], *last)),

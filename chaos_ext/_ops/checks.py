@@ -1,11 +1,15 @@
-"""What the fake kernels check, as csrc/common/checks.h does for the real ones: the same names and messages.
+"""What the fake kernels check, as checks.h and arguments.h of csrc/common do for the real ones, with the same messages.
 
 <op>: expected <arg> <constraint>, got <value>
+
+What only memory tells (what shares it, how it is aligned) is left to the real kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,6 +21,8 @@ _NAMES = {
     torch.int32: "Int",
     torch.int64: "Long",
 }
+MOST_NUMBERS = 2**50  # more than any memory holds
+TOO_MANY = 2**63 - 1
 _SPOKEN = {torch.float64: "float64", torch.int64: "int64"}
 
 
@@ -43,20 +49,41 @@ def dtype(op: str, arg: str, t: Tensor, wanted: torch.dtype) -> None:
     expect(t.dtype == wanted, f"{op}: expected {arg} of dtype {_SPOKEN[wanted]}, got {_name(t)}")
 
 
-def device(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> None:
-    expect(
-        t.device == lead.device,
-        f"{op}: expected {arg} on the device of {lead_arg} ({lead.device}), got {t.device}",
-    )
+def arguments(op: str, given: Mapping[str, Tensor | Sequence[Tensor] | None], written: Sequence[str] = ()) -> None:
+    """What every operator asks of all its tensors together; the first one is there always."""
+    lead_arg, lead = next(iter(given.items()))
+    for arg, tensors in given.items():
+        for t in [tensors] if isinstance(tensors, Tensor) else tensors or ():
+            expect(t.device == cast(Tensor, lead).device, _on_device(op, arg, t, lead_arg, cast(Tensor, lead)))
+            _possible(op, arg, t)
+            if arg in written:
+                _unrepeated(op, arg, t)
+
+
+def _on_device(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> str:
+    return f"{op}: expected {arg} on the device of {lead_arg} ({lead.device}), got {t.device}"
+
+
+def _possible(op: str, arg: str, t: Tensor) -> None:
+    """Of sizes that are known."""
+    known = [max(n, 1) for n in t.shape if isinstance(n, int)]
+    wanted = f"{arg} of at most 2^50 numbers, empty axes counted as 1"
+    expect(math.prod(known) <= MOST_NUMBERS, f"{op}: expected {wanted}, got {_text(t.shape)}")
+
+
+def _unrepeated(op: str, arg: str, t: Tensor) -> None:
+    known = all(isinstance(n, int) for n in (*t.shape, *t.stride()))
+    repeats = known and 0 not in t.shape and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
+    wanted = f"{arg}, which is written, without repeated elements (call .clone() first)"
+    expect(not repeats, f"{op}: expected {wanted}, got strides {_text(t.stride())}")
 
 
 def like(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> None:
-    """Same dtype and device as the leading argument of the operator."""
+    """The dtype of the leading argument of the operator."""
     expect(
         t.dtype == lead.dtype,
         f"{op}: expected {arg} of the dtype of {lead_arg} ({_name(lead)}), got {_name(t)}",
     )
-    device(op, arg, t, lead_arg, lead)
 
 
 def contiguous(op: str, arg: str, t: Tensor) -> None:
@@ -94,7 +121,7 @@ def elementwise(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> No
 
 
 def operand(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor, wanted: Sequence[int]) -> None:
-    """The usual case: dtype, device, shape and contiguity in one line."""
+    """The usual case: dtype, shape and contiguity in one line."""
     like(op, arg, t, lead_arg, lead)
     shape(op, arg, t, wanted)
     contiguous(op, arg, t)

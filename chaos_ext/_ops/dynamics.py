@@ -34,6 +34,7 @@ def _tangent_product_fake(
     Y: Tensor, operands: Sequence[Tensor], values: Sequence[int], nodes: Sequence[int], factors: Sequence[float]
 ) -> Tensor:
     op = "tangent_product"
+    checks.arguments(op, {"Y": Y, "operands": operands})
     checks.floating(op, "Y", Y)
     checks.columns(op, "Y", Y)
     Program(op, Y, operands, values, nodes, factors).check_product()
@@ -52,6 +53,8 @@ def tangent_update_(
     coefficients: Sequence[float],
 ) -> Tensor:
     """Y [S, k] <- J Y in place; returns partial sums of squares [c, k] of the new columns.
+
+    Rows that no slot names stay as they are, and are not in the sums.
 
     c = 1, but UPDATE_CHUNKS for every MAX_SLOTS slots on the GPU with HY. HY [P, k], or None and the nodes as in
     ``tangent_product``. ``slots``: a SlotRecord each parameter, ``coefficients``: a CoefficientRecord each. With
@@ -74,6 +77,7 @@ def _tangent_update_fake(
     coefficients: Sequence[float],
 ) -> Tensor:
     op = "tangent_update_"
+    checks.arguments(op, {"Y": Y, "HY": HY, "operands": operands, "vectors": vectors}, written=("Y",))
     checks.floating(op, "Y", Y)
     checks.columns(op, "Y", Y)
     own = check_slots(op, Y, vectors, slots, coefficients)
@@ -128,6 +132,7 @@ def _projected_sgd_fake(
     maximize: bool,
 ) -> None:
     op = "projected_sgd_"
+    checks.arguments(op, {"param": param, "buf": buf, "grad": grad, "L": L, "R": R}, written=("param", "buf"))
     checks.floating(op, "param", param)
     checks.contiguous(op, "param", param)
     checks.elementwise(op, "grad", grad, "param", param)

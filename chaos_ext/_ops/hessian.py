@@ -21,6 +21,7 @@ def use_huge_pages_(t: Tensor) -> None:
 
 @torch.library.register_fake("chaos_ext::use_huge_pages_")
 def _use_huge_pages_fake(t: Tensor) -> None:
+    checks.arguments("use_huge_pages_", {"t": t}, written=("t",))
     checks.floating("use_huge_pages_", "t", t)
     checks.contiguous("use_huge_pages_", "t", t)
 
@@ -62,6 +63,8 @@ def _hessian_block_fake(
     col_b: int,
     same: bool,
 ) -> None:
+    given = {"H": H, "a_s": a_s, "K": K, "a_t": a_t, "delta_t": delta_t, "J": J}
+    checks.arguments(_BLOCK, given, written=("H",))
     _check_matrix(H)
     sizes = _block_sizes(a_s, K, a_t, delta_t, J, same)
     N, O_s, I_s, O_t, I_t = sizes
@@ -69,6 +72,10 @@ def _hessian_block_fake(
     for arg, t, shape in (*shapes, ("delta_t", delta_t, (N, O_t)), ("J", J, (O_s, N, I_t))):
         if t is not None:
             checks.operand(_BLOCK, arg, t, "H", H, shape)
+    checks.expect(
+        O_s * (I_s + 1) * O_t * (I_t + 1) * (N + 8) < checks.TOO_MANY,
+        f"{_BLOCK}: expected fewer than 2^63 products, got O_s {O_s}, I_s {I_s}, O_t {O_t}, I_t {I_t}, N {N}",
+    )
     _check_span("row", row_w, row_b, O_s, I_s, H.shape[0])
     _check_span("col", col_w, col_b, O_t, I_t, H.shape[0])
     offsets = f"got row_w {row_w}, row_b {row_b}, col_w {col_w}, col_b {col_b}"

@@ -16,6 +16,8 @@ _conv_lanes_ = OPS.conv_lanes_.default
 _norm_tangent_ = OPS.norm_tangent_.default
 _norm_tangent_backward_ = OPS.norm_tangent_backward_.default
 
+# What a convolution may move over, and the table of positions and taps: csrc/layers/conv_lanes.h.
+_FARTHEST, _MOST_PAIRS = 2**30 - 1, 2**28
 # Of each kind of ``conv_lanes_``: out, lanes, scalars.
 CONV_ROLES = ("ZXW", "ZWX", "XZW", "XWZ", "WZX", "WXZ")
 
@@ -32,6 +34,7 @@ def activation(z: Tensor, kind: int, alpha: float = 0.0, beta: float = 0.0) -> t
 @torch.library.register_fake("chaos_ext::activation")
 def _activation_fake(z: Tensor, kind: int, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     op = "activation"
+    checks.arguments(op, {"z": z})
     checks.floating(op, "z", z)
     checks.contiguous(op, "z", z)
     checks.expect(0 <= kind < ACTIVATIONS, f"{op}: expected kind in [0, {ACTIVATIONS}), got {kind}")
@@ -71,6 +74,7 @@ def _conv_lanes_fake(
     accumulate: bool,
 ) -> None:
     op = "conv_lanes_"
+    checks.arguments(op, {"out": out, "scalars": scalars, "lanes": lanes}, written=("out",))
     checks.expect(0 <= kind < len(CONV_ROLES), f"{op}: expected kind in 0..5, got {kind}")
     checks.floating(op, "out", out)
     for arg, t, axes in (("out", out, 5), ("scalars", scalars, 4), ("lanes", lanes, 5)):
@@ -80,10 +84,30 @@ def _conv_lanes_fake(
     k = out.shape[4]
     checks.expect(lanes.shape[4] == k, f"{op}: expected lanes with {k} columns like out, got {lanes.shape[4]}")
     for arg, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        good = len(pair) == 2 and all(x >= least for x in pair)
-        checks.expect(good, f"{op}: expected {arg} of two numbers >= {least}, got {list(pair)}")
+        good = len(pair) == 2 and all(least <= x <= _FARTHEST for x in pair)
+        checks.expect(good, f"{op}: expected {arg} of two numbers >= {least} and < 2^30, got {list(pair)}")
     roles = dict(zip(CONV_ROLES[kind], (out, lanes, scalars), strict=True))
     _check_channels(op, roles["X"], roles["W"], roles["Z"], groups)
+    if out.numel() and scalars.numel() and lanes.numel():
+        _check_extent(op, roles["X"], roles["W"], roles["Z"], k)
+
+
+def _check_extent(op: str, X: Tensor, W: Tensor, Z: Tensor, k: int) -> None:
+    sizes = (*X.shape[2:4], *W.shape[2:4], *Z.shape[2:4])
+    for size in sizes:
+        checks.expect(size <= _FARTHEST, f"{op}: expected images and kernels of sizes < 2^30, got {size}")
+    _, _, kh, kw, OH, OW = sizes
+    N, O, Cg = X.shape[0], W.shape[0], W.shape[1]
+    checks.expect(
+        OH * OW * kh * kw <= _MOST_PAIRS,
+        f"{op}: expected at most 2^28 pairs of an output position and a tap, got {OH} x {OW} positions and "
+        f"{kh} x {kw} taps",
+    )
+    checks.expect(
+        N * O * OH * OW * Cg * kh * kw * k < checks.TOO_MANY,
+        f"{op}: expected fewer than 2^63 products, got {N} samples of {OH * OW} positions, {O} by {Cg} channels, "
+        f"{kh * kw} taps and {k} columns",
+    )
 
 
 def _check_channels(op: str, X: Tensor, W: Tensor, Z: Tensor, groups: int) -> None:
@@ -126,6 +150,7 @@ def _norm_tangent_fake(
     dbeta: Tensor | None,
 ) -> None:
     given = {"xh": xh, "r": r, "d": d, "gamma": gamma, "dgamma": dgamma, "dbeta": dbeta}
+    checks.arguments("norm_tangent_", {"out": out, **given}, written=("out",))
     _check_norm("norm_tangent_", out, given)
 
 
@@ -177,4 +202,5 @@ def _norm_tangent_backward_fake(
 ) -> None:
     given = {"xh": xh, "r": r, "d": d, "gamma": gamma, "dgamma": dgamma}
     given |= {"dweight": dweight, "dbias": dbias, "delta": delta, "ddelta": ddelta}
+    checks.arguments("norm_tangent_backward_", {"out": out, **given}, written=("out", "dweight", "dbias"))
     _check_norm("norm_tangent_backward_", out, given)

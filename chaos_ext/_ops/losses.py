@@ -22,6 +22,7 @@ def cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("chaos_ext::cross_entropy")
 def _cross_entropy_fake(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    checks.arguments("cross_entropy", {"z": z, "t": t})
     _check_logits("cross_entropy", z)
     checks.operand("cross_entropy", "t", t, "z", z, z.shape)
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
@@ -45,9 +46,9 @@ def cross_entropy_labels(z: Tensor, y: Tensor, own: float, others: float) -> tup
 @torch.library.register_fake("chaos_ext::cross_entropy_labels")
 def _cross_entropy_labels_fake(z: Tensor, y: Tensor, own: float, others: float) -> tuple[Tensor, Tensor, Tensor]:
     op = "cross_entropy_labels"
+    checks.arguments(op, {"z": z, "y": y})
     _check_logits(op, z)
     checks.dtype(op, "y", y, torch.int64)
-    checks.device(op, "y", y, "z", z)
     checks.shape(op, "y", y, z.shape[:1])
     checks.contiguous(op, "y", y)
     return z.new_empty(()), torch.empty_like(z), torch.empty_like(z)
@@ -61,6 +62,7 @@ def cross_entropy_tangent(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
 @torch.library.register_fake("chaos_ext::cross_entropy_tangent")
 def _cross_entropy_tangent_fake(p: Tensor, s: Tensor, dz: Tensor) -> Tensor:
     op = "cross_entropy_tangent"
+    checks.arguments(op, {"p": p, "s": s, "dz": dz})
     checks.floating(op, "p", p)
     checks.dim(op, "p", p, 2)
     checks.contiguous(op, "p", p)
@@ -81,6 +83,7 @@ def bce_with_logits(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -
 @torch.library.register_fake("chaos_ext::bce_with_logits")
 def _bce_with_logits_fake(z: Tensor, y: Tensor, w: Tensor, pw: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     op = "bce_with_logits"
+    checks.arguments(op, {"z": z, "y": y, "w": w, "pw": pw})
     checks.floating(op, "z", z)
     checks.contiguous(op, "z", z)
     checks.elementwise(op, "y", y, "z", z)
@@ -98,6 +101,7 @@ def mse(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("chaos_ext::mse")
 def _mse_fake(z: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    checks.arguments("mse", {"z": z, "y": y})
     checks.floating("mse", "z", z)
     checks.contiguous("mse", "z", z)
     checks.elementwise("mse", "y", y, "z", z)

@@ -26,6 +26,7 @@ def tridiagonalise(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.register_fake("chaos_ext::tridiagonalise")
 def _tridiagonalise_fake(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     op = "tridiagonalise"
+    checks.arguments(op, {"S": S})
     checks.floating(op, "S", S)
     checks.dim(op, "S", S, 2)
     n = S.shape[0]
@@ -57,10 +58,13 @@ def tridiagonal_ql(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Te
 @torch.library.register_fake("chaos_ext::tridiagonal_ql")
 def _tridiagonal_ql_fake(d: Tensor, e: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "tridiagonal_ql"
+    checks.arguments(op, {"d": d, "e": e})
     checks.dtype(op, "d", d, torch.float64)
     checks.dim(op, "d", d, 1)
     checks.contiguous(op, "d", d)
     checks.operand(op, "e", e, "d", d, (_off_diagonals(d.shape[0]),))
+    n = d.shape[0]
+    checks.expect(n * n <= checks.MOST_NUMBERS, f"{op}: expected d of at most 2^25 numbers, got {n}")
     checks.expect(0 <= tol < 1, f"{op}: expected 0 <= tol < 1, got {tol}")
     context = torch.library.get_ctx()
     sweeps, rotations = context.new_dynamic_size(), context.new_dynamic_size()
@@ -80,6 +84,8 @@ def _tridiagonal_apply_fake(
     reflectors: Tensor, order: Tensor, sweeps: Tensor, rotations: Tensor, x: Tensor, transpose: bool
 ) -> Tensor:
     op = "tridiagonal_apply"
+    given = {"x": x, "reflectors": reflectors, "order": order, "sweeps": sweeps, "rotations": rotations}
+    checks.arguments(op, given)
     checks.floating(op, "reflectors", reflectors)
     checks.dtype(op, "x", x, torch.float64)
     checks.dim(op, "x", x, 2)

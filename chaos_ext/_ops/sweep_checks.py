@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from .layout import (
     MAX_SLOTS,
     NODE_KINDS,
     OPERANDS,
-    SCALE,
     SOFTMAX,
+    SUM,
     UPDATE_KINDS,
     CoefficientRecord,
     FactorRecord,
@@ -26,7 +27,7 @@ from .layout import (
     records,
 )
 
-Parameter = tuple[int, int]  # first row and rows of theta
+Run = tuple[int, int]  # first row, and how many
 
 
 class Program:
@@ -42,8 +43,9 @@ class Program:
         factors: Sequence[float],
     ) -> None:
         self.op, self.rows, self.values = op, Y.shape[0], values
-        self.parameters: list[Parameter] = []
+        self.parameters: list[Run] = []
         self.operands, self.next = list(operands), 0
+        self.made: set[int] = set()  # values that the nodes so far make
         size, numbers = len(NodeRecord._fields), len(FactorRecord._fields)
         whole = len(nodes) % size == 0 and len(factors) * size == len(nodes) * numbers
         self._expect(
@@ -51,58 +53,78 @@ class Program:
             f"nodes of {size} numbers and {numbers} factors each, at most {MAX_NODES}, "
             f"got {len(nodes)} and {len(factors)}",
         )
-        for rows in values:
-            self._expect(rows >= 0, f"values of at least 0 rows, got {rows}")
+        self._check_sizes()
         for t in operands:
             checks.like(op, "operands", t, "Y", Y)
             checks.contiguous(op, "operands", t)
         self.nodes = records(NodeRecord, nodes)
-        for node in self.nodes:
-            self._read(node)
+        for n, node in enumerate(self.nodes):
+            self._read(n, node)
         self._expect(self.next == len(operands), f"{self.next} operands, got {len(operands)}")
+        for value, rows in enumerate(values):
+            made = value in self.made or rows == 0
+            self._expect(made, f"values that a node makes, got value {value} of {rows} rows")
         self._check_order()
 
     def _expect(self, condition: bool, message: str) -> None:
         checks.expect(condition, f"{self.op}: expected {message}")
 
-    def _read(self, node: NodeRecord) -> None:
-        kinds = f"node kinds in [0, {NODE_KINDS}), got {node.kind}"
-        self._expect(node.kind in OPERANDS, kinds)
-        if node.kind == LINEAR:
-            return self._linear(node)
-        if node.kind == SOFTMAX:
-            R, C = self._sizes()
-            self._operand(R * C)
-            self._operand(R)
-            return self._place(node.first, R * C, "the logits")
-        return self._elementwise(node)
+    def _check_sizes(self) -> None:
+        in_all = 0
+        for rows in self.values:
+            self._expect(rows >= 0, f"values of at least 0 rows, got {rows}")
+            in_all += 2 * rows
+            self._expect(in_all <= checks.MOST_NUMBERS, f"values of less than 2^49 rows in all, got one of {rows}")
 
-    def _linear(self, node: NodeRecord) -> None:
+    def _read(self, n: int, node: NodeRecord) -> None:
+        self._expect(node.kind in OPERANDS, f"node kinds in [0, {NODE_KINDS}), got {node.kind}")
+        loss = node.kind in (SOFTMAX, DIAGONAL)
+        self._expect(
+            loss == (n + 1 == len(self.nodes)),
+            f"a loss as the last node, where every value is to reach the loss, and before it none, "
+            f"got kind {node.kind} as node {n}",
+        )
+        alone = node.kind == SUM or node.second < 0
+        self._expect(alone, f"a second input of sums only, got value {node.second}")
+        self._expect(not loss or node.out < 0, f"a loss without an output, got value {node.out}")
+        kinds = {LINEAR: self._linear, SOFTMAX: self._softmax}
+        moves = kinds.get(node.kind, self._elementwise)(node)
+        self._expect(moves, f"nodes with a tangent, of an input or of a parameter, got none for node {n}")
+
+    def _softmax(self, node: NodeRecord) -> bool:
+        R, C = self._sizes()
+        self._operand(R * C)
+        self._operand(R)
+        return self._input(node.first, R * C, "the logits")
+
+    def _linear(self, node: NodeRecord) -> bool:
         R, I = self._sizes()
         self._operand(R * I)
         O = self._sizes()[0]
         self._operand(O * I)
         self._operand(R * O)
-        self._place(node.first, R * I, "the input")
-        self._place(node.out, R * O, "the output")
+        moves = self._input(node.first, R * I, "the input")
+        self._output(node.out, R * O)
         for first, rows in ((node.row_w, O * I), (node.row_b, O)):
-            self._expect(
-                first < 0 or first + rows <= self.rows, f"Y with at least {first + rows} rows, got {self.rows}"
-            )
-            if first >= 0:
-                self.parameters.append((first, rows))
-        self._expect(self._has(node.out), "a linear node with an output")
+            if first < 0:
+                continue
+            wanted = f"Y with at least the rows of every parameter, got {first} + {rows} of {self.rows}"
+            self._expect(first + rows <= self.rows, wanted)
+            moves = moves or rows > 0
+            self.parameters += [(first, rows)] if rows else []
+        return moves
 
-    def _elementwise(self, node: NodeRecord) -> None:
+    def _elementwise(self, node: NodeRecord) -> bool:
         value = node.first if node.kind == DIAGONAL else node.out
         inside = 0 <= value < len(self.values)
         self._expect(inside, f"a node's value in [0, {len(self.values)}), got {value}")
         rows = self.values[value]
-        self._place(node.first, rows, "an input")
-        self._place(node.second, rows, "an input")
-        self._place(node.out, rows, "the output")
+        moves = [self._input(at, rows, "an input") for at in (node.first, node.second)]
+        if node.kind != DIAGONAL:
+            self._output(node.out, rows)
         for at in range(OPERANDS[node.kind]):
-            self._operand(rows, optional=node.kind == DIAGONAL or (node.kind == SCALE and at == 1))
+            self._operand(rows, optional=node.kind == DIAGONAL or at == 1)
+        return any(moves)
 
     def _following(self) -> Tensor:
         self._expect(self.next < len(self.operands), f"more than {self.next} operands")
@@ -128,13 +150,25 @@ class Program:
         """Whether a value has a tangent."""
         return value >= 0 and self.values[value] > 0
 
+    def _input(self, value: int, rows: int, what: str) -> bool:
+        """Whether this value, which a node reads, has a tangent."""
+        self._place(value, rows, what)
+        made = not self._has(value) or value in self.made
+        self._expect(made, f"{what} of a node to be made by an earlier one, got value {value}")
+        return self._has(value)
+
+    def _output(self, value: int, rows: int) -> None:
+        self._place(value, rows, "the output")
+        self._expect(self._has(value), f"a node with an output, got value {value}")
+        self._expect(value not in self.made, f"values that one node makes, got a second one for value {value}")
+        self.made.add(value)
+
     def _check_order(self) -> None:
         written: set[int] = set()
         for n, node in reversed(list(enumerate(self.nodes))):
             reached = not self._has(node.out) or node.out in written
             self._expect(reached, f"every value to reach the loss; node {n}'s output does not")
-            read = (node.first, node.second if node.kind not in (LINEAR, SOFTMAX) else -1)
-            written |= {value for value in read if self._has(value)}
+            written |= {value for value in (node.first, node.second) if self._has(value)}
 
     def check_product(self) -> None:
         """The nodes' parameters make up all rows of Y."""
@@ -145,16 +179,16 @@ class Program:
     def check_update(self, slots: Sequence[SlotRecord]) -> None:
         """Every parameter has exactly one slot, of its size."""
         self._check_count()
-        wanted = len(self.parameters)
-        good = len(slots) == wanted
-        self._expect(good, f"{wanted} slots, one for each parameter of the nodes, got {len(slots)}")
-        for slot in slots:
+        wanted, filled = len(self.parameters), [slot for slot in slots if slot.rows > 0]
+        good = len(filled) == wanted
+        self._expect(good, f"{wanted} slots, one for each parameter of the nodes, got {len(filled)}")
+        for slot in filled:
             known = (slot.first, slot.rows) in self.parameters
             self._expect(known, f"slots of the nodes' parameters, got rows {slot.first} + {slot.rows}")
 
     def _check_count(self) -> None:
-        good = len(self.parameters) <= MAX_SLOTS
-        checks.expect(good, f"tangent_product: expected at most {MAX_SLOTS} parameters")
+        self._expect(len(self.parameters) <= MAX_SLOTS, f"at most {MAX_SLOTS} parameters")
+        self._expect(_disjoint(self.parameters), "nodes whose parameters share no row, got two that do")
 
 
 def check_slots(
@@ -171,20 +205,31 @@ def check_slots(
         checks.like(op, "vectors", t, "Y", Y)
         checks.contiguous(op, "vectors", t)
     own, rest = records(SlotRecord, slots), list(vectors)
+    runs: list[Run] = []
     for slot in own:
         kinds = f"{op}: expected slot kinds in [1, {UPDATE_KINDS}), got {slot.kind}"
         checks.expect(slot.kind in BUFFERS, kinds)
-        _check_spans(op, slot, Y.shape[0])
+        runs += _runs(op, slot, Y.shape[0])
         for _ in range(3 if slot.kind == ADAM else 0):
             checks.expect(bool(rest), f"{op}: expected three vectors for each Adam slot, got {len(vectors)} in all")
             checks.shape(op, "vectors", rest.pop(0), (slot.rows,))
+    checks.expect(not rest, f"{op}: expected three vectors for each Adam slot, got {len(vectors)} in all")
+    checks.expect(_disjoint(runs), f"{op}: expected slots whose rows and buffers share no row of Y, got two that do")
     return own
 
 
-def _check_spans(op: str, slot: SlotRecord, S: int) -> None:
-    for first in (slot.first, slot.buffer, slot.buffer2)[: 1 + BUFFERS[slot.kind]]:
+def _runs(op: str, slot: SlotRecord, S: int) -> list[Run]:
+    """The rows that a slot writes."""
+    starts = (slot.first, slot.buffer, slot.buffer2)[: 1 + BUFFERS[slot.kind]]
+    for first in starts:
         inside = first >= 0 and slot.rows >= 0 and first + slot.rows <= S
         checks.expect(inside, f"{op}: expected slots within Y's {S} rows, got {first} + {slot.rows}")
+    return [(first, slot.rows) for first in starts]
+
+
+def _disjoint(runs: Sequence[Run]) -> bool:
+    filled = sorted(run for run in runs if run[1] > 0)
+    return all(a + rows <= b for (a, rows), (b, _) in pairwise(filled))
 
 
 def check_given(op: str, HY: Tensor, Y: Tensor, slots: Sequence[SlotRecord], nodes: int) -> None:

@@ -37,13 +37,11 @@ inline void check_floating(const char* op, const char* arg, const Tensor& t) {
                   " of dtype float32 or float64, got ", torch::headeronly::toString(type));
 }
 
-// Same dtype and device as the leading argument of the operator.
+// The dtype of the leading argument of the operator; of devices: arguments.h.
 inline void check_like(const char* op, const char* arg, const Tensor& t, const char* lead_arg, const Tensor& lead) {
   STD_TORCH_CHECK(t.scalar_type() == lead.scalar_type(), op, ": expected ", arg, " of the dtype of ", lead_arg, " (",
                   torch::headeronly::toString(lead.scalar_type()), "), got ",
                   torch::headeronly::toString(t.scalar_type()));
-  STD_TORCH_CHECK(t.device() == lead.device(), op, ": expected ", arg, " on the device of ", lead_arg, " (",
-                  device_string(lead), "), got ", device_string(t));
 }
 
 inline void check_contiguous(const char* op, const char* arg, const Tensor& t) {
@@ -70,7 +68,7 @@ inline void check_same_shape(const char* op, const char* arg, const Tensor& t, c
                   ", got ", shape_string(t.sizes()));
 }
 
-// The usual case: dtype, device, contiguity and shape in one line.
+// The usual case: dtype, contiguity and shape in one line.
 inline void check_operand(const char* op, const char* arg, const Tensor& t, const char* lead_arg, const Tensor& lead,
                           std::initializer_list<int64_t> shape) {
   check_like(op, arg, t, lead_arg, lead);

@@ -18,6 +18,7 @@ namespace chaos_ext {
 constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
 
 void use_huge_pages(const Tensor& t) {  // any shape
+  check_arguments("use_huge_pages_", {writes("t", t)});
   check_floating("use_huge_pages_", "t", t);
   check_contiguous("use_huge_pages_", "t", t);
   if (!t.device().is_cpu()) return;

@@ -1,7 +1,7 @@
 // Asks for huge pages behind a fresh, untouched CPU tensor: fewer page faults where it is first written.
 #pragma once
 
-#include "checks.h"
+#include "arguments.h"
 
 namespace chaos_ext {
 

@@ -13,7 +13,7 @@
 
 #include <optional>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "projected_sgd_math.h"
 
 namespace chaos_ext {
@@ -26,6 +26,7 @@ inline void check_projected_sgd(const Tensor& param,               // any shape,
                                 const std::optional<Tensor>& buf,  // as param
                                 const SgdOptions<double>& options) {
   const char* op = "projected_sgd_";
+  check_arguments(op, {writes("param", param), writes("buf", buf), reads("grad", grad), reads("L", L), reads("R", R)});
   check_floating(op, "param", param);
   check_contiguous(op, "param", param);
   check_like(op, "grad", grad, "param", param);
@@ -35,7 +36,7 @@ inline void check_projected_sgd(const Tensor& param,               // any shape,
   check_dim(op, "R", R, 2);
   check_operand(op, "L", L, "param", param, {L.size(0), L.size(1)});
   check_operand(op, "R", R, "param", param, {L.size(1), R.size(1)});
-  STD_TORCH_CHECK(L.size(0) * R.size(1) == param.numel(), op,
+  STD_TORCH_CHECK(product_of({L.size(0), R.size(1)}) == param.numel(), op,
                   ": expected L [O, q] and R [q, I] with O I = ", param.numel(), ", got ", shape_string(L.sizes()),
                   " and ", shape_string(R.sizes()));
   STD_TORCH_CHECK(buf.has_value() || (options.momentum == 0 && !options.nesterov), op,

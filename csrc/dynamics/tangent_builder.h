@@ -18,8 +18,9 @@ class ProgramBuilder {
            op, ": expected nodes of ", kNodeFields, " numbers and ", kNodeFactors, " factors each, at most ", kMaxNodes,
            ", got ", lists.nodes.size(), " and ", lists.factors.size());
     place_values();
-    for (int64_t n = 0; n < count; ++n) program_.node[program_.count++] = read(n);
+    for (int64_t n = 0; n < count; ++n) program_.node[program_.count++] = read(n, n + 1 == count);
     expect(next_ == lists.operands.size(), op, ": expected ", next_, " operands, got ", lists.operands.size());
+    check_values();
     order_backward();
   }
 
@@ -31,10 +32,21 @@ class ProgramBuilder {
   void place_values() {
     for (const int64_t rows : lists_.values) {
       expect(rows >= 0, op_, ": expected values of at least 0 rows, got ", rows);
+      expect(rows <= (kMostNumbers - program_.scratch_rows) / 2, op_, ": expected values of less than 2^49 rows in all",
+             ", got one of ", rows);
       ValuePlace place;
       if (rows > 0) place = {program_.scratch_rows, program_.scratch_rows + rows};
       program_.scratch_rows += 2 * rows;
       places_.push_back(place);
+    }
+    made_.assign(places_.size(), false);
+  }
+
+  // Nothing is allocated for values before the operands of their nodes have shown that there are so many numbers.
+  void check_values() const {
+    for (size_t value = 0; value < places_.size(); ++value) {
+      expect(made_[value] || !places_[value].has(), op_, ": expected values that a node makes, got value ", value,
+             " of ", lists_.values[value], " rows");
     }
   }
 
@@ -45,6 +57,21 @@ class ProgramBuilder {
     expect(is_value(value) && lists_.values[value] == rows, op_, ": expected ", what, " of a node to be a value of ",
            rows, " rows, got value ", value);
     return places_[value];
+  }
+
+  ValuePlace input(int64_t value, int64_t rows, const char* what) const {
+    const ValuePlace found = place(value, rows, what);
+    expect(!found.has() || made_[value], op_, ": expected ", what,
+           " of a node to be made by an earlier one, got value ", value);
+    return found;
+  }
+
+  ValuePlace output(int64_t value, int64_t rows) {
+    const ValuePlace found = place(value, rows, "the output");
+    expect(found.has(), op_, ": expected a node with an output, got value ", value);
+    expect(!made_[value], op_, ": expected values that one node makes, got a second one for value ", value);
+    made_[value] = true;
+    return found;
   }
 
   const Operand<T>& next() const {
@@ -68,61 +95,74 @@ class ProgramBuilder {
     return t.shape[axis];
   }
 
-  Node read(int64_t n) {
+  Node read(int64_t n, bool last) {
     const auto f = record<NodeRecord>(lists_.nodes, n);
     const auto factors = record<FactorRecord>(lists_.factors, n);
     Node node{};
+    expect(f.kind >= 0 && f.kind < kNodeKinds, op_, ": expected node kinds in [0, ", int{kNodeKinds}, "), got ",
+           f.kind);
     node.kind = static_cast<int>(f.kind);
-    node.row_w = f.row_w, node.row_b = f.row_b;
+    node.row_w = node.row_b = -1;
     node.alpha = static_cast<T>(factors.alpha), node.beta = static_cast<T>(factors.beta);
-    switch (f.kind) {
-      case kLinearNode: read_linear(node, f); break;
-      case kSoftmaxNode: read_softmax(node, f); break;
-      case kScaleNode:
-      case kSumNode:
-      case kDiagonalNode: read_elementwise(node, f); break;
-      default: expect(false, op_, ": expected node kinds in [0, ", int{kNodeKinds}, "), got ", f.kind);
+    const bool loss = f.kind == kSoftmaxNode || f.kind == kDiagonalNode;
+    expect(loss == last, op_,
+           ": expected a loss as the last node, where every value is to reach the loss, and before it",
+           " none, got kind ", f.kind, " as node ", n);
+    expect(f.kind == kSumNode || f.second < 0, op_, ": expected a second input of sums only, got value ", f.second);
+    expect(!loss || f.out < 0, op_, ": expected a loss without an output, got value ", f.out);
+    if (f.kind == kLinearNode) {
+      read_linear(node, f);
+    } else if (f.kind == kSoftmaxNode) {
+      read_softmax(node, f);
+    } else {
+      read_elementwise(node, f);
     }
+    const bool moves = node.in[0].has() || node.in[1].has() || node.row_w >= 0 || node.row_b >= 0;
+    expect(moves, op_, ": expected nodes with a tangent, of an input or of a parameter, got none for node ", n);
     return node;
   }
 
   void read_linear(Node& node, const NodeRecord& f) {
     node.R = size_of_next(0), node.I = size_of_next(1);
-    node.a = operand(node.R * node.I);
+    node.a = operand(product_of({node.R, node.I}));
     node.O = size_of_next(0);
-    node.W = operand(node.O * node.I);
-    node.delta = operand(node.R * node.O);
-    node.in[0] = place(f.first, node.R * node.I, "the input");
-    node.out = place(f.out, node.R * node.O, "the output");
-    check_rows(node.row_w, node.O * node.I);
-    check_rows(node.row_b, node.O);
-    expect(node.out.has(), op_, ": expected a linear node with an output");
+    const int64_t weights = product_of({node.O, node.I}), outputs = product_of({node.R, node.O});
+    node.W = operand(weights);
+    node.delta = operand(outputs);
+    node.in[0] = input(f.first, product_of({node.R, node.I}), "the input");
+    node.out = output(f.out, outputs);
+    node.row_w = owned(f.row_w, weights), node.row_b = owned(f.row_b, node.O);
   }
 
-  void check_rows(int64_t first, int64_t rows) const {
-    expect(first < 0 || first + rows <= rows_, op_, ": expected Y with at least ", first + rows, " rows, got ", rows_);
+  // The first row of a parameter; -1 where there is none, or none of its rows.
+  int64_t owned(int64_t first, int64_t rows) const {
+    if (first < 0) return -1;
+    expect(within(first, rows, rows_), op_, ": expected Y with at least the rows of every parameter, got ", first,
+           " + ", rows, " of ", rows_);
+    return rows == 0 ? -1 : first;
   }
 
   void read_softmax(Node& node, const NodeRecord& f) {
     node.R = size_of_next(0), node.O = size_of_next(1);
-    node.a = operand(node.R * node.O);
+    node.a = operand(product_of({node.R, node.O}));
     node.W = operand(node.R);
-    node.in[0] = place(f.first, node.R * node.O, "the logits");
+    node.in[0] = input(f.first, product_of({node.R, node.O}), "the logits");
   }
 
   void read_elementwise(Node& node, const NodeRecord& f) {
     const int64_t value = node.kind == kDiagonalNode ? f.first : f.out;
     expect(is_value(value), op_, ": expected a node's value in [0, ", places_.size(), "), got ", value);
     node.R = lists_.values[value];
-    node.in[0] = place(f.first, node.R, "an input");
-    node.in[1] = place(f.second, node.R, "an input");
-    node.out = place(f.out, node.R, "the output");
-    if (node.kind == kScaleNode) {
-      node.a = operand(node.R);
-      node.W = operand(node.R, true);
-    } else if (node.kind == kDiagonalNode) {
+    node.in[0] = input(f.first, node.R, "an input");
+    node.in[1] = input(f.second, node.R, "an input");
+    if (node.kind == kDiagonalNode) {
       node.a = operand(node.R, true);
+      return;
     }
+    node.out = output(f.out, node.R);
+    if (node.kind == kSumNode) return;
+    node.a = operand(node.R);
+    node.W = operand(node.R, true);
   }
 
   // In reverse order, the first node that writes the tangent of a value's cotangent sets it, the others add.
@@ -145,6 +185,7 @@ class ProgramBuilder {
   const SweepLists<T>& lists_;
   TangentProgram<T> program_;
   std::vector<ValuePlace> places_;
+  std::vector<bool> made_;  // which values the nodes so far make
   size_t next_ = 0;
 };
 

@@ -8,15 +8,18 @@
 
 namespace chaos_ext {
 
-// Slots that only store: the rows of H Y of every parameter that a node owns.
+// Slots that only store: the rows of H Y of every parameter that a node owns. None is empty, none shares a row.
 template <typename T>
-UpdateList<T> store_list(const TangentProgram<T>& program) {
+UpdateList<T> store_list(const char* op, const TangentProgram<T>& program) {
   UpdateList<T> list;
-  const auto add = [&list](int64_t first, int64_t rows) {
-    expect(first < 0 || list.count < kMaxSlots, "tangent_product: expected at most ", kMaxSlots, " parameters");
+  std::vector<Run> runs;
+  const auto add = [&](int64_t first, int64_t rows) {
+    if (first < 0) return;
+    expect(list.count < kMaxSlots, op, ": expected at most ", kMaxSlots, " parameters");
     UpdateSlot<T> slot{};
     slot.kind = kStoreUpdate, slot.first = first, slot.rows = rows;
-    if (first >= 0) list.slot[list.count++] = slot;
+    list.slot[list.count++] = slot;
+    runs.push_back({first, rows});
   };
   for (int n = 0; n < program.count; ++n) {
     const TangentNode<T>& node = program.node[n];
@@ -24,6 +27,7 @@ UpdateList<T> store_list(const TangentProgram<T>& program) {
     add(node.row_w, node.O * node.I);
     add(node.row_b, node.O);
   }
+  expect(disjoint(runs), op, ": expected nodes whose parameters share no row, got two that do");
   return list;
 }
 
@@ -38,7 +42,7 @@ int64_t rows_of(const UpdateList<T>& list) {
 // Of tangent_product: the nodes' parameters make up all P rows.
 template <typename T>
 UpdateList<T> product_list(const TangentProgram<T>& program, int64_t P) {
-  const UpdateList<T> list = store_list(program);
+  const UpdateList<T> list = store_list("tangent_product", program);
   int64_t rows = 0;
   for (int i = 0; i < list.count; ++i) rows += list.slot[i].rows;
   expect(rows == P, "tangent_product: expected nodes that own all ", P, " rows of Y, got ", rows);
@@ -62,6 +66,9 @@ class SlotReader {
     for (int64_t i = 0; i < count; ++i) {
       slots.push_back(slot(record<SlotRecord>(lists_.slots, i), record<CoefficientRecord>(lists_.coefficients, i)));
     }
+    expect(next_ == lists_.vectors.size(), kOp, ": expected three vectors for each Adam slot, got ",
+           lists_.vectors.size(), " in all");
+    expect(disjoint(runs_), kOp, ": expected slots whose rows and buffers share no row of Y, got two that do");
     return slots;
   }
 
@@ -83,9 +90,9 @@ class SlotReader {
     return s;
   }
 
-  void check_span(int64_t first, int64_t rows) const {
-    expect(first >= 0 && rows >= 0 && first + rows <= S_, kOp, ": expected slots within Y's ", S_, " rows, got ", first,
-           " + ", rows);
+  void check_span(int64_t first, int64_t rows) {
+    expect(within(first, rows, S_), kOp, ": expected slots within Y's ", S_, " rows, got ", first, " + ", rows);
+    runs_.push_back({first, rows});
   }
 
   const T* vector(int64_t rows) {
@@ -98,6 +105,7 @@ class SlotReader {
 
   int64_t S_;
   const UpdateLists<T>& lists_;
+  std::vector<Run> runs_;  // of theta and buffers, of all slots
   size_t next_ = 0;
 };
 
@@ -106,14 +114,16 @@ std::vector<UpdateSlot<T>> read_slots(int64_t S, const UpdateLists<T>& lists) {
   return SlotReader<T>(S, lists).read();
 }
 
-// For the sweep: every parameter of the program has exactly one slot, of its size.
+// For the sweep: every parameter of the program has exactly one slot, of its size. Slots without rows are left out.
 template <typename T>
 UpdateList<T> update_list(const std::vector<UpdateSlot<T>>& slots, const TangentProgram<T>& program) {
-  const UpdateList<T> wanted = store_list(program);
-  expect(static_cast<int>(slots.size()) == wanted.count, "tangent_update_: expected ", wanted.count,
-         " slots, one for each parameter of the nodes, got ", slots.size());
+  const UpdateList<T> wanted = store_list("tangent_update_", program);
+  const auto filled = std::count_if(slots.begin(), slots.end(), [](const UpdateSlot<T>& s) { return s.rows > 0; });
+  expect(filled == wanted.count, "tangent_update_: expected ", wanted.count,
+         " slots, one for each parameter of the nodes, got ", filled);
   UpdateList<T> list;
   for (const UpdateSlot<T>& slot : slots) {
+    if (slot.rows == 0) continue;
     bool found = false;
     for (int i = 0; i < wanted.count; ++i) {
       found = found || (wanted.slot[i].first == slot.first && wanted.slot[i].rows == slot.rows);

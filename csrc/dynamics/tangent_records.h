@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../common/expect.h"
+#include "../common/sizes.h"
 #include "tangent_program.h"
 
 namespace chaos_ext {

@@ -46,7 +46,7 @@ int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit;
 // Multiply-adds of one column.
 template <typename T>
 int64_t column_work(const TangentProgram<T>& program, int64_t S) {
-  int64_t work = S;
+  int64_t work = std::max<int64_t>(1, S);
   for (int i = 0; i < program.count; ++i) {
     const TangentNode<T>& n = program.node[i];
     if (n.kind == kLinearNode) work += (n.in[0].has() ? 6 : 2) * n.R * n.O * n.I;
@@ -162,8 +162,7 @@ Tensor tangent_product_cpu(const Tensor& Y,                     // [P, k]
                            const std::vector<int64_t> values, const std::vector<int64_t> nodes,
                            const std::vector<double> factors) {
   const char* op = "tangent_product";
-  check_floating(op, "Y", Y);
-  check_columns(op, "Y", Y);
+  check_sweep(op, reads("Y", Y), std::nullopt, operands, {});
   const int64_t P = Y.size(0), k = Y.size(1);
   const Tensor out = new_empty(Y, {P, k});
   use_huge_pages(out);
@@ -194,8 +193,7 @@ Tensor tangent_update_cpu(Tensor& Y,                           // [S, k]
                           const std::vector<double> factors, const std::vector<Tensor> vectors,
                           const std::vector<int64_t> slots, const std::vector<double> coefficients) {
   const char* op = "tangent_update_";
-  check_floating(op, "Y", Y);
-  check_columns(op, "Y", Y);
+  check_sweep(op, writes("Y", Y), HY, operands, vectors);
   const int64_t S = Y.size(0), k = Y.size(1);
   const Tensor squares = new_empty(Y, {1, k});
   dispatch_floating(Y, [&](auto zero) {

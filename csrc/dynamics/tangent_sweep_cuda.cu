@@ -64,8 +64,7 @@ Tensor tangent_product_cuda(const Tensor& Y,                     // [P, k]
                             const std::vector<int64_t> values, const std::vector<int64_t> nodes,
                             const std::vector<double> factors) {
   const char* op = "tangent_product";
-  check_floating(op, "Y", Y);
-  check_columns(op, "Y", Y);
+  check_sweep(op, reads("Y", Y), std::nullopt, operands, {});
   const CudaScope scope(Y);
   const Tensor out = new_empty(Y, {Y.size(0), Y.size(1)});
   dispatch_floating(Y, [&](auto zero) {
@@ -101,8 +100,7 @@ Tensor tangent_update_cuda(Tensor& Y,                           // [S, k]
                            const std::vector<double> factors, const std::vector<Tensor> vectors,
                            const std::vector<int64_t> slots, const std::vector<double> coefficients) {
   const char* op = "tangent_update_";
-  check_floating(op, "Y", Y);
-  check_columns(op, "Y", Y);
+  check_sweep(op, writes("Y", Y), HY, operands, vectors);
   const CudaScope scope(Y);
   Tensor squares = new_empty(Y, {1, Y.size(1)});
   dispatch_floating(Y, [&](auto zero) {

@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "tangent_lists.h"
 
 namespace chaos_ext {
@@ -15,6 +15,17 @@ inline void check_columns(const char* op, const char* arg, const Tensor& Y) {
   const int64_t rows = Y.size(0), k = Y.size(1);
   STD_TORCH_CHECK(k <= 1 || (Y.stride(1) == 1 && (rows <= 1 || Y.stride(0) >= k)), op, ": expected ", arg,
                   " with contiguous rows (strides [>= k, 1]), got strides ", shape_string(Y.strides()));
+}
+
+// The tensors of tangent_product, where only Y is given before the lists, or of tangent_update_.
+inline void check_sweep(const char* op, const Argument& Y, const std::optional<Tensor>& HY,
+                        const std::vector<Tensor>& operands, const std::vector<Tensor>& vectors) {
+  std::vector<Argument> all{Y, reads("HY", HY)};
+  add_reads(all, "operands", operands);
+  add_reads(all, "vectors", vectors);
+  check_arguments(op, all);
+  check_floating(op, "Y", *Y.tensor);
+  check_columns(op, "Y", *Y.tensor);
 }
 
 inline int64_t row_stride(const Tensor& Y) { return Y.size(0) > 1 ? Y.stride(0) : Y.size(1); }
@@ -55,8 +66,8 @@ void check_given(const Tensor& HY, const Tensor& Y, const std::vector<UpdateSlot
   STD_TORCH_CHECK(HY.size(1) == Y.size(1) && nodes == 0, op, ": expected HY with ", Y.size(1),
                   " columns like Y and then no nodes, got ", shape_string(HY.sizes()), " and ", nodes);
   for (const UpdateSlot<T>& slot : slots) {
-    STD_TORCH_CHECK(slot.first + slot.rows <= HY.size(0), op, ": expected HY with at least ", slot.first + slot.rows,
-                    " rows, got ", HY.size(0));
+    STD_TORCH_CHECK(within(slot.first, slot.rows, HY.size(0)), op, ": expected HY with at least ",
+                    slot.first + slot.rows, " rows, got ", HY.size(0));
   }
 }
 

@@ -18,7 +18,7 @@
 
 #include <optional>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "block_problem.h"
 
 namespace chaos_ext {
@@ -31,14 +31,15 @@ namespace block_checks {
 
 constexpr const char* kOp = "hessian_block_";
 
+// Of ranges that check_span has seen.
 inline bool overlap(int64_t a, int64_t a_size, int64_t b, int64_t b_size) {
   return a >= 0 && b >= 0 && a < b + b_size && b < a + a_size;
 }
 
 inline void check_span(const char* side, const ParameterSpan& span, int64_t O, int64_t I, int64_t P) {
-  STD_TORCH_CHECK(span.weight < 0 || span.weight + O * I <= P, kOp, ": expected ", side, "_w + O I <= P = ", P,
-                  ", got ", span.weight, " + ", O, " * ", I);
-  STD_TORCH_CHECK(span.bias < 0 || span.bias + O <= P, kOp, ": expected ", side, "_b + O <= P = ", P, ", got ",
+  STD_TORCH_CHECK(span.weight < 0 || within(span.weight, product_of({O, I}), P), kOp, ": expected ", side,
+                  "_w + O I <= P = ", P, ", got ", span.weight, " + ", O, " * ", I);
+  STD_TORCH_CHECK(span.bias < 0 || within(span.bias, O, P), kOp, ": expected ", side, "_b + O <= P = ", P, ", got ",
                   span.bias, " + ", O);
   STD_TORCH_CHECK(!overlap(span.weight, O * I, span.bias, O), kOp, ": expected disjoint ", side, "_w and ", side,
                   "_b ranges, got ", span.weight, " and ", span.bias);
@@ -83,6 +84,8 @@ inline BlockSizes check_block(const Tensor& H,                       // [P, P], 
                               const std::optional<Tensor>& J,        // [O_s, N, I_t]
                               const ParameterSpan& row, const ParameterSpan& col, bool same) {
   using namespace block_checks;
+  check_arguments(kOp, {writes("H", H), reads("a_s", a_s), reads("K", K), reads("a_t", a_t), reads("delta_t", delta_t),
+                        reads("J", J)});
   check_matrix(H);
   check_dim(kOp, "a_s", a_s, 2);
   STD_TORCH_CHECK(K.has_value() || J.has_value(), kOp, ": expected K with a_t, J with delta_t, or both, got neither");
@@ -105,6 +108,9 @@ inline BlockSizes check_block(const Tensor& H,                       // [P, P], 
   if (a_t) check_operand(kOp, "a_t", *a_t, "H", H, {d.N, d.I_t});
   if (delta_t) check_operand(kOp, "delta_t", *delta_t, "H", H, {d.N, d.O_t});
   if (J) check_operand(kOp, "J", *J, "H", H, {d.O_s, d.N, d.I_t});
+  STD_TORCH_CHECK(product_of({d.O_s, d.I_s + 1, d.O_t, d.I_t + 1, d.N + 8}) < kTooMany, kOp,
+                  ": expected fewer than 2^63 products, got O_s ", d.O_s, ", I_s ", d.I_s, ", O_t ", d.O_t, ", I_t ",
+                  d.I_t, ", N ", d.N);
   check_span("row", row, d.O_s, d.I_s, H.size(0));
   check_span("col", col, d.O_t, d.I_t, H.size(0));
   if (same) {

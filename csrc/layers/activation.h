@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "activation_math.h"
 
 namespace chaos_ext {
@@ -22,6 +22,7 @@ struct ActivationOutputs {
 inline ActivationOutputs prepare_activation(const Tensor& z,  // any shape
                                             int64_t kind) {
   constexpr int64_t kinds = static_cast<int64_t>(Activation::kCount);
+  check_arguments("activation", {reads("z", z)});
   check_floating("activation", "z", z);
   check_contiguous("activation", "z", z);
   STD_TORCH_CHECK(kind >= 0 && kind < kinds, "activation: expected kind in [0, ", kinds, "), got ", kind);

@@ -15,7 +15,7 @@
 
 #include <optional>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "norm_tangent_math.h"
 
 namespace chaos_ext {
@@ -54,6 +54,8 @@ NormProblem<T> norm_problem(const NormArguments& a) {
 
 template <typename T>
 NormProblem<T> norm_forward_problem(const NormArguments& a, const std::optional<Tensor>& dbeta) {  // [G, k]
+  check_arguments(a.op, {writes("out", a.out), reads("xh", a.xh), reads("r", a.r), reads("d", a.d),
+                         reads("gamma", a.gamma), reads("dgamma", a.dgamma), reads("dbeta", dbeta)});
   NormProblem<T> q = norm_problem<T>(a);
   if (dbeta) check_operand(a.op, "dbeta", *dbeta, "out", a.out, {q.s.G, q.s.k});
   q.dbeta = dbeta ? data<T>(*dbeta) : nullptr;
@@ -65,6 +67,9 @@ NormProblem<T> norm_backward_problem(const NormArguments& a, const Tensor& dweig
                                      const Tensor& dbias,                            // [G, k]
                                      const std::optional<Tensor>& ddelta,            // as out
                                      const Tensor& delta) {                          // as xh
+  check_arguments(a.op, {writes("out", a.out), writes("dweight", dweight), writes("dbias", dbias), reads("xh", a.xh),
+                         reads("r", a.r), reads("delta", delta), reads("d", a.d), reads("ddelta", ddelta),
+                         reads("gamma", a.gamma), reads("dgamma", a.dgamma)});
   NormProblem<T> q = norm_problem<T>(a);
   check_operand(a.op, "dweight", dweight, "out", a.out, {q.s.G, q.s.k});
   check_operand(a.op, "dbias", dbias, "out", a.out, {q.s.G, q.s.k});

@@ -10,7 +10,7 @@
 
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 
 namespace chaos_ext {
 
@@ -35,6 +35,7 @@ inline BceOutputs prepare_bce(const Tensor& z,     // [N, O]
                               const Tensor& w,     // as z, or [0]
                               const Tensor& pw) {  // as z, or [0]
   const char* op = "bce_with_logits";
+  check_arguments(op, {reads("z", z), reads("y", y), reads("w", w), reads("pw", pw)});
   check_floating(op, "z", z);
   check_contiguous(op, "z", z);
   check_like(op, "y", y, "z", z);

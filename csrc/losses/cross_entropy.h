@@ -21,7 +21,7 @@
 
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 
 namespace chaos_ext {
 
@@ -36,6 +36,7 @@ struct CrossEntropyOutputs {
 inline CrossEntropyOutputs prepare_cross_entropy(const Tensor& z,    // [N, C]
                                                  const Tensor& t) {  // [N, C]
   const char* op = "cross_entropy";
+  check_arguments(op, {reads("z", z), reads("t", t)});
   check_floating(op, "z", z);
   check_dim(op, "z", z, 2);
   check_contiguous(op, "z", z);
@@ -48,6 +49,7 @@ inline CrossEntropyOutputs prepare_cross_entropy(const Tensor& z,    // [N, C]
 inline CrossEntropyOutputs prepare_cross_entropy_labels(const Tensor& z,    // [N, C]
                                                         const Tensor& y) {  // [N] int64
   const char* op = "cross_entropy_labels";
+  check_arguments(op, {reads("z", z), reads("y", y)});
   check_floating(op, "z", z);
   check_dim(op, "z", z, 2);
   check_contiguous(op, "z", z);
@@ -55,8 +57,6 @@ inline CrossEntropyOutputs prepare_cross_entropy_labels(const Tensor& z,    // [
                   shape_string(z.sizes()));
   STD_TORCH_CHECK(y.scalar_type() == ScalarType::Long, op, ": expected y of dtype int64, got ",
                   torch::headeronly::toString(y.scalar_type()));
-  STD_TORCH_CHECK(y.device() == z.device(), op, ": expected y on the device of z (", device_string(z), "), got ",
-                  device_string(y));
   check_shape(op, "y", y, {z.size(0)});
   check_contiguous(op, "y", y);
   return {new_empty(z, {}), new_empty_like(z), new_empty_like(z)};
@@ -66,6 +66,7 @@ inline Tensor prepare_cross_entropy_tangent(const Tensor& p,     // [N, C]
                                             const Tensor& s,     // [N]
                                             const Tensor& dz) {  // [N, C, k]
   const char* op = "cross_entropy_tangent";
+  check_arguments(op, {reads("p", p), reads("s", s), reads("dz", dz)});
   check_floating(op, "p", p);
   check_dim(op, "p", p, 2);
   check_contiguous(op, "p", p);

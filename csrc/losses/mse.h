@@ -7,7 +7,7 @@
 
 #include <tuple>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 
 namespace chaos_ext {
 
@@ -20,6 +20,7 @@ struct MseOutputs {
 
 inline MseOutputs prepare_mse(const Tensor& z,    // any shape
                               const Tensor& y) {  // as z
+  check_arguments("mse", {reads("z", z), reads("y", y)});
   check_floating("mse", "z", z);
   check_contiguous("mse", "z", z);
   check_like("mse", "y", y, "z", z);

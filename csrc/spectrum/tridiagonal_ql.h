@@ -16,8 +16,9 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "tridiagonalise.h"
 
 namespace chaos_ext {
@@ -80,10 +81,13 @@ inline void check_dtype(const char* op, const char* arg, const Tensor& t, Scalar
 
 inline void check_ql(const Tensor& d, const Tensor& e, double tol) {  // [n], [n - 1]
   const char* op = "tridiagonal_ql";
+  check_arguments(op, {reads("d", d), reads("e", e)});
   check_dtype(op, "d", d, ScalarType::Double);
   check_dim(op, "d", d, 1);
   check_contiguous(op, "d", d);
   check_operand(op, "e", e, "d", d, {d.size(0) > 0 ? d.size(0) - 1 : 0});
+  STD_TORCH_CHECK(product_of({d.size(0), d.size(0)}) <= kMostNumbers, op, ": expected d of at most 2^25 numbers, got ",
+                  d.size(0));
   STD_TORCH_CHECK(tol >= 0 && tol < 1, op, ": expected 0 <= tol < 1, got ", tol);
 }
 
@@ -93,6 +97,8 @@ inline void check_apply(const Tensor& reflectors,  // [padded_rows(n), padded_st
                         const Tensor& rotations,   // [r, 2] float64
                         const Tensor& x) {         // [k, n] float64
   const char* op = "tridiagonal_apply";
+  check_arguments(op, {reads("x", x), reads("reflectors", reflectors), reads("order", order), reads("sweeps", sweeps),
+                       reads("rotations", rotations)});
   check_floating(op, "reflectors", reflectors);
   check_dtype(op, "x", x, ScalarType::Double);
   check_dim(op, "x", x, 2);
@@ -109,8 +115,11 @@ inline void check_apply(const Tensor& reflectors,  // [padded_rows(n), padded_st
   check_dim(op, "rotations", rotations, 2);
   check_operand(op, "rotations", rotations, "x", x, {rotations.size(0), 2});
   const int64_t n = x.size(1), *at = data<int64_t>(order), *sweep = data<int64_t>(sweeps);
+  std::vector<bool> taken(n, false);
   for (int64_t i = 0; i < n; ++i) {
     STD_TORCH_CHECK(0 <= at[i] && at[i] < n, op, ": expected order within [0, ", n, "), got ", at[i]);
+    STD_TORCH_CHECK(!taken[at[i]], op, ": expected order with each index once, got ", at[i], " twice");
+    taken[at[i]] = true;
   }
   for (int64_t k = 0; k < sweeps.size(0); ++k, sweep += 3) {
     const int64_t l = sweep[0], m = sweep[1], first = sweep[2];

@@ -13,7 +13,7 @@
 // Cost: 4/3 n^3 flops, half of them in A v, which reads n^3 / 6 numbers from the caches; that bounds the time.
 #pragma once
 
-#include "../common/checks.h"
+#include "../common/arguments.h"
 #include "reflector_shape.h"
 
 namespace chaos_ext {
@@ -25,6 +25,7 @@ inline Tensor new_double(const Tensor& like, std::initializer_list<int64_t> shap
 
 inline void check_tridiagonalise(const Tensor& S) {  // [n, n]
   const char* op = "tridiagonalise";
+  check_arguments(op, {reads("S", S)});
   check_floating(op, "S", S);
   check_dim(op, "S", S, 2);
   STD_TORCH_CHECK(S.size(0) == S.size(1), op, ": expected S square, got ", shape_string(S.sizes()));
