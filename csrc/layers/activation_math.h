@@ -9,7 +9,7 @@
 // so the derivatives keep their relative accuracy for large |z| (and f'' at z -> 0 where it is odd). NaN propagates.
 #pragma once
 
-#include "../common/exp_math.h"
+#include "../common/logistic.h"
 
 namespace chaos_ext {
 
@@ -51,11 +51,9 @@ struct SigmoidParts {
 template <typename T>
 CHAOS_EXT_HD SigmoidParts<T> sigmoid_parts(T z) {
   const bool negative = z < T(0);
-  const ExpParts<T> e = exp_parts(negative ? z : -z);
-  const T big = T(1) / (T(1) + e.exp);
-  const T small = e.exp * big;
-  const T gap = -e.expm1 * big;
-  return {negative ? small : big, negative ? big : small, negative ? -gap : gap};
+  const Logistic<T> of = logistic(z);
+  const T gap = -of.e.expm1 * of.big;
+  return {negative ? of.small : of.big, negative ? of.big : of.small, negative ? -gap : gap};
 }
 
 // f(z) = scale * (z > 0 ? z : alpha * expm1(z * rate)): elu, selu and celu.
@@ -85,13 +83,10 @@ CHAOS_EXT_HD ActivationValues<T> tanh_values(T z) {
 template <typename T>
 CHAOS_EXT_HD ActivationValues<T> softplus_values(T z, T beta, T threshold) {
   const T x = z * beta;
-  const bool positive = x > T(0);
-  const T e = exp_parts(positive ? -x : x).exp;
-  const T big = T(1) / (T(1) + e);
-  const T small = e * big;
-  const T a = ((positive ? x : T(0)) + log1p_unit(e)) / beta;
-  const bool linear = x > threshold;
-  return {linear ? z : a, linear ? T(1) : (x < T(0) ? small : big), x >= threshold ? T(0) : beta * big * small};
+  const Logistic<T> of = logistic(x);
+  const T a = ((x > T(0) ? x : T(0)) + of.softplus_tail()) / beta;
+  const T slope = x < T(0) ? of.small : of.big;
+  return {x > threshold ? z : a, x > threshold ? T(1) : slope, x >= threshold ? T(0) : beta * of.big * of.small};
 }
 
 template <typename T>

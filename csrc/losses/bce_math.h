@@ -1,7 +1,7 @@
 // Binary cross-entropy of one logit, shared by CPU and CUDA; see bce.h.
 #pragma once
 
-#include "../common/host_device.h"
+#include "../common/logistic.h"
 
 namespace chaos_ext {
 
@@ -18,24 +18,19 @@ CHAOS_EXT_HD T weighted(T weight, T value) {
 
 template <typename T>
 CHAOS_EXT_HD BceValues<T> bce_values(T z, T y, T w, T pw, T scale) {
-  using std::abs;
-  using std::exp;
-  using std::log1p;
-  const T e = exp(-abs(z));
-  const T tail = log1p(e);  // softplus(-|z|)
-  const T big = T(1) / (T(1) + e);
-  const T small = e * big;
+  const Logistic<T> of = logistic(z);
+  const T tail = of.softplus_tail();
   const bool positive = z > T(0);
   const T softplus_z = positive ? z + tail : tail;
   const T softplus_minus_z = positive ? tail : tail - z;
-  const T sigma_z = positive ? big : small;
-  const T sigma_minus_z = positive ? small : big;
+  const T sigma_z = positive ? of.big : of.small;
+  const T sigma_minus_z = positive ? of.small : of.big;
   const T negative_weight = T(1) - y;
   const T positive_weight = pw * y;
   const T sw = scale * w;
   return {sw * (weighted(negative_weight, softplus_z) + weighted(positive_weight, softplus_minus_z)),
           sw * (negative_weight * sigma_z - positive_weight * sigma_minus_z),
-          sw * (negative_weight + positive_weight) * (big * small)};
+          sw * (negative_weight + positive_weight) * (of.big * of.small)};
 }
 
 }  // namespace chaos_ext
