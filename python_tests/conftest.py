@@ -41,6 +41,21 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _torchs_settings() -> Iterator[None]:
+    """A test that leaves the process without gradients, say, would make all that follow fail."""
+
+    def settings() -> tuple[object, ...]:
+        onednn, deterministic = torch.backends.mkldnn.enabled, torch.are_deterministic_algorithms_enabled()
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), onednn, deterministic
+
+    before = settings()
+    yield
+    after = settings()
+    torch.set_grad_enabled(True)
+    assert after == before
+
+
 @pytest.fixture(scope="session")
 def emulated_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The CUDA kernels compiled for the CPU emulator (10 s, unless pytest's cache has them)."""

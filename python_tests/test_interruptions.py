@@ -14,6 +14,7 @@ from torch import nn
 
 import chaos_ext as ce
 from chaos_ext.base.signals import Deferred
+from chaos_ext.base.torch_internals import without_grad
 
 CE = nn.CrossEntropyLoss()
 
@@ -317,3 +318,19 @@ def test_other_threads_are_left_alone(handlers):
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_no_interruption_leaves_the_process_without_gradients():
+    """What torch.no_grad() of Python would, if the handler ran at the start of its __exit__."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    @without_grad
+    def step():
+        assert not torch.is_grad_enabled()
+        interrupted()
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert torch.is_grad_enabled()

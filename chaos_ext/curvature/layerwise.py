@@ -12,6 +12,7 @@ from .. import _ops
 from ..base import workspace
 from ..base.parameters import ParameterSpace
 from ..base.tensors import all_finite, rows_contiguous
+from ..base.torch_internals import without_grad
 from ..errors import NonFiniteError
 from ..graph.program import Program
 from ..rules.losses import LossRule
@@ -42,12 +43,15 @@ class LayerwiseEngine:
     def tape(self, dtype: torch.dtype) -> Tape:
         """The tape of the parameters in the given dtype."""
         if dtype not in self._tapes:
-            with torch.no_grad():
-                theta = [t if t.dtype == dtype else t.to(dtype) for t in self._theta]
-                x = self._x.detach()
-                x = x.to(dtype) if x.is_floating_point() else x
-                self._tapes[dtype] = Tape(self.program, theta, x, self._y, self._rule)
+            self._tapes[dtype] = self._recorded(dtype)
         return self._tapes[dtype]
+
+    @without_grad
+    def _recorded(self, dtype: torch.dtype) -> Tape:
+        theta = [t if t.dtype == dtype else t.to(dtype) for t in self._theta]
+        x = self._x.detach()
+        x = x.to(dtype) if x.is_floating_point() else x
+        return Tape(self.program, theta, x, self._y, self._rule)
 
     def flat_gradient(self, dtype: torch.dtype) -> Tensor:
         """The gradient [P] computed in the given dtype."""
@@ -55,14 +59,14 @@ class LayerwiseEngine:
         parts = [torch.zeros_like(p) if g is None else g for g, p in zip(tape.gradient, tape.theta, strict=True)]
         return self.space.flatten(parts)
 
-    @torch.no_grad()
+    @without_grad
     def native(self, dtype: torch.dtype) -> Native | None:
         """The tape for the native sweep, or None where that does not know a layer."""
         if dtype not in self._natives:
             self._natives[dtype] = native(self.tape(dtype), self.space.offsets)
         return self._natives[dtype]
 
-    @torch.no_grad()
+    @without_grad
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k], swept in column blocks that stay small."""
         whole = self.native(v.dtype)
@@ -86,7 +90,7 @@ class LayerwiseEngine:
         """How each layer's rows of H are computed."""
         return reports(self.tape(self.space.dtype), self.space)
 
-    @torch.no_grad()
+    @without_grad
     def dense_(self, out: Tensor) -> None:
         """Fills out [P, P] with H, bit for bit symmetric."""
         dense.fill_(out, self.tape(out.dtype), self.space)
@@ -95,7 +99,7 @@ class LayerwiseEngine:
         """An upper bound of the compressed size n."""
         return bound(self.tape(dtype))
 
-    @torch.no_grad()
+    @without_grad
     def compressed(self, dtype: torch.dtype) -> CompressedHessian:
         """H = Q S Q^T in the given dtype."""
         return compress(self.tape(dtype), self.space)

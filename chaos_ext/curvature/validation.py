@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.tensors import all_finite
+from ..base.torch_internals import without_grad
 from ..base.traces import untouched
 from ..errors import ChaosExtError
 from ..graph.program import Program
@@ -93,6 +94,7 @@ def _compare(program: Program, space: ParameterSpace, x: Tensor, y: Tensor, thei
     return f"its {wrong[0]} differs from torch's" if wrong else None
 
 
+@without_grad
 def forward(tree: ModuleTree, x: Tensor) -> object:
     """model(x) without a graph, and without a trace on its modules.
 
@@ -100,11 +102,10 @@ def forward(tree: ModuleTree, x: Tensor) -> object:
         ForwardError: the model raised.
     """
     try:
-        with torch.no_grad():
-            if not tree.watched:
-                return tree.model(x)
-            with untouched(tree.watched):
-                return tree.model(x)
+        if not tree.watched:
+            return tree.model(x)
+        with untouched(tree.watched):
+            return tree.model(x)
     except ChaosExtError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as e:

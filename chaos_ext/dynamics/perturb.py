@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from numbers import Real
 
-import torch
 from torch import Tensor, nn
 
 from ..base.parameters import ParameterSpace
 from ..base.tensors import all_finite
+from ..base.torch_internals import without_grad
 from ..errors import NonFiniteError
 
 
-@torch.no_grad()
+@without_grad
 def perturb(model: nn.Module, direction: Tensor, eps: float) -> None:
     """theta <- theta + eps * direction / ||direction||, in place, so that the displacement has norm |eps|.
 

@@ -23,6 +23,7 @@ from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..base.signals import Deferred
 from ..base.tensors import fresh, rows_contiguous
+from ..base.torch_internals import without_grad
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError
 from .custom import Custom, registered
@@ -123,7 +124,7 @@ class TangentMap:
         Y.diagonal()[:P] = 1
         return Y
 
-    @torch.no_grad()
+    @without_grad
     def apply_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor:
         """Y <- J Y in place, before the optimizer's step.
 
@@ -147,7 +148,7 @@ class TangentMap:
             raise NonFiniteError("TangentMap: the deviations have NaN or infinity")
         return Y
 
-    @torch.no_grad()
+    @without_grad
     def advance_(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Tensor | None:
         """``apply_(op, Y, units)`` without its last check, for callers that look at the columns anyway.
 
@@ -158,7 +159,7 @@ class TangentMap:
         with Deferred():
             return write_()
 
-    @torch.no_grad()
+    @without_grad
     def prepared(self, op: HessianOperator, Y: Tensor, units: Units | None = None) -> Callable[[], Tensor | None]:
         """``advance_(op, Y, units)`` up to the point where it writes to Y; what it returns goes on from there.
 

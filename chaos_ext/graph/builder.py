@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..base.parameters import ParameterSpace
 from ..base.randomness import without_randomness
+from ..base.torch_internals import without_grad
 from ..rules.automatic import AutoRule
 from ..rules.joints import Parameter
 from ..rules.rule import Leaf, NotLayerwise, Rule
@@ -32,13 +33,13 @@ class Builder:
         self._discrete: set[fx.Node] = set()  # tensors of integers or booleans
         without_randomness(lambda: self._execute(x), model[0], x.device)
 
+    @without_grad
     def _execute(self, x: Tensor) -> None:
         """Shapes of all tensors; other values (sizes, tuples) have none."""
         env: dict[fx.Node, Any] = {}
         modules = dict(self.model.named_modules())
-        with torch.no_grad():
-            for node in self.graph.nodes:
-                env[node] = self._run(node, env, modules, x)
+        for node in self.graph.nodes:
+            env[node] = self._run(node, env, modules, x)
         for node, value in env.items():
             if isinstance(value, Tensor):
                 self.shape[node] = value.shape

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ..base.guards import commit_forward, refuse_autocast
 from ..base.parameters import FLOAT_DTYPES
 from ..base.signals import Deferred
+from ..base.torch_internals import without_grad
 from ..curvature.hessian import HessianOperator
 from ..errors import CheckpointError, UnsupportedError
 from ..spectra.spectrum import Spectrum
@@ -128,7 +129,7 @@ class CGD(Optimizer):
                 raise TypeError(f"params: expected float32 or float64 parameters, got {p.dtype}")
             self._places[p] = (p.device, p.dtype)
 
-    @torch.no_grad()
+    @without_grad
     def step(  # type: ignore[override]
         self, source: Source | Callable[[], Source] | None = None, closure: Callable[[], Source] | None = None
     ) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..base.signals import Deferred
 from ..base.snapshot import Origin
-from ..base.torch_internals import own_buffers
+from ..base.torch_internals import own_buffers, without_grad
 from ..errors import ChaosExtError, CheckpointError
 
 _DAMAGE = (RuntimeError, TypeError, AttributeError, KeyError)
@@ -65,15 +65,15 @@ class Transaction:
                 self._undo()
         return False
 
+    @without_grad
     def _undo(self) -> None:
         for generator, moved in self._generators:
             torch.set_rng_state(moved) if generator is None else generator.set_state(moved)
         for p, state in zip(self._params, self._states, strict=True):
             self._opt.state.pop(p, None) if state is None else _restore(self._opt.state[p], state)
-        with torch.no_grad():
-            for t, value in (*zip(self._params, self._before, strict=True), *self._values):
-                if not _same_bits(t, value):  # a tensor that was not written to is as fresh as it was
-                    t.copy_(value)
+        for t, value in (*zip(self._params, self._before, strict=True), *self._values):
+            if not _same_bits(t, value):  # a tensor that was not written to is as fresh as it was
+                t.copy_(value)
         vars(self._opt).update(self._attributes)
 
 
