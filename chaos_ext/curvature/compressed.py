@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,22 +20,56 @@ from .sweep import hessian_vector_products, unit_sweep
 from .tape import Tape
 
 
+class _Copied:
+    """A field that is read as a copy: edits of what is handed out do not reach what it came from."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, obj: object | None, owner: type) -> Any:
+        if obj is None:
+            raise AttributeError(self._name)  # dataclass asks for a default
+        return _copy(vars(obj)[self._name])
+
+    def __set__(self, obj: object, value: Any) -> None:
+        vars(obj)[self._name] = value
+
+
+def _copied() -> Any:
+    return _Copied()
+
+
+def _copy(value: Tensor | Basis) -> Tensor | Basis:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return Basis(tuple(LayerBasis(*map(_copied_part, vars(b).values())) for b in value.layers), value.rows)
+
+
+def _copied_part(part: Any) -> Any:
+    return part.clone() if isinstance(part, Tensor) else part
+
+
 @dataclass(frozen=True)
 class CompressedHessian:
     """H = Q S Q^T.
 
     Attributes:
-        basis: Q [P, n].
+        basis: Q [P, n]; like S a copy, free to be edited.
         S: [n, n], exactly symmetric.
     """
 
-    basis: Basis
-    S: Tensor
+    basis: Basis = _copied()  # noqa: RUF009
+    S: Tensor = _copied()  # noqa: RUF009
+
+    def parts(self) -> tuple[Basis, Tensor]:
+        """The basis and S themselves, for reading only."""
+        own = vars(self)
+        return own["basis"], own["S"]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(P, P)."""
-        return self.basis.rows, self.basis.rows
+        return self.parts()[0].rows, self.parts()[0].rows
 
     def to_dense(self) -> Tensor:
         """Q S Q^T as a [P, P] matrix.
@@ -42,22 +77,22 @@ class CompressedHessian:
         Raises:
             MemoryBudgetError: P * P numbers do not fit.
         """
-        need = 3 * self.basis.rows**2 * self.S.dtype.itemsize
-        memory.require(need, self.S.device, "to_dense", "use the compressed Hessian as an operator")
-        half = self.basis.lift(self.S)
-        H = self.basis.lift(half.T.contiguous())
+        basis, S = self.parts()
+        need = 3 * basis.rows**2 * S.dtype.itemsize
+        memory.require(need, S.device, "to_dense", "use the compressed Hessian as an operator")
+        half = basis.lift(S)
+        H = basis.lift(half.T.contiguous())
         return (H + H.T) / 2
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """H v for v [P] or [P, k] in the dtype of S, of the same shape."""
-        if not isinstance(v, Tensor) or v.dtype != self.S.dtype or v.device != self.S.device:
-            raise TypeError(
-                f"v: expected a {self.S.dtype} tensor on {self.S.device}, got {getattr(v, 'dtype', type(v))}"
-            )
-        if v.dim() not in (1, 2) or len(v) != self.basis.rows:
-            raise ValueError(f"v: expected shape [{self.basis.rows}] or [{self.basis.rows}, k], got {tuple(v.shape)}")
+        basis, S = self.parts()
+        if not isinstance(v, Tensor) or v.dtype != S.dtype or v.device != S.device:
+            raise TypeError(f"v: expected a {S.dtype} tensor on {S.device}, got {getattr(v, 'dtype', type(v))}")
+        if v.dim() not in (1, 2) or len(v) != basis.rows:
+            raise ValueError(f"v: expected shape [{basis.rows}] or [{basis.rows}, k], got {tuple(v.shape)}")
         columns = v.unsqueeze(1) if v.dim() == 1 else v
-        return self.basis.lift(self.S @ self.basis.coordinates(columns)).view_as(v)
+        return basis.lift(S @ basis.coordinates(columns)).view_as(v)
 
 
 def bound(tape: Tape) -> int:

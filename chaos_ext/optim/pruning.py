@@ -70,7 +70,12 @@ class Pruning:
     @property
     def is_random(self) -> bool:
         """Whether the pruned gradient is more than a function of theta."""
-        return bool(self.noise) or (self.k is not None and self.order == "random")
+        return bool(self.noise) or self.draws_directions
+
+    @property
+    def draws_directions(self) -> bool:
+        """Whether which directions are pruned is drawn at random."""
+        return self.k is not None and self.order == "random"
 
     def select(self, spec: Spectrum, groups: Sequence[Group], generator: torch.Generator | None) -> Tensor:
         """What an optimizer with these parameter groups prunes of a spectrum, a mask [r]."""
@@ -165,14 +170,15 @@ class StepInfo:
 def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor] | None]:
     """V c' of each parameter as L [O, q] times R [q, I]: low-rank for a compressed spectrum, a column otherwise."""
     spec, dtype = pruned.spec, space.dtype
-    c = spec.Z @ pruned.coefficients
-    if not isinstance(spec.basis, Basis):
+    Z, basis = spec.parts()
+    c = Z @ pruned.coefficients
+    if not isinstance(basis, Basis):
         one = torch.ones(1, 1, dtype=dtype, device=space.device)
-        flat = spec.basis.lift(c.unsqueeze(1)).to(dtype)
+        flat = basis.lift(c.unsqueeze(1)).to(dtype)
         return [(flat[space.slice(i)].contiguous(), one) for i in range(len(space.params))]
     slot = {offset: i for i, offset in enumerate(space.offsets)}
     removed: list[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
-    for layer in spec.basis.layers:
+    for layer in basis.layers:
         L, R = (t.to(dtype) for t in layer.factors(c))
         L = L.contiguous()
         if layer.weight >= 0:

@@ -143,8 +143,10 @@ def _of_spectrum(spec: Spectrum, trained: Sequence[Tensor], options: Pruning) ->
     spec.origin.snapshot.require_fresh()
     space, fixed = _same_parameters(spec.origin.snapshot.space, trained), options.spectrum
     refuse_gradient_hooks(space)
-    assert spec.gradient is not None
-    return Resolved(space, spec.gradient, spec.loss, spec.origin, lambda: fixed or spec, fixed is not None)
+    gradient, loss = spec.gradient, spec.loss
+    assert gradient is not None
+    loss = None if loss is None else loss.clone()
+    return Resolved(space, gradient, loss, spec.origin, lambda: fixed or spec, fixed is not None)
 
 
 def _of_grad(H: Tensor | None, trained: Sequence[Tensor], groups: int, options: Pruning) -> Resolved:

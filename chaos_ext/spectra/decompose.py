@@ -49,7 +49,8 @@ def spectrum(
         ValueError: k outside 1..P, an unknown ``which``, a zero_tol outside [0, 1).
         NotConvergedError: an eigensolver failed; never a wrong value.
         MemoryBudgetError: no compressed form, and the dense decomposition does not fit.
-        StaleOperatorError: the parameters or the batch changed since the operator was made.
+        StaleOperatorError: the parameters or the batch changed since the operator was made, or the spectrum that it
+            has given before was edited.
 
     Example:
         >>> spec = ce.spectrum(op)
@@ -65,7 +66,7 @@ def spectrum(
     tolerance = check_options(dtype, zero_tol)
     if k is not None:
         return _partial(op, k, which, dtype, tolerance, tol, max_products)
-    return op.results.once(("spectrum", dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=True))
+    return _once(op, "spectrum", dtype, tolerance)
 
 
 def directions(
@@ -90,7 +91,14 @@ def directions(
     tolerance = check_options(dtype, zero_tol)
     if ("spectrum", dtype, tolerance) in op.results or op.device.type != "cpu":
         return spectrum(op, zero_tol=tolerance, spectrum_dtype=dtype)
-    return op.results.once(("directions", dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=False))
+    return _once(op, "directions", dtype, tolerance)
+
+
+def _once(op: HessianOperator, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
+    """The operator's one spectrum of this kind, which whoever has it may have edited."""
+    spec = op.results.once((kind, dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=kind == "spectrum"))
+    spec.require_unedited()
+    return spec
 
 
 def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:

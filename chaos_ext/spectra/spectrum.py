@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ..base import memory
 from ..base.snapshot import Origin
-from ..base.torch_internals import version
 from ..curvature.basis import Basis, Columns
-from ..errors import StaleOperatorError
-from . import storage
+from . import handed, storage
+from .handed import HandedOut, own
 from .tridiagonal import EigenColumns
 
 
@@ -46,7 +45,12 @@ class Spectrum:
         Z: eigenvectors in the coordinates of Q, [n, r] (of ``directions``: as a matrix that is never formed).
         origin: the model, batch and theta that it belongs to (None after ``load``).
         shapes: of the parameters that make up theta, in order, after ``load`` (None where unknown).
+
+    Its tensors are its own: edit clones. After an edit, in whatever way, it raises StaleOperatorError.
     """
+
+    eigenvalues, Z, basis = HandedOut[Tensor](), HandedOut[Tensor | EigenColumns](), HandedOut[Columns]()
+    loss, gradient = HandedOut[Tensor | None](), HandedOut[Tensor | None]()
 
     def __init__(
         self,
@@ -67,54 +71,35 @@ class Spectrum:
         self.eigenvalues, self.Z, self.basis, self.size = eigenvalues, Z, basis, size
         self.nullity = size - len(eigenvalues) if complete else None
         self.zero_tol, self.zero_threshold = zero_tol, zero_tol * scale
-        self.loss, self._gradient = loss, gradient
+        self.loss, self.gradient = loss, gradient
         self._exact_gradient = gradient if exact_gradient is None else exact_gradient
         self._near = near
         self.origin = origin
         self.shapes: list[tuple[int, ...]] | None = None
         self._coefficients: Tensor | None = None
-        self._made_with = self._marks()
-
-    def _marks(self) -> list[tuple[int, int]]:
-        layers = self.basis.layers if isinstance(self.basis, Basis) else ()
-        parts = [
-            self.eigenvalues,
-            self.Z,
-            self._gradient,
-            self._exact_gradient,
-            *[t for b in layers for t in vars(b).values()],
-        ]
-        return [(id(t), version(t)) for t in parts if isinstance(t, Tensor)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._made_with = self._marks()
-
-    @property
-    def gradient(self) -> Tensor | None:
-        """Of the loss at which it was taken [P], in the model's dtype, or None."""
-        return self._gradient
-
-    @gradient.setter
-    def gradient(self, value: Tensor | None) -> None:
-        first, self._gradient = self._gradient is None, value
-        if first:
-            self._made_with = self._marks()
+        """Also of pickles from before edits were found by value."""
+        older = {"gradient": state["_gradient"]} if "_gradient" in state else {}
+        vars(self).update({k: v for k, v in state.items() if k not in ("_gradient", "_made_with")}, **older)
 
     def require_unedited(self) -> None:
-        """Raises StaleOperatorError if its tensors were replaced or written to (but for ``.data`` and numpy)."""
-        if self._marks() != self._made_with:
-            why = "its eigenvalues, eigenvectors or gradient were edited after it was made; make a new one, edit clones"
-            raise StaleOperatorError(f"spectrum: {why}")
+        """Raises StaleOperatorError if its tensors were replaced or written to, through ``.data`` or numpy included."""
+        handed.require_unedited(self)
+
+    def parts(self) -> tuple[Tensor | EigenColumns, Columns]:
+        """Z and the basis, for reading only."""
+        return own(self, "Z"), own(self, "basis")
 
     def __repr__(self) -> str:
         kind = "partial" if self.nullity is None else f"nullity {self.nullity}"
-        return f"Spectrum(P={self.size}, r={len(self.eigenvalues)}, {kind}, {self.dtype})"
+        return f"Spectrum(P={self.size}, r={len(own(self, 'eigenvalues'))}, {kind}, {self.dtype})"
 
     @property
     def dtype(self) -> torch.dtype:
         """Of eigenvalues and eigenvectors."""
-        return self.eigenvalues.dtype
+        dtype: torch.dtype = vars(self)["eigenvalues"].dtype
+        return dtype
 
     def eigenvectors(self, index: slice | Tensor | list[int] | None = None) -> Tensor:
         """Eigenvectors, made on demand.
@@ -128,13 +113,16 @@ class Spectrum:
         Raises:
             MemoryBudgetError: P * m numbers do not fit.
         """
-        chosen = self.Z[:, slice(None) if index is None else index]
+        Z, basis = self.parts()
+        chosen = Z[:, slice(None) if index is None else index]
         if chosen.dim() == 1:
             chosen = chosen.unsqueeze(1)
         memory.require(
             self.size * chosen.shape[1] * self.dtype.itemsize, chosen.device, "eigenvectors", "ask for fewer at a time"
         )
-        return self.basis.lift(chosen)
+        copied = isinstance(index, (Tensor, list)) or not isinstance(Z, Tensor)
+        lifted = basis.lift(chosen)
+        return lifted.clone() if lifted is chosen and not copied else lifted
 
     def coefficients(self, v: Tensor) -> Tensor:
         """V^T v, the coordinates of vectors along the eigenvectors.
@@ -148,8 +136,8 @@ class Spectrum:
         Raises:
             ValueError, TypeError: v of another shape, dtype or device.
         """
-        columns = self._columns(v)
-        c = self.Z.T @ self.basis.coordinates(columns)
+        columns, (Z, basis) = self._columns(v), self.parts()
+        c = Z.T @ basis.coordinates(columns)
         return c.squeeze(1) if v.dim() == 1 else c
 
     def combine(self, c: Tensor) -> Tensor:
@@ -164,10 +152,11 @@ class Spectrum:
         Raises:
             ValueError: c of another shape.
         """
-        if c.dim() not in (1, 2) or len(c) != len(self.eigenvalues):
-            raise ValueError(f"c: expected shape [{len(self.eigenvalues)}] or [.., k], got {tuple(c.shape)}")
+        Z, basis = self.parts()
+        if c.dim() not in (1, 2) or len(c) != Z.shape[1]:
+            raise ValueError(f"c: expected shape [{Z.shape[1]}] or [.., k], got {tuple(c.shape)}")
         columns = c.unsqueeze(1) if c.dim() == 1 else c
-        out = self.basis.lift(self.Z @ columns)
+        out = basis.lift(Z @ columns)
         return out.squeeze(1) if c.dim() == 1 else out
 
     def project(self, v: Tensor, mask: Tensor) -> Tensor:
@@ -185,14 +174,16 @@ class Spectrum:
         """
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask: expected a bool tensor, got {type(mask).__name__}")
-        if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.eigenvalues),):
-            raise ValueError(f"mask: expected bool [{len(self.eigenvalues)}], got {mask.dtype} {tuple(mask.shape)}")
+        r = self.parts()[0].shape[1]
+        if mask.dtype != torch.bool or tuple(mask.shape) != (r,):
+            raise ValueError(f"mask: expected bool [{r}], got {mask.dtype} {tuple(mask.shape)}")
         c = self.coefficients(v)
         return self.combine(c * (mask if c.dim() == 1 else mask.unsqueeze(1)))
 
     def _columns(self, v: Tensor) -> Tensor:
-        if v.dtype != self.dtype or v.device != self.eigenvalues.device:
-            where = f"{self.dtype} on {self.eigenvalues.device}"
+        dtype, device = self.dtype, self.parts()[0].device
+        if v.dtype != dtype or v.device != device:
+            where = f"{dtype} on {device}"
             raise TypeError(f"v: expected a {where} tensor like the spectrum, got {v.dtype} on {v.device}")
         if v.dim() not in (1, 2) or len(v) != self.size:
             raise ValueError(f"v: expected shape [{self.size}] or [{self.size}, k], got {tuple(v.shape)}")
@@ -204,18 +195,21 @@ class Spectrum:
         Raises:
             ValueError: it carries none.
         """
+        gradient = self._own_gradient()
+        if self._coefficients is None:
+            self._coefficients = self.coefficients(gradient)
+        return self._coefficients.clone()
+
+    def _own_gradient(self) -> Tensor:
+        own(self, "gradient")  # which may be the same tensor
         if self._exact_gradient is None:
             raise ValueError("spec: it carries no gradient; make it from a HessianOperator")
-        if self._coefficients is None:
-            self._coefficients = self.coefficients(self._exact_gradient)
-        return self._coefficients
+        return self._exact_gradient
 
     @property
     def gradient_norm_squared(self) -> Tensor:
         """||g||^2 in float64 of the gradient that it carries."""
-        if self._exact_gradient is None:
-            raise ValueError("spec: it carries no gradient; make it from a HessianOperator")
-        return self._exact_gradient.double().square().sum()
+        return self._own_gradient().double().square().sum()
 
     @property
     def near_threshold(self) -> tuple[int, float]:
@@ -225,7 +219,7 @@ class Spectrum:
         count = self._near.shape[1]
         if self._exact_gradient is None:
             return count, float("nan")
-        c = self._near.T @ self.basis.coordinates(self._exact_gradient.unsqueeze(1))
+        c = self._near.T @ self.parts()[1].coordinates(self._own_gradient().unsqueeze(1))
         return count, float(c.double().square().sum())
 
     def _stored_shapes(self) -> list[tuple[int, ...]] | None:
@@ -253,13 +247,15 @@ class Spectrum:
 
         Raises:
             OSError: it cannot be written there.
+            StaleOperatorError: it was edited.
         """
-        layers = [b.__dict__ for b in self.basis.layers] if isinstance(self.basis, Basis) else None
+        Z, basis = self.parts()
+        layers = [b.__dict__ for b in basis.layers] if isinstance(basis, Basis) else None
         names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
-        state = {k: getattr(self, k) for k in names}
+        state = {k: own(self, k) for k in names}
         state |= {"complete": self.nullity is not None, "layers": layers, "shapes": self._stored_shapes()}
         near = None if self._near is None else self._near[:, :]
-        state |= {"Z": self.Z[:, :], "exact_gradient": self._exact_gradient, "near": near}
+        state |= {"Z": Z[:, :], "exact_gradient": self._exact_gradient, "near": near}
         storage.write(Path(path), state)
 
     @classmethod
