@@ -19,10 +19,12 @@ from ..base.parameters import FLOAT_DTYPES
 from ..base.signals import Deferred
 from ..base.torch_internals import without_grad
 from ..curvature.hessian import HessianOperator
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import UnsupportedError
 from ..spectra.spectrum import Spectrum
+from . import state as own_state
+from .draws import Draw, draw, state_before
 from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection, option
-from .sgd import SGD_OPTIONS, Update, check_buffers, check_group, check_loaded
+from .sgd import SGD_OPTIONS, Update, check_buffers, check_group, check_loaded, make_state
 from .source import Resolved, Source, called, directions_of, resolve
 from .transaction import Transaction, unchanged_on_failure
 
@@ -96,10 +98,10 @@ class CGD(Optimizer):
         self.generator = generator
         self.steps = 0
         self.last_step: StepInfo | None = None
-        self._drawn: tuple[object, Spectrum, Tensor] | None = None
+        self._drawn: Draw | None = None
         self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize})
+        super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize, own_state.KEY: None})
         size = sum(p.numel() for p in self._trained())
         if not size:
             raise ValueError("params: expected at least one parameter with requires_grad=True, got none")
@@ -151,8 +153,14 @@ class CGD(Optimizer):
             gradient hooks on parameters, unless the step uses ``.grad``.
 
         After an exception all is as it was; Ctrl-C comes before the step or after it (``steps`` says which).
+        Without a source, with zero gradients and lr = 0, as torch.distributed.checkpoint calls it, it is no step, and
+        only makes momentum buffers of zeros.
         """
-        resolved = self._resolve(called(source, closure))
+        given = called(source, closure)
+        resolved = self._resolve(given)
+        if given is None and not any(g["lr"] for g in self.param_groups) and not bool(resolved.gradient.any()):
+            make_state(self)
+            return None
         with self._transaction(resolved) as transaction:
             pruned = self._prune(resolved) if self._needs_directions(resolved) else None
             updates = self._updates(resolved, pruned)
@@ -181,13 +189,13 @@ class CGD(Optimizer):
     def selection(self, spec: Spectrum) -> Tensor:
         """What the next step prunes of this spectrum.
 
-        Drawn once per step and spectrum: looking is free, and the step that follows sees the same directions.
+        Drawn once per step: looking is free, and the step that follows takes the same, with a new operator, too.
 
         Args:
             spec: a spectrum at the theta of the next step.
 
         Returns:
-            A bool mask [r] over its eigenvalues.
+            A bool mask [r] over its eigenvalues, free to be edited.
 
         Raises:
             UnsupportedError: "chaotic" with groups of different lr. StaleOperatorError: the spectrum was edited.
@@ -195,11 +203,9 @@ class CGD(Optimizer):
         spec.require_unedited()
         groups = [[g[name] for name in SGD_OPTIONS] for g in self.param_groups]
         key = (self.steps, self.pruning, repr(groups))
-        if self._drawn is not None and self._drawn[0] == key and self._drawn[1] is spec:
-            return self._drawn[2]
-        mask = self.pruning.select(spec, self.param_groups, self.generator)
-        self._drawn = (key, spec, mask)
-        return mask
+        with Deferred():
+            self._drawn = draw(self._drawn, key, spec, self.pruning, self.param_groups, self.generator)
+        return self._drawn.mask.clone()
 
     def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
         """I - mix V V^T of the step with ``op``, in place on a block [P, k]; None if it prunes nothing."""
@@ -227,8 +233,8 @@ class CGD(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.SGD's, with steps and generator under "chaos_ext". Fixed directions are not part of it."""
-        generator = None if self.generator is None else self.generator.get_state()
-        return {**super().state_dict(), "chaos_ext": {"steps": self.steps, "generator": generator}}
+        generator = None if self.generator is None else state_before(self._drawn, self.steps, self.generator)
+        return own_state.joined(super().state_dict(), self.steps, generator)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores ``state_dict()``, or the state of a torch.optim.SGD.
@@ -236,28 +242,24 @@ class CGD(Optimizer):
         Raises:
             CheckpointError: damaged. ValueError: other parameter groups or buffers. The optimizer is then as it was.
         """
-        rest = dict(state_dict)
-        own = rest.pop("chaos_ext", {"steps": 0})
-        steps = own.get("steps") if isinstance(own, dict) else own
-        if not isinstance(steps, int) or steps < 0:
-            raise CheckpointError(f"state_dict: expected a step count >= 0, got {steps!r}")
-        if not {"state", "param_groups"} <= set(rest):
-            raise CheckpointError(f"state_dict: expected 'state' and 'param_groups', got {sorted(rest)}")
         with unchanged_on_failure(self, self.generator):
+            rest, steps, generator = own_state.split(state_dict)
             super().load_state_dict(rest)
             check_loaded(self)
-            if self.generator is not None and own.get("generator") is not None:
-                self.generator.set_state(own["generator"].cpu())
+            if self.generator is not None and generator is not None:
+                self.generator.set_state(generator.cpu())
             vars(self).update(steps=steps, _drawn=None, last_step=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: torch's Optimizer keeps only its own three fields."""
         names = ("pruning", "generator", "steps", "last_step")
-        return {**super().__getstate__(), **{n: getattr(self, n) for n in names}}
+        drawn = None if self._drawn is None else self._drawn.forgotten()
+        return {**super().__getstate__(), **{n: getattr(self, n) for n in names}, "_drawn": drawn}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._drawn = None
+        super().__setstate__({"_drawn": None, **state})
+        for group in self.param_groups:
+            group.setdefault(own_state.KEY, None)
         self._places = {p: (p.device, p.dtype) for g in self.param_groups for p in g["params"]}
 
     def _trained(self) -> list[Tensor]:

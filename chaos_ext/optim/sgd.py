@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .. import _ops
 from ..base.optimizers import SGD_NUMBERS, require_numbers
 from ..base.parameters import Group
+from ..base.signals import Deferred
 from ..base.torch_internals import MOMENTUM_BUFFER
 from ..errors import UnsupportedError
 from .pruning import Pruning
@@ -89,6 +90,16 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
         state[MOMENTUM_BUFFER] = buffer
         d = d.add(buffer, alpha=momentum) if group["nesterov"] else buffer
     param.add_(d, alpha=-float(group["lr"]))
+
+
+def make_state(opt: Optimizer) -> None:
+    """The entries of the optimizer's state, as a first step would make them; momentum buffers are zeros."""
+    with Deferred():
+        for group in opt.param_groups:
+            for p in group["params"]:
+                state = opt.state[p] if p.requires_grad else {}
+                if group["momentum"] and state.get(MOMENTUM_BUFFER) is None:
+                    state[MOMENTUM_BUFFER] = torch.zeros_like(p)
 
 
 def check_buffer(name: str, param: Tensor, buffer: object) -> None:
