@@ -16,6 +16,7 @@ from ..rules.automatic import AutoRule
 from ..rules.joints import Parameter
 from ..rules.rule import Leaf, NotLayerwise, Rule
 from ..rules.table import MODULES
+from .arguments import only_argument
 from .functions import Operation, handle
 from .program import Node, Program
 from .region import Region
@@ -104,11 +105,9 @@ class Builder:
 
     def _module(self, node: fx.Node) -> Operation:
         m = self.model.get_submodule(str(node.target))
-        if len(node.args) != 1 or node.kwargs:
-            raise NotLayerwise("called with other than one argument")
-        source = node.args[0]
+        source = only_argument(node, m)
         self.input(source)
-        shape = self.shape[source]  # type: ignore[index]
+        shape = self.shape[source]
         make = MODULES.get(type(m))
         if make is None:
             raise NotLayerwise(f"{type(m).__name__} has no layer rule")

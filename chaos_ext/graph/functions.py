@@ -1,7 +1,7 @@
 """Which functions and methods of tensors have a layer rule: one dictionary, target -> handler.
 
-A handler gets the graph (``Site``) and a node. It returns the rules to be applied in turn, with the operands of the
-first, or raises ``NotLayerwise`` with the reason why torch's own derivatives have to do.
+A handler gets the graph (``Site``) and a call with its arguments by name. It returns the rules to be applied in turn,
+with the operands of the first, or raises ``NotLayerwise`` with the reason why torch's own derivatives have to do.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..rules.joints import Add, Affine, Cat, LinearMap, Multiply, Reshape
 from ..rules.linear import Linear
 from ..rules.rule import Leaf, NotLayerwise, Rule
 from ..rules.table import max_pool
+from .arguments import Call, has_node, has_tensor
 from .region import Region
 
 
@@ -46,32 +47,25 @@ class Site(Protocol):
 
 
 Operation = tuple[list[Rule], list[Any]]  # rules to be applied in turn, operands of the first
-Handler = Callable[[Site, fx.Node], Operation]
+Handler = Callable[[Site, Call], Operation]
 
 
 def handle(site: Site, node: fx.Node) -> Operation:
     """The rules and operands of a call of a function or method; raises NotLayerwise where there are none."""
-    handler = HANDLERS.get(node.target)
-    if handler is None:
+    known = HANDLERS.get(node.target)
+    if known is None:
         raise _no_rule(node)
-    return handler(site, node)
+    handler, names = known
+    return handler(site, Call(node, names))
 
 
 def _no_rule(node: fx.Node) -> NotLayerwise:
     return NotLayerwise(f"{getattr(node.target, '__name__', node.target)} has no layer rule")
 
 
-def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    value = node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-    if isinstance(value, fx.Node):
-        raise NotLayerwise(f"its argument {name} is computed")
-    return value
-
-
-def _sum(site: Site, node: fx.Node, sign: float) -> Operation:
-    if node.kwargs or len(node.args) != 2:
-        raise NotLayerwise("a sum with further arguments")
-    a, b = node.args
+def _sum(site: Site, call: Call, sign: float) -> Operation:
+    call.without_others(_PAIR, "a sum with further arguments")
+    a, b = call["input"], call["other"]
     if isinstance(b, (int, float)):
         return [Affine(1.0, sign * b)], [a]
     if isinstance(a, (int, float)):
@@ -79,26 +73,21 @@ def _sum(site: Site, node: fx.Node, sign: float) -> Operation:
     return [Add(1.0, sign)], [a, b]
 
 
-def _factors(node: fx.Node) -> tuple[Any, ...]:
-    """The operands of a product, a quotient or a change of sign."""
-    if node.kwargs or len(node.args) > 2:
-        raise NotLayerwise("a product with further arguments")
-    return node.args
+def _negative(site: Site, call: Call) -> Operation:
+    call.without_others(_ONE, "a product with further arguments")
+    return [Affine(-1.0, 0.0)], [call["input"]]
 
 
-def _negative(site: Site, node: fx.Node) -> Operation:
-    return [Affine(-1.0, 0.0)], [_factors(node)[0]]
-
-
-def _quotient(site: Site, node: fx.Node) -> Operation:
-    a, b = _factors(node)
+def _quotient(site: Site, call: Call) -> Operation:
+    b = call.without_others(_PAIR, "a product with further arguments")["other"]
     if not isinstance(b, (int, float)):
         raise NotLayerwise("division by a tensor has no layer rule")
-    return [Affine(1 / b, 0.0)], [a]
+    return [Affine(1 / b, 0.0)], [call["input"]]
 
 
-def _product(site: Site, node: fx.Node) -> Operation:
-    a, b = _factors(node)
+def _product(site: Site, call: Call) -> Operation:
+    call.without_others(_PAIR, "a product with further arguments")
+    a, b = call["input"], call["other"]
     if isinstance(b, (int, float)):
         return [Affine(b, 0.0)], [a]
     if isinstance(a, (int, float)):
@@ -106,145 +95,135 @@ def _product(site: Site, node: fx.Node) -> Operation:
     return [Multiply()], [a, b]
 
 
-def _concatenation(site: Site, node: fx.Node) -> Operation:
-    parts = node.args[0]
-    dim = node.kwargs.get("axis", _argument(node, 1, "dim", 0))
+def _concatenation(site: Site, call: Call) -> Operation:
+    parts, dim = call["tensors"], call.plain("dim", 0)
     if not isinstance(parts, (list, tuple)) or not isinstance(dim, int):
         raise NotLayerwise("a concatenation of computed length")
-    return [Cat(dim % len(site.shape[node]))], list(parts)
+    return [Cat(dim % len(site.shape[call.node]))], list(parts)
 
 
-def _linear(site: Site, node: fx.Node) -> Operation:
-    arguments = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
-    weight = site.attribute(arguments["weight"])
-    bias = arguments.get("bias")
+def _linear(site: Site, call: Call) -> Operation:
+    weight, bias = site.attribute(call["weight"]), call.get("bias")
     none = Leaf(None, "bias", None)
-    return [Linear(weight, none if bias is None else site.attribute(bias))], [arguments["input"]]
+    return [Linear(weight, none if bias is None else site.attribute(bias))], [call["input"]]
 
 
-def _dropout(site: Site, node: fx.Node) -> Operation:
-    if _argument(node, 2, "training", True) is not False:
-        raise _no_rule(node)
-    return [], [node.args[0]]
+def _dropout(site: Site, call: Call) -> Operation:
+    if call.plain("training", True) is not False:
+        raise _no_rule(call.node)
+    return [], [call["input"]]
 
 
-def _max_pool(site: Site, node: fx.Node, dims: int) -> Operation:
+def _max_pool(site: Site, call: Call, dims: int) -> Operation:
     names = {"kernel_size": None, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
-    given = {n: _argument(node, i + 1, n, d) for i, (n, d) in enumerate(names.items())}
-    if node.kwargs.get("return_indices"):
+    given = {n: call.plain(n, d) for n, d in names.items()}
+    if call.plain("return_indices"):
         raise NotLayerwise("return_indices")
-    source: Any = node.args[0] if node.args else node.kwargs["input"]
+    source = call["input"]
     site.input(source)
     return [max_pool(site.shape[source], dims, **given)], [source]
 
 
-def _reshape(site: Site, node: fx.Node) -> Operation:
+def _reshape(site: Site, call: Call) -> Operation:
     """Keeps the numbers and their order. Further inputs, of which only sizes are read, may follow the tensor itself."""
-    region = site.region(node)
-    if region.leaves or not region.inputs or region.inputs[0] != site.input(node.args[0]):
+    region, own = site.region(call.node), site.input(call["input"])
+    if region.leaves or own not in region.inputs:
         raise NotLayerwise("reads parameters")
-    return [Reshape(lambda inputs: region(inputs, []))], list(region.inputs)
+    operands = [own, *(i for i in region.inputs if i != own)]
+    order = [operands.index(i) for i in region.inputs]
+    return [Reshape(lambda inputs: region([inputs[i] for i in order], []))], operands
 
 
-def _activation(site: Site, node: fx.Node, defaults: Mapping[str, object], make: Callable[..., Rule]) -> Operation:
-    given = dict(zip(defaults, node.args[1:], strict=False))
-    if len(node.args) - 1 > len(defaults) or not set(node.kwargs) <= set(defaults):
-        raise NotLayerwise("called with unknown arguments")
-    values = {**defaults, **given, **node.kwargs}
-    if any(isinstance(v, fx.Node) for v in values.values()):
-        raise NotLayerwise("an argument that is computed")
-    return [make(**values)], [node.args[0]]
+def _activation(site: Site, call: Call, defaults: Mapping[str, object], make: Callable[..., Rule]) -> Operation:
+    call.without_others(("input", *defaults), "called with unknown arguments")
+    return [make(**{name: call.plain(name, default) for name, default in defaults.items()})], [call["input"]]
 
 
 # Linear maps of one tensor. Each says whether it keeps samples apart.
 
 
-def _linear_map(site: Site, node: fx.Node, rowwise: bool) -> Operation:
-    region = site.region(node)
+def _linear_map(site: Site, call: Call, rowwise: bool) -> Operation:
+    region = site.region(call.node)
     if len(region.inputs) != 1 or region.leaves:
         raise NotLayerwise("reads more than one tensor")
 
     def function(a: Tensor) -> Tensor:
         return region([a], [])
 
-    return [LinearMap(function, rowwise)], [node.args[0]]
+    return [LinearMap(function, rowwise)], [call["input"]]
 
 
-def _axes(site: Site, node: fx.Node) -> int:
+def _axes(site: Site, call: Call) -> int:
     """How many axes the tensor has that the map is applied to."""
-    source = node.args[0] if node.args else None
+    source = call["input"]
     if not isinstance(source, fx.Node) or source not in site.value:
-        raise _no_rule(node)
+        raise _no_rule(call.node)
     return len(site.shape[source])
 
 
-def _pool(site: Site, node: fx.Node) -> Operation:
-    return _linear_map(site, node, rowwise=_axes(site, node) == len(site.shape[node]))
+def _pool(site: Site, call: Call) -> Operation:
+    return _linear_map(site, call, rowwise=_axes(site, call) == len(site.shape[call.node]))
 
 
-def _reduction(site: Site, node: fx.Node) -> Operation:
-    axes, dims = _axes(site, node), _argument(node, 1, "dim", None)
+def _reduction(site: Site, call: Call) -> Operation:
+    axes, dims = _axes(site, call), call.plain("dim")
     dims = [dims] if isinstance(dims, int) else dims
-    return _linear_map(site, node, rowwise=dims is not None and all(d % axes != 0 for d in dims))
+    return _linear_map(site, call, rowwise=bool(dims) and all(d % axes != 0 for d in dims))  # (): over all
 
 
-def _order(node: fx.Node) -> list[int]:
+def _order(call: Call, *given: Any) -> list[int]:
     """The axes that a permutation names, in a tuple or one by one."""
-    order: list[Any] = [d for a in node.args[1:] for d in (a if isinstance(a, (tuple, list)) else (a,))]
+    order: list[Any] = [d for a in given for d in (a if isinstance(a, (tuple, list)) else (a,))]
     if not order or not all(isinstance(d, int) for d in order):
-        raise _no_rule(node)
+        raise _no_rule(call.node)
     return order
 
 
-def _permutation(site: Site, node: fx.Node) -> Operation:
-    _axes(site, node)
-    return _linear_map(site, node, rowwise=_order(node)[0] == 0)
+def _permutation(site: Site, call: Call) -> Operation:
+    axes = _axes(site, call)
+    return _linear_map(site, call, rowwise=_order(call, call["dims"], *call.further)[0] % axes == 0)
 
 
-def _transposition(site: Site, node: fx.Node) -> Operation:
-    axes = _axes(site, node)
-    return _linear_map(site, node, rowwise=all(d % axes != 0 for d in _order(node)))
+def _transposition(site: Site, call: Call, names: tuple[str, str]) -> Operation:
+    axes, order = _axes(site, call), _order(call, *(call[name] for name in names))
+    return _linear_map(site, call, rowwise=all(d % axes != 0 for d in order))
 
 
-def _index(site: Site, node: fx.Node) -> Operation:
-    _axes(site, node)
-    index = node.args[1]
-    if _has_node(index) or _has_tensor(index):
-        raise _no_rule(node)
+def _index(site: Site, call: Call) -> Operation:
+    _axes(site, call)
+    index = call["index"]
+    if has_node(index) or has_tensor(index):
+        raise _no_rule(call.node)
     first = index[0] if isinstance(index, tuple) and index else index
-    return _linear_map(site, node, rowwise=bool(first == slice(None)))
+    return _linear_map(site, call, rowwise=bool(first == slice(None)))
 
 
-def _has_node(arg: object) -> bool:
-    if isinstance(arg, slice):
-        return any(isinstance(a, fx.Node) for a in (arg.start, arg.stop, arg.step))
-    return isinstance(arg, fx.Node) or (isinstance(arg, (tuple, list)) and any(_has_node(a) for a in arg))
+_ONE, _PAIR, _DIM = ("input",), ("input", "other"), ("input", "dim")
+_PARTS, _WEIGHTS, _TRAINING = ("tensors", "dim"), ("input", "weight", "bias"), ("input", "p", "training")
+_WINDOW = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_SWAP, _SWAP_AXES = ("dim0", "dim1"), ("axis0", "axis1")
 
-
-def _has_tensor(arg: object) -> bool:
-    return isinstance(arg, (Tensor, list)) or (isinstance(arg, tuple) and any(_has_tensor(a) for a in arg))
-
-
-# Handler -> functions, and names of methods, that it handles.
-_TARGETS: list[tuple[Handler, tuple[object, ...]]] = [
-    (partial(_sum, sign=1.0), (operator.add, operator.iadd, torch.add, "add", "add_")),
-    (partial(_sum, sign=-1.0), (operator.sub, operator.isub, torch.sub, "sub", "sub_")),
-    (_product, (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
-    (_quotient, (operator.truediv, torch.div, "div")),
-    (_negative, (operator.neg, torch.neg, "neg")),
-    (_concatenation, (torch.cat, torch.concat, torch.concatenate)),
-    (_linear, (F.linear,)),
-    (_dropout, (F.dropout, F.dropout2d)),
-    (partial(_max_pool, dims=1), (F.max_pool1d, torch.max_pool1d)),
-    (partial(_max_pool, dims=2), (F.max_pool2d, torch.max_pool2d)),
-    (_reshape, (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten)),
-    (_reshape, ("view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "contiguous", "view_as")),
-    (_pool, (F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)),
-    (_pool, (torch.avg_pool1d, torch.adaptive_avg_pool1d, F.interpolate, F.pixel_shuffle)),
-    (_reduction, (torch.mean, torch.sum, "mean", "sum")),
-    (_permutation, (torch.permute, "permute")),
-    (_transposition, (torch.transpose, torch.swapaxes, "transpose")),
-    (_index, (operator.getitem,)),
+# Handler, names of the arguments that may be given in order, functions and names of methods that it handles.
+_TARGETS: list[tuple[Handler, tuple[str, ...], tuple[object, ...]]] = [
+    (partial(_sum, sign=1.0), _PAIR, (operator.add, operator.iadd, torch.add, "add", "add_")),
+    (partial(_sum, sign=-1.0), _PAIR, (operator.sub, operator.isub, torch.sub, "sub", "sub_")),
+    (_product, _PAIR, (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")),
+    (_quotient, _PAIR, (operator.truediv, torch.div, "div")),
+    (_negative, _ONE, (operator.neg, torch.neg, "neg")),
+    (_concatenation, _PARTS, (torch.cat, torch.concat, torch.concatenate)),
+    (_linear, _WEIGHTS, (F.linear,)),
+    (_dropout, _TRAINING, (F.dropout, F.dropout2d)),
+    (partial(_max_pool, dims=1), _WINDOW, (F.max_pool1d, torch.max_pool1d)),
+    (partial(_max_pool, dims=2), _WINDOW, (F.max_pool2d, torch.max_pool2d)),
+    (_reshape, _ONE, (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten)),
+    (_reshape, _ONE, ("view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "contiguous", "view_as")),
+    (_pool, _ONE, (F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)),
+    (_pool, _ONE, (torch.avg_pool1d, torch.adaptive_avg_pool1d, F.interpolate, F.pixel_shuffle)),
+    (_reduction, _DIM, (torch.mean, torch.sum, "mean", "sum")),
+    (_permutation, ("input", "dims"), (torch.permute, "permute")),
+    (partial(_transposition, names=_SWAP), ("input", *_SWAP), (torch.transpose, "transpose")),
+    (partial(_transposition, names=_SWAP_AXES), ("input", *_SWAP_AXES), (torch.swapaxes,)),
+    (_index, ("input", "index"), (operator.getitem,)),
 ]
 
 # Activation -> names of the arguments after the input with their defaults, and the rule that they make.
@@ -276,7 +255,8 @@ _ACTIVATIONS |= {
     for f in functions
 }
 
-HANDLERS: dict[object, Handler] = {target: handler for handler, targets in _TARGETS for target in targets}
+HANDLERS: dict[object, tuple[Handler, tuple[str, ...]]] = {t: (h, names) for h, names, ts in _TARGETS for t in ts}
 HANDLERS |= {
-    target: partial(_activation, defaults=defaults, make=make) for target, (defaults, make) in _ACTIVATIONS.items()
+    target: (partial(_activation, defaults=defaults, make=make), ("input", *defaults))
+    for target, (defaults, make) in _ACTIVATIONS.items()
 }
