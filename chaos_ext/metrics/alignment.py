@@ -1,38 +1,13 @@
-"""What researchers plot beside exponents: alignment of gradients and eigenspaces, edge of stability, sharpness."""
+"""How gradients and subspaces lie: in eigenspaces of H, and against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
 
-from .chaos import chaotic_threshold, local_lyapunov_exponents
-from .curvature.hessian import HessianOperator
-from .dynamics.projected import Projected
-from .errors import UnsupportedError
-from .spectra.spectrum import Spectrum
-
-
-def lle_spectrum(spec: Spectrum, lr: float) -> Tensor:
-    """ln|1 - lr lambda| of all P eigen-directions of one step, float64 [P], descending, in nats per step.
-
-    The ``nullity`` directions beyond the zero tolerance have exponent exactly 0.
-
-    Args:
-        spec: a complete spectrum.
-        lr: learning rate.
-
-    Raises:
-        ValueError: a partial spectrum, lr < 0.
-    """
-    if spec.nullity is None:
-        raise ValueError("spec: expected a complete spectrum, got a partial one; call spectrum(op) without k")
-    local = local_lyapunov_exponents(spec.eigenvalues, lr)
-    return torch.cat([local, local.new_zeros(spec.nullity)]).sort(descending=True).values
+from ..spectra.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -140,69 +115,3 @@ def _basis(name: str, A: Tensor) -> Tensor:
     if A.shape[1] > len(A) or float(diagonal.min()) <= 1e-10 * float(diagonal.max()):
         raise ValueError(f"{name}: expected linearly independent columns")
     return Q
-
-
-@dataclass(frozen=True)
-class StabilityMargin:
-    """Where the sharpness stands relative to the edge of stability.
-
-    Attributes:
-        sharpness: the largest curvature that the optimizer steps on: lambda_max, plus weight decay.
-        threshold: above it a direction is unstable: 2 / lr for plain SGD.
-        distance: threshold - sharpness; negative beyond the edge.
-        ratio: sharpness / threshold.
-    """
-
-    sharpness: float
-    threshold: float
-    distance: float
-    ratio: float
-
-
-def distance_to_threshold(source: Spectrum | float, opt: Optimizer) -> StabilityMargin:
-    """Distance of the sharpness to the threshold at which a quadratic would diverge under this optimizer.
-
-    The threshold is where a companion root of the recurrence leaves the unit circle: lr kappa > 2 for SGD, lr (1 - d)
-    kappa > 2 (1 + mu) for heavy ball with dampening d, lr kappa > (2 + 2 mu) / (1 + 2 mu) for Nesterov; kappa is the
-    curvature plus weight decay, and minus the curvature under ``maximize``.
-
-    Args:
-        source: a spectrum that holds the largest eigenvalue (the smallest under ``maximize``), or that eigenvalue.
-        opt: torch.optim.SGD or CGD.
-
-    Raises:
-        UnsupportedError: another optimizer; parameter groups that differ.
-    """
-    if type(opt) is not SGD and not isinstance(opt, Projected):
-        raise UnsupportedError(f"distance_to_threshold: known for torch.optim.SGD and CGD, got {type(opt).__name__}")
-    groups: Sequence[dict[str, Any]] = opt.param_groups
-    t = chaotic_threshold(groups, "optimizer")
-    values = (
-        source.eigenvalues.double()
-        if isinstance(source, Spectrum)
-        else torch.tensor([float(source)], dtype=torch.float64, device="cpu")
-    )
-    kappa = t.sign * values
-    if isinstance(source, Spectrum) and source.nullity:
-        kappa = torch.cat([kappa, kappa.new_zeros(1)])
-    if not len(kappa):
-        raise ValueError("source: expected a spectrum with at least one eigenvalue")
-    sharpness = float(kappa.max()) + t.shift
-    return StabilityMargin(sharpness, t.upper, t.upper - sharpness, sharpness / t.upper)
-
-
-def batch_sharpness(op: HessianOperator) -> float:
-    """g^T H g / g^T g of one batch: the curvature along its own gradient, at one Hessian-vector product.
-
-    Averaged over batches this is the quantity that stays near 2 / lr in mini-batch training (Andreyev, Beneventano,
-    "Edge of Stochastic Stability", 2024). NaN for a zero gradient.
-
-    Args:
-        op: the operator of the batch.
-
-    Raises:
-        StaleOperatorError: the parameters or the batch changed since it was made.
-    """
-    g = op.gradient
-    norm = g.double().square().sum()
-    return float(g.double() @ (op @ g).double() / norm)
