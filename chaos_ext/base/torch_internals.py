@@ -24,6 +24,7 @@ tree_map = _pytree.tree_map
 
 # Keys of an optimizer's state of a parameter: torch/optim/sgd.py, torch/optim/adam.py.
 MOMENTUM_BUFFER, EXP_AVG, EXP_AVG_SQ, STEP = "momentum_buffer", "exp_avg", "exp_avg_sq", "step"
+MAX_EXP_AVG_SQ = "max_exp_avg_sq"
 
 
 def version(t: Tensor) -> int:
