@@ -11,6 +11,8 @@ from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
 from .curvature.shortcut import hessian
 from .dynamics.analyzer import LyapunovAnalyzer
+from .dynamics.covariant import CovariantVectors
+from .dynamics.covariant_maps import covariant_vectors
 from .dynamics.custom import register_tangent
 from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
 from .dynamics.maps import lyapunov_spectrum
@@ -32,6 +34,7 @@ from .metrics import (
     Alignment,
     BatchSharpness,
     Coefficients,
+    DirectionAlignment,
     DivergenceFit,
     DivergenceLaw,
     Estimate,
@@ -40,6 +43,7 @@ from .metrics import (
     StabilityMargin,
     batch_sharpness,
     batch_sharpness_over,
+    direction_alignment,
     distance_to_threshold,
     fit_divergence,
     gradient_alignment,
@@ -65,7 +69,9 @@ __all__ = [
     "CheckpointError",
     "Coefficients",
     "CompressedHessian",
+    "CovariantVectors",
     "DatasetNotFoundError",
+    "DirectionAlignment",
     "DivergenceFit",
     "DivergenceLaw",
     "Estimate",
@@ -97,7 +103,9 @@ __all__ = [
     "build_info",
     "chaos",
     "count_signs",
+    "covariant_vectors",
     "data",
+    "direction_alignment",
     "directions",
     "distance_to_threshold",
     "errors",

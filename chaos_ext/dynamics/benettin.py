@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from .exponents import block_errors
+from .factors import Record, record_block, restored, stored
 from .orthonormal import orthonormalise
 
 # ln of the column stretch (largest over smallest, and of each) that a block may reach: its square times the rounding
@@ -60,15 +61,19 @@ class Benettin:
             when it does.
         transient: first steps that turn the deviations but are not measured.
         gali: also follow the volume of the free deviations (see ``log_gali`` of ``LyapunovResult``).
+        record: takes the factors of all measured blocks, for covariant vectors.
 
     Attributes:
+        recorded: how many blocks the record has.
         steps: done so far, transient included.
         last: growth and length of the last measured block, or None.
         stopped: the step at which NaN or infinity came up, or None.
         torn: whether a step began to write and did not come to its end: Y and the counts may be of different steps.
     """
 
-    def __init__(self, Y: Tensor, every: int | str = "auto", transient: int = 0, gali: bool = False) -> None:
+    def __init__(
+        self, Y: Tensor, every: int | str = "auto", transient: int = 0, gali: bool = False, record: Record | None = None
+    ) -> None:
         k = Y.shape[1]
         self.Y, self.every, self.transient = Y, every, transient
         self.steps, self.pending, self.stopped = 0, 0, None  # type: int, int, int | None
@@ -83,6 +88,7 @@ class Benettin:
         self._allowed, self._rate = 1, 0.0  # of the next block: its length at most; expected stretch per step
         eye = torch.eye(k, dtype=torch.float64, device=Y.device)
         self.gali = (eye, torch.zeros(k, dtype=torch.float64, device=Y.device)) if gali else None
+        self.record, self.recorded = record, 0 if record is None else record.begin(0, Y)
 
     def advance(self, apply_: Callable[[Tensor], Advanced]) -> bool:
         """One step; ``apply_`` returns J Y, in the same memory or in fresh one, and the sums of squares of its columns.
@@ -157,6 +163,7 @@ class Benettin:
         longest = self.every if isinstance(self.every, int) else max(16, len(growth) // 2)
         # LAPACK returns columns; the sweeps read rows.
         after = {"Y": Q.contiguous(), "_rate": rate, "_allowed": min(4 * n, longest), "pending": 0}
+        after |= record_block(self.record, self.recorded, self.steps, Q, R if measured else None)
         vars(self).update(after | (self._measured(growth, n, R) if measured else {}))
         return measured
 
@@ -238,6 +245,7 @@ class Benettin:
             "blocks": self.history()[1],
             "last": last,
             "gali": gali,
+            **stored(self.record, self.recorded),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -256,7 +264,7 @@ class Benettin:
             "gali": None if gali is None else (own(gali[0]), own(gali[1])),
             "torn": False,
         }
-        vars(self).update(after)
+        vars(self).update(after | restored(self.record, state, self.Y.device))
 
 
 def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 from .alignment import (
     Alignment,
+    DirectionAlignment,
     Similarity,
+    direction_alignment,
     gradient_alignment,
     gradient_cosine,
     subspace_similarity,
@@ -25,6 +27,7 @@ __all__ = [
     "Alignment",
     "BatchSharpness",
     "Coefficients",
+    "DirectionAlignment",
     "DivergenceFit",
     "DivergenceLaw",
     "Estimate",
@@ -33,6 +36,7 @@ __all__ = [
     "StabilityMargin",
     "batch_sharpness",
     "batch_sharpness_over",
+    "direction_alignment",
     "distance_to_threshold",
     "fit_divergence",
     "gradient_alignment",

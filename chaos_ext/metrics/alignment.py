@@ -115,3 +115,53 @@ def _basis(name: str, A: Tensor) -> Tensor:
     if A.shape[1] > len(A) or float(diagonal.min()) <= 1e-10 * float(diagonal.max()):
         raise ValueError(f"{name}: expected linearly independent columns")
     return Q
+
+
+@dataclass(frozen=True)
+class DirectionAlignment:
+    """How directions of growth lie relative to eigenvectors of H.
+
+    Attributes:
+        cosines: of the theta part of each direction with each eigenvector, float64 [k, m]; signs are as arbitrary as
+            the eigenvectors'.
+        shares: sum of their squares, the part of the theta part that lies in the eigenvectors' span [k].
+        theta: squared norm of the theta part over that of the whole direction [k]; 1 for optimizers without buffers.
+        baseline: the share expected of a random direction, m / P.
+    """
+
+    cosines: Tensor
+    shares: Tensor
+    theta: Tensor
+    baseline: float
+
+
+def direction_alignment(directions: Tensor, eigenvectors: Tensor) -> DirectionAlignment:
+    """Alignment of deviations of the optimizer's state with eigenvectors of H.
+
+    Args:
+        directions: columns [S, k], theta first, such as covariant vectors or ``LyapunovAnalyzer.directions()``; NaN
+            columns (vectors that are not known) stay NaN.
+        eigenvectors: orthonormal columns [P, m], P <= S, such as ``spec.eigenvectors(...)``.
+
+    Raises:
+        ValueError: shapes that do not fit, eigenvectors that are not orthonormal.
+
+    Example:
+        >>> found = ce.direction_alignment(spec.eigenvectors([-1]), spec.eigenvectors([0, -1]))
+        >>> [round(abs(c), 4) for c in found.cosines[0].tolist()]
+        [0.0, 1.0]
+    """
+    shapes = f"{tuple(directions.shape)} and {tuple(eigenvectors.shape)}"
+    matrices = directions.dim() == eigenvectors.dim() == 2 and bool(eigenvectors.numel())
+    if not matrices or len(eigenvectors) > len(directions):
+        raise ValueError(f"directions, eigenvectors: expected [S, k] and [P, m] with P <= S, m >= 1, got {shapes}")
+    V = eigenvectors.detach().double()
+    off = float((V.T @ V - torch.eye(V.shape[1], dtype=V.dtype, device=V.device)).abs().max())
+    if not off < 1e-3:
+        raise ValueError(f"eigenvectors: expected orthonormal columns, got V^T V off the identity by {off:.2g}")
+    D = directions.detach().to(V.device, torch.float64)
+    part = D[: len(V)]
+    size = torch.linalg.vector_norm(part, dim=0)
+    cosines = (part / size).T @ V
+    theta = size.square() / D.square().sum(0)
+    return DirectionAlignment(cosines, cosines.square().sum(1), theta, V.shape[1] / len(V))
