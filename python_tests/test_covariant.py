@@ -10,9 +10,10 @@ from torch.optim import SGD
 from training import CE, RUNS, batches, small_model, take_step
 
 import chaos_ext as ce
+from chaos_ext.base.contents import UnfitError
 from chaos_ext.dynamics import factors
 from chaos_ext.dynamics.benettin import Benettin
-from chaos_ext.dynamics.covariant import covariant_of
+from chaos_ext.dynamics.covariant import covariant_of, record_for
 from chaos_ext.dynamics.factors import Factors, Record, check_record
 from chaos_ext.dynamics.start import start_block
 
@@ -347,7 +348,7 @@ def test_a_saved_run_goes_on_to_the_same_vectors():
     state = half.state_dict()
     resumed = run_of()
     resumed.load_state_dict(state)
-    check_record(state["record"], resumed.Y)
+    check_record(state["record"], resumed.Y, state["steps"] - state["pending"])
     for J in maps[120:]:
         resumed.advance(lambda Y, J=J: (J @ Y, None))
     a, b = covariant_of(whole), covariant_of(resumed)
@@ -358,6 +359,42 @@ def test_a_saved_run_goes_on_to_the_same_vectors():
     assert 4 <= len(a) <= 8  # spread over the run
     assert len(half.record.factors) == half.recorded < whole.recorded
     assert int(a.steps[-1]) > 150
+
+
+def test_a_damaged_record_is_refused_by_name():
+    run = Benettin(start_block(4, 2, torch.float64, torch.device("cpu"), 0), 1, 0, record=Record(2))
+    for i in range(5):
+        J = _random(4, 4, seed=i)
+        run.advance(lambda Y, J=J: (J @ Y, None))
+    good = run.state_dict()["record"]
+    check_record(good, run.Y, 5)
+    nan = good["frames"] | {1: torch.full((4, 2), math.nan, dtype=torch.float64)}
+    for part, value in (
+        ("factors", good["factors"][1:]),
+        ("factors", good["factors"].float()),
+        ("steps", [0, 1, 2, 2, 4, 5]),
+        ("steps", [0, 1, 2, 3, 4, 6]),
+        ("steps", None),
+        ("stride", 0),
+        ("frames", nan),
+        ("frames", good["frames"] | {6: good["frames"][1]}),
+        ("frames", {i: f for i, f in good["frames"].items() if i}),
+        ("frames", {0: good["frames"][0][:3]}),
+    ):
+        with pytest.raises(UnfitError, match=f"^record.({part}|steps): expected"):
+            check_record({**good, part: value}, run.Y, 5)
+    with pytest.raises(UnfitError, match="record: expected"):
+        check_record({n: good[n] for n in ("steps", "stride", "frames")}, run.Y, 5)
+
+
+def test_a_record_of_a_run_is_within_its_budget():
+    Y = start_block(100, 5, torch.float64, torch.device("cpu"), 0)
+    record = record_for(Y, 2 * 64 * 100 * 5 * 8)
+    assert record.factors.budget == 64 * 100 * 5 * 8
+    with pytest.raises(ce.MemoryBudgetError, match="fewer vectors"):
+        record_for(Y, 2 * 64 * 100 * 5 * 8 - 2)
+    with pytest.raises(ValueError, match="at most 64 covariant vectors, got 65"):
+        record_for(torch.eye(65))
 
 
 def test_a_block_that_is_recorded_twice_counts_once():

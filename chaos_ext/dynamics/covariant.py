@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base import memory
 from ..errors import UnsupportedError
 from .benettin import Benettin
 from .exponents import count_signs
 from .factors import Record
 
 MOST = 64  # vectors
+KEPT = 64  # frames of a run whose steps are not known before
 _CHUNK = 1 << 20  # numbers of the places whose angles are computed at once
 
 
@@ -71,6 +73,25 @@ class CovariantVectors:
     def stacked(self) -> Tensor:
         """All vectors [m, S, k]."""
         return torch.stack(list(self))
+
+
+def record_for(Y: Tensor, budget: int | None = None) -> Record:
+    """A record for a run that starts from these deviations [S, k].
+
+    Args:
+        Y: as of ``Benettin``.
+        budget: bytes that it may take; half of it for frames, the other half for factors before they go to a file.
+
+    Raises:
+        ValueError: more than 64 columns. MemoryBudgetError: its frames do not fit.
+    """
+    k = Y.shape[1]
+    if k > MOST:
+        raise ValueError(f"k: expected at most {MOST} covariant vectors, got {k}; ask for fewer")
+    half = None if budget is None else budget // 2
+    need = KEPT * Y.numel() * Y.element_size()
+    memory.require(need, Y.device, f"{KEPT} frames of covariant vectors with k = {k}", "ask for fewer vectors", half)
+    return Record(k, most=KEPT, budget=half)
 
 
 def covariant_of(

@@ -176,8 +176,8 @@ def restored(record: Record | None, state: dict[str, Any], device: torch.device)
     return {"record": other, "recorded": len(other.factors)}
 
 
-def check_record(state: Any, Y: Tensor) -> None:
-    """Raises UnfitError unless this is the state of a record of frames like Y [S, k]."""
+def check_record(state: Any, Y: Tensor, end: int) -> None:
+    """Raises UnfitError unless this is the state of a record of frames like Y [S, k] whose last block ends there."""
     parts(state, ("factors", "steps", "frames", "stride"), "record")
     k = Y.shape[1]
     steps, frames = state["steps"], state["frames"]
@@ -185,10 +185,11 @@ def check_record(state: Any, Y: Tensor) -> None:
     require(isinstance(steps, list) and bool(steps), "record.steps", "a list of ints", steps)
     for before, step in zip([-1, *steps], steps, strict=False):
         count("record.steps", step, before + 1)
+    require(steps[-1] == end, "record.steps", f"a last block up to step {end}", steps[-1:])
     blocks = len(state["factors"])
     require(len(steps) == blocks + 1, "record.steps", f"{blocks + 1} steps", len(steps))
     count("record.stride", state["stride"], 1)
-    require(isinstance(frames, dict), "record.frames", "a dict of frames", frames)
+    require(isinstance(frames, dict) and 0 in frames, "record.frames", "a dict of frames with the first", frames)
     for place, frame in frames.items():
         count("record.frames", place, 0, blocks)
         array("record.frames", frame, Y.shape, (Y.dtype,))
