@@ -24,7 +24,7 @@ from ..spectra.spectrum import Spectrum
 from . import state as own_state
 from .draws import Draw, draw, state_before
 from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection, option
-from .sgd import SGD_OPTIONS, Update, check_buffers, check_group, check_loaded, make_state
+from .sgd import SGD_OPTIONS, Update, check_buffers, check_group, check_loaded, make_state, refuse_moved
 from .source import Resolved, Source, called, directions_of, resolve
 from .transaction import Transaction, unchanged_on_failure
 
@@ -274,12 +274,7 @@ class CGD(Optimizer):
             check_group(group)
         trained = self._trained()
         refuse_autocast(trained[0].device)
-        for p in trained:
-            if (p.device, p.dtype) != self._places[p]:
-                raise UnsupportedError(
-                    f"params: a parameter moved from {self._places[p]} to {(p.device, p.dtype)} after CGD(...); "
-                    "make the optimizer after model.to(...)"
-                )
+        refuse_moved(trained, self._places)
         return trained
 
     def _prune(self, resolved: Resolved) -> Pruned:

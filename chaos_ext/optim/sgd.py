@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -90,6 +90,16 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
         state[MOMENTUM_BUFFER] = buffer
         d = d.add(buffer, alpha=momentum) if group["nesterov"] else buffer
     param.add_(d, alpha=-float(group["lr"]))
+
+
+def refuse_moved(params: Iterable[Tensor], places: Mapping[Tensor, tuple[torch.device, torch.dtype]]) -> None:
+    """Raises UnsupportedError for a parameter that is no longer where the optimizer found it."""
+    for p in params:
+        if (p.device, p.dtype) != places[p]:
+            raise UnsupportedError(
+                f"params: a parameter moved from {places[p]} to {(p.device, p.dtype)} after CGD(...); make the "
+                "optimizer after model.to(...)"
+            )
 
 
 def make_state(opt: Optimizer) -> None:
