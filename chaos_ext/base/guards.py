@@ -94,7 +94,7 @@ def refuse_edits(named: Sequence[tuple[str, Tensor]]) -> Iterator[None]:
         for i in edited:
             named[i][1].data.copy_(kept[i])
     if edited:
-        names = ", ".join(named[i][0].removeprefix("model.") for i in edited)
+        names = ", ".join(named[i][0] for i in edited)
         raise UnsupportedError(
             f"model: its forward edits {names} in place (a mask, a clamp, Embedding(max_norm=...)), so it is no "
             "function of the parameters that differentiation could see; edit them outside of forward, after the step"

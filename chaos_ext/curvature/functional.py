@@ -9,32 +9,24 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..base import memory
-from ..base.guards import (
-    AutocastInside,
-    dense_embeddings,
-    refuse_edits,
-    turns,
-    twice_differentiable,
-    without_running_stats,
-)
-from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.guards import AutocastInside, refuse_edits, turns, twice_differentiable
+from ..base.parameters import ParameterSpace
 from ..base.randomness import without_randomness
 from ..base.tensors import all_finite, asymmetry, symmetrize_
 from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
-from ..base.traces import untouched
 from ..errors import ChaosExtError, NonFiniteError
 from .dense import not_finite
 from .differences import Derivative
 from .inspection import Seen, Watch, look, reentrant_checkpoint, watched
 from .products import double_backward, forward_over_reverse
 from .scalar import Scalar, first_line, in_double
+from .substitution import Substituted, backward
 from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences, program_of
 
 log = logging.getLogger("chaos_ext")
@@ -73,9 +65,7 @@ class FunctionalEngine:
         x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
         self.space, self._x, self._y, self.model = space, x, y, model
         self.seen: Seen | None = None
-        self._watched = ModuleTree(model).watched
-        self._scalar = Scalar(model, loss_fn)
-        self._names = ["model." + n for n in space.names]
+        self._substituted = Substituted(Scalar(model, loss_fn), space.names, x, y)
         self.loss, self.output, self.gradient, captured = self._first_pass()
         if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
@@ -83,16 +73,6 @@ class FunctionalEngine:
         self.path = path or (DOUBLE_BACKWARD if captured else JVP_OF_GRAD)
         self._probed, self._captured = False, captured
         self._program = program_of(self) if check else None
-
-    def _evaluate(
-        self, params: Mapping[str, Tensor], then: Callable[[Tensor], object] | None = None
-    ) -> tuple[Tensor, object]:
-        """The loss and the model's output, or what ``then`` makes of the loss."""
-        with untouched(self._watched), without_running_stats(self.model), dense_embeddings(self.model):
-            buffers = {n: b.detach().clone() for n, b in self._scalar.named_buffers()}
-            # A forward that edits its input in place edits a copy.
-            x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
-            return functional_call(self._scalar, {**buffers, **params}, (x, self._y, then))
 
     def _first_pass(self) -> tuple[Tensor, object, Tensor, bool]:
         """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution.
@@ -104,27 +84,25 @@ class FunctionalEngine:
 
     def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = [p.detach().clone().requires_grad_() for p in self.space.params]
-        loss, output = without_randomness(lambda: self._first(copies), self.model, self.space.device)
-        self.seen = look(loss) if loss.requires_grad else None
-        if self.seen is not None and self.seen.reentrant:
-            raise reentrant_checkpoint()
-        gradient, captured = self._gradient(loss, copies)
-        return loss.detach(), _detach(output), gradient, captured
 
-    def _first(self, params: Sequence[Tensor]) -> tuple[Tensor, object]:
-        named = self._named(params)
-        with AutocastInside(self.space.device), refuse_edits(list(named.items())):
-            return self._evaluate(named)
+        def look_first(loss: Tensor, output: object) -> tuple[Tensor, object, Tensor, bool]:
+            self.seen = look(loss) if loss.requires_grad else None
+            if self.seen is not None and self.seen.reentrant:
+                raise reentrant_checkpoint()
+            return loss.detach(), _detach(output), *self._gradient(loss, copies)
 
-    def _named(self, params: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self._names, params, strict=True))
+        def run() -> tuple[Tensor, object, Tensor, bool]:
+            with AutocastInside(self.space.device), refuse_edits(list(zip(self.space.names, copies, strict=True))):
+                return self._substituted(copies, look_first)
+
+        return without_randomness(run, self.model, self.space.device)
 
     def _gradient(self, loss: Tensor, copies: Sequence[Tensor]) -> tuple[Tensor, bool]:
         """The gradient [P] at the copies, and whether the loss reads the Parameter objects past the substitution."""
         self.unused = frozenset(range(len(copies)))
         if not loss.requires_grad:
             return torch.zeros_like(self.theta()), False
-        parts = torch.autograd.grad(loss, [*copies, *self.space.params], allow_unused=True)
+        parts = backward(loss, [*copies, *self.space.params])
         parts = tuple(g.to_dense() if g is not None and g.layout != torch.strided else g for g in parts)
         inner, outer = parts[: len(copies)], parts[len(copies) :]
         self.unused = frozenset(i for i in self.unused if inner[i] is None and outer[i] is None)
@@ -138,7 +116,7 @@ class FunctionalEngine:
         return self.space.flatten([p.detach() for p in self.space.params])
 
     def _loss_at(self, *params: Tensor) -> Tensor:
-        return self._evaluate(self._named(params))[0]
+        return self._substituted(params, lambda loss, _: loss)
 
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k], in chunks that respect the memory budget."""
@@ -173,7 +151,7 @@ class FunctionalEngine:
         if self.space.dtype == torch.float64 or self._captured:
             return self
         try:
-            model, loss, x, y = copy.deepcopy((self.model, self._scalar.loss_fn, self._x, self._y))
+            model, loss, x, y = copy.deepcopy((self.model, self._substituted.scalar.loss_fn, self._x, self._y))
             loss = loss.double() if isinstance(loss, nn.Module) else loss
             space = ParameterSpace.of(model.double())
             twin = FunctionalEngine(model, loss, space, in_double(x), in_double(y), self.path, check=False)
@@ -185,7 +163,7 @@ class FunctionalEngine:
     def watched(self) -> Watch:
         """What one run of the loss does to the graph."""
         copies = [p.detach().clone().requires_grad_() for p in self.space.params]
-        return watched(lambda: self._evaluate(self._named(copies)), () if self.seen is None else self.seen.functions)
+        return watched(lambda: self._loss_at(*copies), () if self.seen is None else self.seen.functions)
 
     @contextlib.contextmanager
     def _displaced(self, theta: Tensor) -> Iterator[None]:
@@ -209,9 +187,7 @@ class FunctionalEngine:
         """Its gradient [P]."""
         with self._displaced(theta), twice_differentiable():
             copies = [t.requires_grad_() for t in self._at(theta)]
-            found: list[Tensor] = []
-            self._evaluate(self._named(copies), lambda loss: found.append(self._gradient(loss, copies)[0]))
-            return found[0]
+            return self._substituted(copies, lambda loss, _: self._gradient(loss, copies)[0])
 
     def change_of_gradient(self, v: Tensor) -> Derivative | None:
         """The derivative of the gradient along v [P] by differences, or None where these would mislead."""
@@ -266,7 +242,7 @@ class FunctionalEngine:
             with twice_differentiable():  # CGD.step, for one, runs under no_grad
                 # The parameters themselves, not copies: a loss may hold on to them.
                 params = [p if p.is_leaf and theta is None else p.detach().requires_grad_() for p in at]
-                parts = double_backward(self._loss_at(*params), params, tangents)
+                parts = self._substituted(params, lambda loss, _: double_backward(loss, params, tangents))
         return torch.cat([t.detach().reshape(len(v), -1) for t in parts], 1)
 
     def _separate(self, v: Tensor) -> list[Tensor]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from ..base.torch_internals import tree_map
 from ..errors import ChaosExtError
+
+T = TypeVar("T")
 
 
 class Scalar(nn.Module):
@@ -22,7 +25,12 @@ class Scalar(nn.Module):
     def loss_fn(self) -> Callable[..., Tensor]:
         return self._loss[0]
 
-    def forward(self, x: object, y: object, then: Callable[[Tensor], object] | None = None) -> tuple[Tensor, object]:
+    def forward(self, x: object, y: object, then: Callable[[Tensor, object], T]) -> T:
+        """What ``then`` makes of the loss and of the model's output.
+
+        Here, and not of what is returned: a checkpoint runs again in the backward, and has to see the substituted
+        parameters and buffers, too.
+        """
         try:
             output = self.model(x)
         except ChaosExtError:
@@ -37,9 +45,7 @@ class Scalar(nn.Module):
             raise ForwardError(f"y: loss_fn failed on output {describe(output)} and y {describe(y)}: {e}") from e
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             raise ForwardError(f"loss_fn: expected a real scalar tensor, got {describe(loss)}; set a reduction")
-        loss = loss.reshape(())
-        # Here, since a checkpoint that runs again in the backward has to see the substituted parameters, too.
-        return loss, output if then is None else then(loss)
+        return then(loss.reshape(()), output)
 
 
 class ForwardError(ValueError):

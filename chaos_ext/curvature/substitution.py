@@ -1,0 +1,55 @@
+"""The loss at other parameters than the model's own, and its gradient, without a trace on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..base.guards import dense_embeddings, without_running_stats
+from ..base.parameters import ModuleTree
+from ..base.torch_internals import tree_map
+from ..base.traces import untouched
+from ..errors import ChaosExtError, UnsupportedError
+from .scalar import Scalar, T, first_line
+
+
+class Substituted:
+    """A scalar on one batch, as a function of its model's parameters.
+
+    Args:
+        scalar: the model with its loss.
+        names: of the parameters that are given, as the model names them.
+        x, y: the batch.
+    """
+
+    def __init__(self, scalar: Scalar, names: Sequence[str], x: object, y: object) -> None:
+        self.scalar, self._x, self._y = scalar, x, y
+        self._names = ["model." + n for n in names]
+        self._watched = ModuleTree(scalar.model).watched
+
+    def __call__(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
+        """What ``then`` makes of the loss and of the model's output while these parameters are in their places."""
+        model = self.scalar.model
+        with untouched(self._watched), without_running_stats(model), dense_embeddings(model):
+            buffers = {n: b.detach().clone() for n, b in self.scalar.named_buffers()}
+            # A forward that edits its input in place edits a copy.
+            x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
+            named = dict(zip(self._names, params, strict=True))
+            return functional_call(self.scalar, {**buffers, **named}, (x, self._y, then))
+
+
+def backward(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradient of a loss, None where it does not depend on an input.
+
+    Raises:
+        UnsupportedError: torch refuses it.
+    """
+    try:
+        return torch.autograd.grad(loss, inputs, allow_unused=True)
+    except (torch.OutOfMemoryError, ChaosExtError):
+        raise
+    except RuntimeError as e:
+        raise UnsupportedError(f"model: autograd cannot differentiate the loss: {first_line(e)}") from e
