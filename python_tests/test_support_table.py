@@ -29,6 +29,24 @@ error that says why. *dense*: where each parametrised layer of the network enter
 The Hessian was within 1e-10 (float64) or 1e-4 (float32) of float64 double backward for every entry.
 """
 
+FOOTER = """
+## What a forward or a loss may do
+
+Each is tested by name in `test_checkpoints.py`, `test_derivatives_inside.py` and `test_surrogates.py`.
+
+- `checkpoint(..., use_reentrant=False)`, nested, in a loss, around BatchNorm in training mode: exact. With
+  `use_reentrant=True`, or around a part that computes something else when it runs again: refused.
+- `torch.autograd.grad(..., create_graph=True)` and `torch.func` (grad, jacrev, jacfwd, hessian, jvp, vjp): exact.
+  Without `create_graph=True`, or by a loss with respect to a list of Parameters that it holds: refused.
+- `detach`, `.data`, `no_grad`, `item`: H is that of the loss in which these are constants, with a warning where the
+  gradient moves with them.
+- An autograd Function of one's own, a hook: exact where it gives the derivative of its forward, which is asked on
+  every batch, with a warning where differences do not settle. Where it gives something else (a straight-through
+  estimator, a reversed or clipped gradient, `fake_quantize`, `scale_grad_by_freq`): refused, or, if differences of
+  gradients confirm H, as for a multiple of the whole gradient, a warning. The gradient itself is torch's:
+  `op.gradient` and `CGD(prune=None)` work.
+"""
+
 
 def _model(make, shape, dtype, training):
     torch.manual_seed(0)
@@ -67,7 +85,7 @@ def _section(title, table) -> str:
 
 
 def test_the_documented_table_is_true():
-    text = HEADER + "".join(_section(title, table) for title, table in SECTIONS.items())
+    text = HEADER + "".join(_section(title, table) for title, table in SECTIONS.items()) + FOOTER
     if os.environ.get("CHAOS_EXT_WRITE_DOCS"):
         DOC.write_text(text)
     if not DOC.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import UnsupportedError
 from . import torch_internals as internals
 from .parameters import ModuleTree
+from .traces import untouched
 
 
 @contextlib.contextmanager
@@ -104,11 +106,31 @@ def refuse_edits(named: Sequence[tuple[str, Tensor]]) -> Iterator[None]:
 def commit_forward(tree: ModuleTree, x: object) -> None:
     """Runs forward once for what it leaves behind: running statistics, buffers and attributes that it moves.
 
-    Models of torch's own modules that have no running statistics to update leave nothing, and are not run.
+    Models of torch's own modules that have no running statistics to update leave nothing, and are not run. A graph is
+    recorded only for a forward that cannot do without: what it leaves would hold on to it.
     """
     if tree.watched or any(map(updates_running_stats, tree.modules)):
-        with torch.no_grad():
+        with torch.set_grad_enabled(_needs_graph(tree, x)):
             tree.model(x)
+
+
+_needing: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _needs_graph(tree: ModuleTree, x: object) -> bool:
+    """Whether forward fails without a graph, since it takes derivatives itself; it is tried once."""
+    model = tree.model
+    if not tree.watched:
+        return False
+    if model not in _needing:
+        own = internals.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, x)
+        with borrowed_buffers(tree.modules), untouched(tree.modules), torch.no_grad():
+            try:
+                model(own)
+                _needing[model] = False
+            except RuntimeError:
+                _needing[model] = True
+    return _needing[model]
 
 
 # Which kernels torch uses is a setting of the process, and so is the nesting of torch.func.jvp: a thread that leaves

@@ -23,11 +23,12 @@ from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, NonFiniteError
 from .dense import not_finite
 from .differences import Derivative
-from .inspection import Seen, Watch, look, reentrant_checkpoint, watched
+from .examination import program_of
+from .inspection import Constants, Seen, Watch, look, reentrant_checkpoint, watched
 from .products import double_backward, forward_over_reverse
 from .scalar import Scalar, first_line, in_double
 from .substitution import Substituted, backward
-from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences, program_of
+from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences
 
 log = logging.getLogger("chaos_ext")
 
@@ -140,6 +141,11 @@ class FunctionalEngine:
         self._probed = True
 
     @property
+    def custom(self) -> str | None:
+        """What may give it gradients that are not derivatives on another batch, by name."""
+        return None if self._program is None else self._program.custom
+
+    @property
     def key(self) -> Hashable:
         """What engines of one program have in common, beside their graph."""
         tensors = [t for t in tree_leaves((self._x, self._y)) if isinstance(t, Tensor)]
@@ -178,10 +184,22 @@ class FunctionalEngine:
         finally:
             self.space.write_(before)
 
-    def loss_at(self, theta: Tensor) -> Tensor:
-        """The loss, without a graph."""
-        with self._displaced(theta), torch.no_grad():
-            return self._loss_at(*self._at(theta))
+    def loss_at(self, theta: Tensor, run: Callable[[Callable[[], Tensor]], Tensor] | None = None) -> Tensor:
+        """The loss, detached; of a forward that takes derivatives itself too, which needs a graph."""
+        with self._displaced(theta), twice_differentiable():
+            params = [t.requires_grad_() for t in self._at(theta)]
+            return (self._loss_at(*params) if run is None else run(lambda: self._loss_at(*params))).detach()
+
+    def own_loss(self) -> Tensor:
+        """The loss with the parameters themselves in their places."""
+        with twice_differentiable():
+            return self._loss_at(*self.space.params).detach()
+
+    def with_constants(self) -> Callable[[Tensor], Tensor]:
+        """The loss as a function of theta to which what forward takes out of the graph is constant."""
+        constants = Constants(() if self.seen is None else self.seen.functions)
+        self.loss_at(self.theta(), constants.run)
+        return lambda theta: self.loss_at(theta, constants.run)
 
     def gradient_at(self, theta: Tensor) -> Tensor:
         """Its gradient [P]."""
@@ -191,7 +209,8 @@ class FunctionalEngine:
 
     def change_of_gradient(self, v: Tensor) -> Derivative | None:
         """The derivative of the gradient along v [P] by differences, or None where these would mislead."""
-        if self._program is None or self._program.stops is not None:
+        program = self._program
+        if program is None or (program.stops is not None and program.doubt is None):
             return None
         return differences(self.twin(), v)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from ..base.torch_internals import function_class
+from ..base.torch_internals import function_class, tree_map
 from ..errors import UnsupportedError
 
 # Functions with points where torch's second derivatives are wrong or NaN although the exact ones exist: a norm at 0, a
@@ -98,14 +100,17 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         stops: the name of the first of them, or None.
+        surrogates: names of what gives gradients that need not be derivatives.
+        forgets: whether a derivative was taken without a graph of its own.
         reentrant: whether a re-entrant checkpoint ran.
     """
 
     def __init__(self, functions: Iterable[type]) -> None:
         super().__init__()
-        self._forwards = {getattr(getattr(f, "forward", None), "__code__", None) for f in functions}
+        self._functions = _Functions(functions)
         self.stops: str | None = None
-        self.reentrant = False
+        self.surrogates: list[str] = []
+        self.forgets = self.reentrant = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.reentrant:
@@ -113,13 +118,88 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _notice(self, func: Any, args: Any, kwargs: Any) -> None:
-        how = _how(func, kwargs) if torch.is_grad_enabled() else "torch.no_grad"
-        if how is None or getattr(func, "__name__", "") in _HARMLESS or not _any_tracked((args, kwargs)):
+        self.forgets = self.forgets or (func is torch.autograd.grad and not kwargs.get("create_graph"))
+        how = _taken_out(func) or _padding(func, kwargs)
+        surrogate = _surrogate(func, kwargs) if torch.is_grad_enabled() else None
+        if (how or surrogate) is None or not _any_tracked((args, kwargs)):
             return
-        above = set(_codes_above(inspect.currentframe()))
-        self.reentrant = _REENTRANT in above
-        if self.stops is None and not self._forwards & above:
+        self.reentrant = _REENTRANT in _codes_above()
+        if surrogate is not None:
+            self.surrogates.append(surrogate)
+        elif self.stops is None and not self._functions.run():
             self.stops = how
+
+
+class Constants(TorchFunctionMode):
+    """What the first run takes out of the graph stays, in all later ones, the constant that it was.
+
+    Args:
+        functions: custom autograd Functions, whose forward sees no graph anyway.
+    """
+
+    def __init__(self, functions: Iterable[type]) -> None:
+        super().__init__()
+        self._functions = _Functions(functions)
+        self._kept: list[Any] = []
+        self._first, self._place, self._is_edited = True, 0, False
+        self._views: list[Tensor] = []
+
+    def run(self, run: Callable[[], Tensor]) -> Tensor:
+        """``run()``; NaN where it takes out something else than the first one did, or writes to the graph so."""
+        self._place, self._views = 0, []
+        with self:
+            found = run()
+        self._first = False
+        return torch.full_like(found, math.nan) if self._is_edited or self._place != len(self._kept) else found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        written = _written(func, args, kwargs)
+        edits = _any_tracked(written) or any(written is v for v in self._views)
+        self._is_edited = self._is_edited or edits
+        if _taken_out(func) is None or not _any_tracked((args, kwargs)) or self._functions.run():
+            return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        kept = self._kept_instead(found if written is None else written)
+        if written is not None:
+            with torch.no_grad():
+                written.copy_(kept)
+            return found
+        if func in _VIEWS:
+            self._views.append(kept)
+        return kept
+
+    def _kept_instead(self, value: Any) -> Any:
+        """The value here at the first run."""
+        if self._first:
+            self._kept.append(_copy(value))
+        self._place += 1
+        return _copy(self._kept[self._place - 1]) if self._place <= len(self._kept) else value
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Any:
+    """What ``func`` writes to, or None."""
+    name = getattr(func, "__name__", "")
+    if name == "requires_grad_":
+        return None
+    in_place = name.endswith("_") and not name.startswith("__")
+    in_place = in_place or name in ("__setitem__", "__set__") or name.startswith("__i")
+    return args[0] if in_place and args else kwargs.get("out")
+
+
+def _copy(value: Any) -> Any:
+    return tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else copy.copy(t), value)
+
+
+class _Functions:
+    """Custom autograd Functions, by the code of their forwards."""
+
+    def __init__(self, functions: Iterable[type]) -> None:
+        self._codes = {getattr(getattr(f, "forward", None), "__code__", None) for f in functions}
+
+    def run(self) -> bool:
+        """Whether the caller was called by one of them."""
+        return bool(self._codes & _codes_above())
 
 
 _REENTRANT = checkpoint.CheckpointFunction.forward.__code__
@@ -132,16 +212,31 @@ _TAKES_OUT: dict[Any, str] = {
     Tensor.tolist: "tolist",
     Tensor.numpy: "numpy",
     Tensor.__float__: "float()",
-    Tensor.register_hook: "register_hook",
 }
+_VIEWS = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 _HARMLESS = ("size", "dim", "numel", "is_floating_point", "is_complex", "stride")
 
 
-def _how(func: Any, kwargs: Any) -> str | None:
-    """What of the gradient ``func`` leaves out by design, or None."""
-    if func is functional.embedding:
-        return next((k for k in ("padding_idx", "scale_grad_by_freq") if kwargs.get(k) not in (None, False)), None)
-    return "fake_quantize" if getattr(func, "__name__", "").startswith("fake_quantize") else _TAKES_OUT.get(func)
+def _taken_out(func: Any) -> str | None:
+    """How ``func`` makes a constant of what it is given, or None."""
+    if torch.is_grad_enabled():
+        return _TAKES_OUT.get(func)
+    return None if getattr(func, "__name__", "") in _HARMLESS else "torch.no_grad"
+
+
+def _padding(func: Any, kwargs: Any) -> str | None:
+    """A row of an embedding that counts as a constant, or None."""
+    return "padding_idx" if func is functional.embedding and kwargs.get("padding_idx") is not None else None
+
+
+def _surrogate(func: Any, kwargs: Any) -> str | None:
+    """What of the gradients that pass ``func`` need not be derivatives by design, or None."""
+    name = getattr(func, "__name__", "")
+    if func is Tensor.register_hook:
+        return "a hook of register_hook"
+    if func is functional.embedding and kwargs.get("scale_grad_by_freq"):
+        return "scale_grad_by_freq"
+    return "fake_quantize" if name.startswith("fake_quantize") else None
 
 
 def _any_tracked(value: Any) -> bool:
@@ -151,10 +246,13 @@ def _any_tracked(value: Any) -> bool:
     return any(map(_any_tracked, items))
 
 
-def _codes_above(frame: FrameType | None) -> Iterator[CodeType]:
+def _codes_above() -> set[CodeType]:
+    """Of all functions that are running."""
+    found, frame = set(), inspect.currentframe()
     while frame is not None:
-        yield frame.f_code
+        found.add(frame.f_code)
         frame = frame.f_back
+    return found
 
 
 def watched(run: Callable[[], object], functions: Iterable[type]) -> Watch:

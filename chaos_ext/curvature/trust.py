@@ -1,113 +1,25 @@
 """Whether torch's derivatives of a loss are to be believed: once for each program, or each time where they may fail.
 
 The two ways to H u, ``jvp`` of ``grad`` and double backward, are compared with each other and with differences of
-gradients, which share no formula for second derivatives with either; the gradient with differences of the loss. A
-gradient that is stopped on purpose (``detach``, ``no_grad``) is not seen by differences: there, only the two ways are
-compared.
+gradients, which share no formula for second derivatives with either. A gradient that is stopped on purpose (``detach``,
+``no_grad``) is not seen by differences: there, only the two ways are compared.
 """
 
 from __future__ import annotations
 
 import logging
-import weakref
-from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .differences import Derivative, along, directions, is_linear
-from .inspection import Seen, Watch, reentrant_checkpoint
+from .examination import Differentiable, Program, limits, warn_once
+from .inspection import Seen
 
 log = logging.getLogger("chaos_ext")
 
 JVP_OF_GRAD, DOUBLE_BACKWARD = "jvp of grad", "double backward"
-_MOST = 64  # programs of one model that are remembered
-
-
-@dataclass
-class Program:
-    """What is known of a model with a loss on batches of one shape.
-
-    Attributes:
-        stops: how it takes gradients out of the graph on purpose, or None: differences would see what is stopped.
-        path: the way that its products take, once that is decided.
-    """
-
-    stops: str | None
-    path: str | None = None
-
-
-class Differentiable(Protocol):
-    """What a functional engine shows here: one loss, in one dtype, and torch's derivatives of it."""
-
-    path: str
-    gradient: Tensor
-    seen: Seen | None
-
-    @property
-    def key(self) -> Hashable: ...
-    @property
-    def model(self) -> nn.Module: ...
-    def twin(self) -> Differentiable: ...
-    def theta(self) -> Tensor: ...
-    def watched(self) -> Watch: ...
-    def loss_at(self, theta: Tensor) -> Tensor: ...
-    def gradient_at(self, theta: Tensor) -> Tensor: ...
-    def product(self, v: Tensor, path: str, theta: Tensor | None = None) -> Tensor | None: ...
-
-
-_known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Program]] = weakref.WeakKeyDictionary()
-
-
-def program_of(engine: Differentiable) -> Program:
-    """What is known of the engine's program; of a new one, the gradient is checked.
-
-    Raises:
-        UnsupportedError: a re-entrant checkpoint.
-        ChaosExtError: the gradient is not the derivative of the loss.
-    """
-    programs = _known.setdefault(engine.model, {})
-    key = (engine.key, engine.seen)
-    if key not in programs:
-        found = _examined(engine)
-        if len(programs) >= _MOST:
-            programs.clear()
-        programs[key] = found
-    return programs[key]
-
-
-def _examined(engine: Differentiable) -> Program:
-    watch = engine.watched()
-    if watch.reentrant:
-        raise reentrant_checkpoint()
-    if watch.stops is None and _gradient_is_wrong(engine.twin()):
-        # A Function of the user's whose backward is not the derivative of its forward is taken for deliberate.
-        if engine.seen is None or not engine.seen.functions:
-            raise ChaosExtError(
-                "gradient: torch's gradient is not the derivative of the loss, which differences of the loss show; "
-                "something in forward or in loss_fn cuts the graph; check the gradient with torch.autograd.gradcheck"
-            )
-        return Program(f"the backward of {engine.seen.names}")
-    return Program(watch.stops)
-
-
-def _gradient_is_wrong(engine: Differentiable) -> bool:
-    """Whether differences of the loss contradict its gradient."""
-    theta = engine.theta()
-    u, v = directions(len(theta), theta)
-
-    def loss(at: Tensor) -> Tensor:
-        return engine.loss_at(at).reshape(1)
-
-    found = along(loss, theta, u)
-    floor = 1e-6 * float(engine.gradient.norm() * u.norm())
-    limit = _limits(theta.dtype)[1]
-    if found is None or found.agrees((engine.gradient @ u).reshape(1), limit, floor):
-        return False
-    return is_linear(loss, theta, u, v)
 
 
 def choose_path(engine: Differentiable, program: Program) -> str:
@@ -127,11 +39,35 @@ def choose_path(engine: Differentiable, program: Program) -> str:
         names = ", ".join(seen.once_differentiable)
         raise UnsupportedError(f"model: autograd cannot differentiate it twice: {names} is once_differentiable")
     judge = engine.twin()
-    program.path = path = _Comparison(judge, program.stops).decide()
+    program.path = path = _judged(judge, program)
     if judge is not engine:  # and in the engine's own dtype the formula that was found right
         engine.path = path
         path = _Comparison(engine, "").decide()
     return path
+
+
+def _judged(engine: Differentiable, program: Program) -> str:
+    comparison, name = _Comparison(engine, program.stops), type(engine.model).__name__
+    if program.doubt is None:
+        path = comparison.decide()
+        if program.stops not in (None, "padding_idx") and not comparison.follows_the_gradient(path):
+            warn_once(
+                f"{name}: to H, what forward takes out of the graph ({program.stops}) is a constant; the gradient "
+                "changes with it, so that H is not the derivative of the gradient, which training follows"
+            )
+        return path
+    right = [path for path in (engine.path, DOUBLE_BACKWARD) if comparison.follows_the_gradient(path)]
+    if not right:
+        raise UnsupportedError(
+            f"hessian: the gradient is not the derivative of the loss ({program.doubt}), as with a straight-through "
+            "estimator, a reversed or a clipped gradient, and neither has torch's second derivative of it a meaning: "
+            f"{comparison.findings()}; op.gradient and CGD(prune=None) work; for H use a differentiable forward"
+        )
+    warn_once(
+        f"{name}: the gradient is not the derivative of the loss ({program.doubt}); H is the derivative of the "
+        "gradient, which training follows, and not the loss's Hessian"
+    )
+    return right[0]
 
 
 def differences(engine: Differentiable, v: Tensor) -> Derivative | None:
@@ -140,11 +76,6 @@ def differences(engine: Differentiable, v: Tensor) -> Derivative | None:
     u, v = directions(len(theta), theta, 1)[0], v.to(theta)
     found = along(engine.gradient_at, theta, v)
     return found if found is not None and is_linear(engine.gradient_at, theta, u, v) else None
-
-
-def _limits(dtype: torch.dtype) -> tuple[float, float, float]:
-    """How far apart relative to their size: the two ways; and differences; and what counts as rounding of H nearby."""
-    return (1e-3, 2e-2, 1e-5) if dtype == torch.float32 else (1e-7, 1e-6, 1e-10)
 
 
 class _Comparison:
@@ -158,7 +89,7 @@ class _Comparison:
     def __init__(self, engine: Differentiable, stops: str | None) -> None:
         self._engine, self._stops, self._theta = engine, stops, engine.theta()
         self._pair = torch.stack(directions(len(self._theta), self._theta))
-        self._near, self._far, self._rounding = _limits(self._theta.dtype)
+        self._near, self._far, self._rounding = limits(self._theta.dtype)
         self._refusal: UnsupportedError | None = None
         self._products = self._all_products()
 
@@ -195,6 +126,14 @@ class _Comparison:
 
     def _expected(self) -> Derivative | None:
         return None if self._stops is not None else along(self._engine.gradient_at, self._theta, self._pair[0])
+
+    def follows_the_gradient(self, path: str) -> bool:
+        """Whether the products on this way are symmetric, and are what differences of torch's gradient give."""
+        if path not in self._products or not self._is_symmetric(path):
+            return False
+        expected = [along(self._engine.gradient_at, self._theta, v) for v in self._pair]
+        pairs = zip(expected, self._products[path], strict=True)
+        return all(e is not None and e.agrees(product, self._far) for e, product in pairs)
 
     def _is_symmetric(self, path: str, floor: float = 0.0) -> bool:
         products = self._products[path]
@@ -235,6 +174,10 @@ class _Comparison:
         shifted = (0.3 * noise, self._theta + 0.1 * self._theta.abs() * noise)
         found = [self._product(path, theta) for theta in shifted]
         return max((float(p.norm()) for p in found if p is not None and torch.isfinite(p).all()), default=0.0)
+
+    def findings(self) -> str:
+        """What is wrong with each way."""
+        return self._findings(along(self._engine.gradient_at, self._theta, self._pair[0]))
 
     def _findings(self, expected: Derivative | None) -> str:
         return "; ".join(f"{path} {self._finding(path, expected)}" for path in self._products)

@@ -59,6 +59,8 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     reference = FunctionalEngine(twin, nn.MSELoss(), ParameterSpace.of(twin), x, y, path=DOUBLE_BACKWARD, check=alone)
     if alone and reference.seen is not None and reference.seen.fragile:
         return f"torch's second derivatives of it may be wrong on some batches: {', '.join(reference.seen.fragile)}"
+    if alone and reference.custom is not None:
+        return f"its gradients have to be checked on every batch: {reference.custom}"
     try:
         product = reference.hvp(_direction(reference.space))
     except ChaosExtError as e:
