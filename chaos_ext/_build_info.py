@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import _ops
-
-
-def _version() -> str:
-    """The installed distribution's version, whose single source is pyproject.toml."""
-    try:
-        return importlib.metadata.version("chaos-ext")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
-
-
-__version__ = _version()
+from ._version import __version__
 
 
 def build_info() -> dict[str, Any]:

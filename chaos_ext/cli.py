@@ -2,11 +2,14 @@
 
 Exit status: 0 success, 1 a run failed, 2 the command cannot start as given, 130 interrupted (Ctrl-C),
 143 terminated (SIGTERM).
+
+What takes long to import, torch above all, is imported when a command runs: help and usage errors come at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import signal
@@ -14,13 +17,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__, build_info
-from .errors import ChaosExtError, DatasetNotFoundError
-from .experiments import fig1
+from ._version import __version__
+from .experiments import fig1_options
 from .experiments.interruption import Interrupted, handled
-from .experiments.output import UsageError, WorkerError
 
-_EXPERIMENTS = (fig1,)
+_EXPERIMENTS = (fig1_options,)  # the module that runs NAME is ``experiments.NAME``
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     for experiment in _EXPERIMENTS:
         sub = figures.add_parser(experiment.NAME, help=experiment.HELP, description=experiment.HELP)
         experiment.add_arguments(sub)
-        sub.set_defaults(command=lambda args, e=experiment, p=sub: _reproduce(args, e, p))
+        sub.set_defaults(command=lambda args, e=experiment.NAME, p=sub: _reproduce(args, e, p))
         commands_with_options.append(sub)
     for sub in commands_with_options:  # without a default, which would undo a -v before the command
         sub.add_argument(*verbose, action="store_true", default=argparse.SUPPRESS, help="log more")
@@ -73,7 +74,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _reproduce(args: argparse.Namespace, experiment: Any, parser: argparse.ArgumentParser) -> int:
+def _reproduce(args: argparse.Namespace, name: str, parser: argparse.ArgumentParser) -> int:
+    from .errors import ChaosExtError, DatasetNotFoundError
+    from .experiments.output import UsageError, WorkerError
+
+    experiment = importlib.import_module(f".experiments.{name}", __package__)
     try:
         with handled():
             status: int = experiment.run(args, parser)
@@ -90,6 +95,8 @@ def _reproduce(args: argparse.Namespace, experiment: Any, parser: argparse.Argum
 
 
 def _info(args: argparse.Namespace) -> int:
+    from ._build_info import build_info
+
     info = build_info()
     if args.json:
         print(json.dumps(info, indent=1, default=str))

@@ -9,7 +9,7 @@ import pytest
 import chaos_ext
 from chaos_ext import cli
 from chaos_ext.errors import UnsupportedError
-from chaos_ext.experiments import fig1
+from chaos_ext.experiments import fig1, fig1_options
 
 
 def status(*arguments):
@@ -119,3 +119,26 @@ def test_package_and_command_need_no_optional_package(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:2] == ["version", chaos_ext.__version__]
+
+
+AT_ONCE = [["--help"], ["--version"], ["reproduce", "--help"], ["reproduce", "fig1", "--help"], ["info", "--help"], []]
+AT_ONCE += [["nonsense"], ["reproduce", "fig99"], ["reproduce", "fig1", "--epochs", "0"], ["info", "--xml"]]
+
+
+@pytest.mark.parametrize("arguments", AT_ONCE, ids=" ".join)
+def test_help_and_usage_errors_do_not_wait_for_torch(arguments, tmp_path):
+    code = (
+        "import sys\nfrom chaos_ext import cli\nstatus = None\n"
+        "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit as end:\n    status = end.code\n"
+        "slow = {'torch', 'numpy', 'chaos_ext._ops', 'chaos_ext._contents'} & set(sys.modules)\n"
+        "print('\\n', status, sorted(slow))"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    wrong = not {"--help", "--version"} & set(arguments)
+    assert done.stdout.splitlines()[-1].strip() == f"{2 if wrong else 0} []", done.stderr
+
+
+def test_options_offer_what_there_is():
+    assert fig1_options.DATA == chaos_ext.data.NAMES
+    assert tuple(chaos_ext.models.MODELS) == fig1_options.MODELS

@@ -7,7 +7,7 @@ from fig1_command import manifest, read, reproduce
 
 from chaos_ext import NonFiniteError
 from chaos_ext.data import load
-from chaos_ext.experiments import fig1, pool, report, unit
+from chaos_ext.experiments import fig1, fig1_options, pool, report, unit
 from chaos_ext.experiments.output import OutputFolder, WorkerError
 from chaos_ext.experiments.settings import RUNS, Unit
 
@@ -58,7 +58,7 @@ def test_error_in_a_worker_process_is_reported(tmp_path):
     out = OutputFolder(tmp_path)
     out.parts.mkdir()
     parser = ArgumentParser()
-    fig1.add_arguments(parser)
+    fig1_options.add_arguments(parser)
     settings = fig1._settings(parser.parse_args(["--prune", "negative"]), "a fingerprint that the data do not have")
     with pytest.raises(WorkerError, match="data set changed"):
         pool.run_units(settings, load("digits"), None, out, jobs=2, every=1, report=lambda *a: None)

@@ -12,7 +12,7 @@ PACKAGE = Path(chaos_ext.__file__).parent
 
 # What stands on the landing, floor by floor: a module imports from lower floors and from its own folder only.
 FLOORS = [
-    {"errors"},
+    {"errors", "_version"},
     {"_ops"},
     {"base", "_build_info"},
     {"rules"},
@@ -29,7 +29,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # Outside of the floors: the table of contents, and the slow twins that only tests and benchmarks may use.
-ASIDE = {"__init__", "reference"}
+ASIDE = {"__init__", "_contents", "reference"}
 LONGEST = 300  # lines
 
 

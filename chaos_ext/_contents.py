@@ -1,0 +1,133 @@
+"""The public names of the package, each from where it is defined; ``chaos_ext`` gives them when they are first used."""
+
+from . import chaos, data, errors, figures, metrics, models, systems
+from ._build_info import build_info
+from ._version import __version__
+from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
+from .curvature.compressed import CompressedHessian
+from .curvature.hessian import HessianOperator
+from .curvature.plan import LayerReport
+from .curvature.shortcut import hessian
+from .dynamics.analyzer import LyapunovAnalyzer
+from .dynamics.covariant import CovariantVectors
+from .dynamics.covariant_maps import covariant_vectors
+from .dynamics.custom import register_tangent
+from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
+from .dynamics.maps import lyapunov_spectrum
+from .dynamics.perturb import perturb
+from .dynamics.result import History, LyapunovResult
+from .dynamics.tangent_map import TangentMap
+from .errors import (
+    ChaosExtError,
+    CheckpointError,
+    DatasetNotFoundError,
+    MemoryBudgetError,
+    NonFiniteError,
+    NotConvergedError,
+    StaleOperatorError,
+    TornStateError,
+    UnsupportedError,
+)
+from .metrics import (
+    Alignment,
+    BatchSharpness,
+    Coefficients,
+    DirectionAlignment,
+    DivergenceFit,
+    DivergenceLaw,
+    Estimate,
+    SharpnessDimension,
+    Similarity,
+    StabilityMargin,
+    batch_sharpness,
+    batch_sharpness_over,
+    direction_alignment,
+    distance_to_threshold,
+    fit_divergence,
+    gradient_alignment,
+    gradient_cosine,
+    lle_spectrum,
+    preconditioned_sharpness,
+    sharpness_dimension,
+    subspace_similarity,
+)
+from .optim.cgd import CGD
+from .optim.pruning import StepInfo
+from .rules.rule import Leaf, Rule
+from .rules.table import register_rule, unregister_rule
+from .spectra.decompose import directions, spectrum
+from .spectra.spectrum import Spectrum
+from .systems import System
+
+__all__: list[str] = [
+    "CGD",
+    "Alignment",
+    "BatchSharpness",
+    "ChaosExtError",
+    "CheckpointError",
+    "Coefficients",
+    "CompressedHessian",
+    "CovariantVectors",
+    "DatasetNotFoundError",
+    "DirectionAlignment",
+    "DivergenceFit",
+    "DivergenceLaw",
+    "Estimate",
+    "HessianOperator",
+    "History",
+    "LayerReport",
+    "Leaf",
+    "LyapunovAnalyzer",
+    "LyapunovResult",
+    "MemoryBudgetError",
+    "NonFiniteError",
+    "NotConvergedError",
+    "Rule",
+    "SharpnessDimension",
+    "Signs",
+    "Similarity",
+    "SpectralSummary",
+    "Spectrum",
+    "StabilityMargin",
+    "StaleOperatorError",
+    "StepInfo",
+    "System",
+    "TangentMap",
+    "TornStateError",
+    "UnsupportedError",
+    "__version__",
+    "batch_sharpness",
+    "batch_sharpness_over",
+    "build_info",
+    "chaos",
+    "count_signs",
+    "covariant_vectors",
+    "data",
+    "direction_alignment",
+    "directions",
+    "distance_to_threshold",
+    "errors",
+    "figures",
+    "fit_divergence",
+    "gradient_alignment",
+    "gradient_cosine",
+    "hessian",
+    "kaplan_yorke_dimension",
+    "lle_spectrum",
+    "local_lyapunov_exponents",
+    "lyapunov_spectrum",
+    "metrics",
+    "models",
+    "perturb",
+    "preconditioned_sharpness",
+    "register_rule",
+    "register_tangent",
+    "select",
+    "sharpness_dimension",
+    "spectral_summary",
+    "spectrum",
+    "subspace_similarity",
+    "sum_of_positive_exponents",
+    "systems",
+    "unregister_rule",
+]
