@@ -234,8 +234,9 @@ def lorenz96(n: int = 40, forcing: float = 8.0, dt: float = 0.05) -> System:
     """One Runge-Kutta step of Lorenz's model of 1996, dx_i/dt = (x_(i+1) - x_(i-2)) x_(i-1) - x_i + F, i modulo n.
 
     The divergence is -n, the sum of the flow's exponents. For n = 40, F = 8 Lorenz and Emanuel 1998 find errors to
-    double in 2.1 days of 0.2 units (1.65 a unit of time), 13 positive exponents and a Kaplan-Yorke dimension of 27.1;
-    the largest exponent to three digits is 1.68.
+    double in 2.1 days of 0.2 units, 13 positive exponents and a Kaplan-Yorke dimension of 27.1. ``exponents`` holds the
+    largest, ln 2 / 0.42 = 1.65, which the digits of 2.1 leave between 1.61 and 1.69; ``lyapunov_spectrum`` gives
+    1.679 +- 0.015 over 3,000 units of time.
 
     Args:
         n: number of sites on the circle, at least 4.
@@ -250,7 +251,7 @@ def lorenz96(n: int = 40, forcing: float = 8.0, dt: float = 0.05) -> System:
         slope, before = (x.roll(-1) - x.roll(2)).unsqueeze(1), x.roll(1).unsqueeze(1)
         return (V.roll(-1, 0) - V.roll(2, 0)) * before + slope * V.roll(1, 0) - V
 
-    known = _published((1.68,), (n, forcing) == (40, 8.0))
+    known = _published((math.log(2) / 0.42,), (n, forcing) == (40, 8.0))
     x0 = torch.full((n,), forcing, dtype=torch.float64, device="cpu")
     x0[n // 2] += 0.01
     step, tangent = runge_kutta(field, jacobian, dt)
