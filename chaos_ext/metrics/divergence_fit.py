@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .intervals import Estimate
@@ -35,7 +34,7 @@ class Coefficients:
         Args:
             t: steps >= 0, of any shape.
         """
-        t = torch.as_tensor(t).double()
+        t = t.double()
         offset = 0.0 if self.eps is None else self.eps.value**2
         return (self.alpha.value * t**2 + self.beta.value * t + offset).sqrt()
 

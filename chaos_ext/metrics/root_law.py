@@ -15,10 +15,10 @@ from ..errors import NotConvergedError
 _LOWEST = 1e-30  # of c in units of max d^2 / max a: less is zero
 _ITERATIONS = 300
 _ROUNDING = 1e-15
-_AT_ONCE = 1 << 21  # numbers of a weighting of points
+_AT_ONCE = 1 << 19  # weights at once: some arrays of them stay in cache
 
 
-def fit_root(A: Tensor, D: Tensor, W: Tensor, relative: bool) -> Tensor:
+def fit_root(A: Tensor, D: Tensor, W: Tensor, relative: bool, near: Tensor | None = None) -> Tensor:
     """The coefficients of each row of weights.
 
     Args:
@@ -26,6 +26,7 @@ def fit_root(A: Tensor, D: Tensor, W: Tensor, relative: bool) -> Tensor:
         D: distances [m], or those of every row [B, m]; positive if ``relative``.
         W: weights >= 0 of the points [B, m].
         relative: least squares of ln d instead of d.
+        near: coefficients [p] from which to start.
 
     Returns:
         float64 [B, p], zeros exact.
@@ -35,15 +36,17 @@ def fit_root(A: Tensor, D: Tensor, W: Tensor, relative: bool) -> Tensor:
     """
     rows = max(1, _AT_ONCE // len(A))
     scale, unit = A.amax(0), float(D.max())
+    near = torch.zeros_like(scale) if near is None else near * scale / unit**2
     parts = [
-        _fit(A / scale, (D[i : i + rows] if D.dim() == 2 else D) / unit, W[i : i + rows], relative)
+        _fit(A / scale, (D[i : i + rows] if D.dim() == 2 else D) / unit, W[i : i + rows], relative, near)
         for i in range(0, len(W), rows)
     ]
     return torch.cat(parts) * unit**2 / scale
 
 
-def _fit(A: Tensor, D: Tensor, W: Tensor, relative: bool) -> Tensor:
-    c = ((W * D.square()).sum(1, keepdim=True) / (W @ A) / A.shape[1]).nan_to_num(1.0, 1.0).clamp_min(_LOWEST)
+def _fit(A: Tensor, D: Tensor, W: Tensor, relative: bool, near: Tensor) -> Tensor:
+    c = ((W * D.square()).sum(1, keepdim=True) / (W @ A) / A.shape[1]).nan_to_num(1.0, 1.0)
+    c = torch.where(near > 0, near, c).clamp_min(_LOWEST)
     slack = _ROUNDING * (W * (1 + D.log().abs() if relative else D.square())).sum(1)
     settled = torch.zeros(len(W), dtype=torch.int64, device="cpu")
     for _ in range(_ITERATIONS):

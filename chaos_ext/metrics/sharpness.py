@@ -176,7 +176,7 @@ def sharpness_dimension(
     total, silent, batches = _sorted_lists(source, lr)
     means = total / batches
     kept = means[~silent]
-    run = float("nan") if lyapunov is None else kaplan_yorke_dimension(torch.as_tensor(lyapunov), len(means))
+    run = float("nan") if lyapunov is None else kaplan_yorke_dimension(lyapunov, len(means))
     return SharpnessDimension(
         kaplan_yorke_dimension(means),
         kaplan_yorke_dimension(kept) if len(kept) else 0.0,
