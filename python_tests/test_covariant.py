@@ -413,6 +413,21 @@ def test_a_block_that_is_recorded_twice_counts_once():
     assert all(map(torch.equal, a.frames, b.frames))
 
 
+def test_what_is_handed_out_cannot_corrupt_the_run():
+    run = Benettin(start_block(4, 2, torch.float64, torch.device("cpu"), 0), 1, 0, record=Record(2))
+    for i in range(30):
+        J = _random(4, 4, seed=i)
+        run.advance(lambda Y, J=J: (J @ Y, None))
+    found = covariant_of(run)
+    first = found.stacked()
+    for t in (*found.frames, found.coefficients, found.growth, found.angles):
+        t.zero_()
+    state = run.state_dict()["record"]
+    state["factors"].zero_()
+    state["frames"][0].zero_()
+    assert torch.equal(covariant_of(run).stacked().nan_to_num(), first.nan_to_num())
+
+
 def test_a_run_without_a_record_has_no_vectors():
     run = Benettin(torch.eye(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="records its factors"):

@@ -167,7 +167,7 @@ def _result(
     k = record.factors.k
     return CovariantVectors(
         steps=at[kept],
-        frames=tuple(record.frames[i] for i in kept),
+        frames=tuple(record.frames[i].clone() for i in kept),
         coefficients=torch.stack(coefficients) if kept else torch.empty(0, k, k, dtype=torch.float64, device="cpu"),
         errors=errors[kept],
         block_steps=at,
