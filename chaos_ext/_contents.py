@@ -15,8 +15,11 @@ from .dynamics.custom import register_tangent
 from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
 from .dynamics.maps import lyapunov_spectrum
 from .dynamics.perturb import perturb
+from .dynamics.perturbation import perturbation
 from .dynamics.result import History, LyapunovResult
 from .dynamics.tangent_map import TangentMap
+from .ensemble.ensemble import Ensemble
+from .ensemble.readings import Evaluation
 from .errors import (
     ChaosExtError,
     CheckpointError,
@@ -72,7 +75,9 @@ __all__: list[str] = [
     "DirectionAlignment",
     "DivergenceFit",
     "DivergenceLaw",
+    "Ensemble",
     "Estimate",
+    "Evaluation",
     "HessianOperator",
     "History",
     "LayerReport",
@@ -119,6 +124,7 @@ __all__: list[str] = [
     "metrics",
     "models",
     "perturb",
+    "perturbation",
     "preconditioned_sharpness",
     "register_rule",
     "register_tangent",

@@ -21,7 +21,7 @@ FLOORS = [
     {"spectra"},
     {"chaos"},
     {"dynamics", "optim", "systems", "models", "data"},
-    {"metrics"},
+    {"metrics", "ensemble"},
     {"figures"},
     {"experiments"},
     {"cli"},

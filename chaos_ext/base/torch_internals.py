@@ -7,6 +7,7 @@ of torch's that starts with an underscore (a test holds that). Beside it, ``grap
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -102,6 +103,13 @@ def has_global_hooks() -> bool:
     """Whether every module's call does more (torch/nn/modules/module.py, ``register_module_forward_hook``)."""
     module = nn.modules.module
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
+
+
+def has_step_hooks(opt: torch.optim.Optimizer) -> bool:
+    """Whether a step of this optimizer does more (torch/optim/optimizer.py, ``register_step_pre_hook``)."""
+    own = opt._optimizer_step_pre_hooks or opt._optimizer_step_post_hooks
+    every = sys.modules["torch.optim.optimizer"]  # whose name torch.optim takes back
+    return bool(own or every._global_optimizer_pre_hooks or every._global_optimizer_post_hooks)
 
 
 def keeps_running_stats(m: nn.Module) -> bool:

@@ -1,0 +1,142 @@
+"""The saved state of an ensemble: what it holds, and whether it belongs to this run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.contents import count, parts, refusing, require
+from ..base.signals import Deferred
+from ..errors import CheckpointError
+from .layout import Layout
+from .members import Members
+from .options import Group, Number
+from .recurrence import Recurrence
+
+_FORMAT = "chaos_ext.Ensemble/1"
+_PARTS = ("fingerprint", "steps", "diverged", "theta", "buffers", "state", "options", "parameter_steps", "started")
+
+
+def fingerprint(members: Members, optimizer: str) -> dict[str, Any]:
+    """What a state must have been made with to fit."""
+    space, recurrence = members.layout.space, members.recurrence
+    return {
+        "format": _FORMAT,
+        "parameters": [[n, *s] for n, s in zip(space.names, space.shapes, strict=True)],
+        "buffers": [[n, str(b.dtype), *b.shape[1:]] for n, b in members.buffers.items()],
+        "members": len(members),
+        "optimizer": optimizer,
+        "flags": [dict(g.flags) for g in recurrence.groups],
+        "dtype": str(space.dtype),
+    }
+
+
+def pack(members: Members, own: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run with this fingerprint: plain values and tensors only, in theta's order."""
+    recurrence = members.recurrence
+    return {
+        "fingerprint": own,
+        "steps": members.steps,
+        "diverged": members.diverged.clone(),
+        "theta": members.layout.unpack(members.theta),
+        "buffers": {n: b.clone() for n, b in members.buffers.items()},
+        "state": recurrence.each(members.layout.unpack),
+        "options": [{n: _plain(v) for n, v in g.numbers.items()} for g in recurrence.groups],
+        "parameter_steps": list(recurrence.steps),
+        "started": list(recurrence.started),
+    }
+
+
+def _plain(value: Number) -> float | Tensor:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def require_fit(state: Any, members: Members, own: dict[str, Any]) -> None:
+    """Raises CheckpointError unless the state is whole, consistent, and that of a run with this fingerprint."""
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise CheckpointError("state: expected the state_dict of an Ensemble, got something else")
+    theirs = state["fingerprint"]
+    for name, ours in own.items():
+        got = theirs.get(name) if isinstance(theirs, dict) else None
+        if got != ours:
+            raise CheckpointError(f"state: it belongs to another run: expected {name} = {ours!r}, got {got!r}")
+    with refusing("state: damaged, or of another version"):
+        _check(parts(state, _PARTS), members)
+
+
+def _check(state: dict[str, Any], members: Members) -> None:
+    b, space = len(members), members.layout.space
+    count("steps", state["steps"])
+    _like("theta", state["theta"], (b, space.size), space.dtype)
+    _like("diverged", state["diverged"], (b,), torch.int64)
+    low, high = int(state["diverged"].min()), int(state["diverged"].max())
+    require(low >= -1 and high <= state["steps"], "diverged", f"steps in -1..{state['steps']}", [low, high])
+    _same_names("buffers", state["buffers"], members.buffers)
+    for n, own in members.buffers.items():
+        _like(n, state["buffers"][n], own.shape, own.dtype)
+    _check_recurrence(state, members.recurrence, b, space.size)
+
+
+def _check_recurrence(state: dict[str, Any], recurrence: Recurrence, b: int, size: int) -> None:
+    dtype, n = recurrence.layout.space.dtype, len(recurrence.steps)
+    known = set(recurrence.buffers) | ({"momentum_buffer"} if not recurrence.adam else set())
+    found = state["state"]
+    require(isinstance(found, dict) and set(found) <= known, "state", f"some of {sorted(known)}", found)
+    require(not recurrence.adam or set(found) == known, "state", f"all of {sorted(known)}", list(found))
+    for name, t in found.items():
+        _like(name, t, (b, size), dtype)
+    for name, kind in (("parameter_steps", int), ("started", bool)):
+        whole = isinstance(state[name], list) and len(state[name]) == n
+        require(whole and all(type(v) is kind for v in state[name]), name, f"{n} of {kind.__name__}", state[name])
+    require(not any(state["started"]) or "momentum_buffer" in found, "state", "a momentum_buffer", list(found))
+    options = state["options"]
+    require(isinstance(options, list) and len(options) == len(recurrence.groups), "options", "a list", options)
+    for own, given in zip(recurrence.groups, options, strict=True):
+        _same_names("options", given, own.numbers)
+        for name, value in given.items():
+            _check_number(name, value, b)
+
+
+def _check_number(name: str, value: Any, members: int) -> None:
+    fits = type(value) is float or (isinstance(value, Tensor) and tuple(value.shape) == (members, 1))
+    require(fits, name, f"a float or a tensor [{members}, 1]", value)
+    whole = torch.as_tensor(value)
+    require(bool((torch.isfinite(whole) & (whole >= 0)).all()), name, "finite numbers >= 0", value)
+
+
+def _same_names(name: str, given: Any, own: Any) -> None:
+    require(isinstance(given, dict) and set(given) == set(own), name, f"{sorted(own)}", given)
+
+
+def _like(name: str, t: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    whole = isinstance(t, Tensor) and tuple(t.shape) == tuple(shape) and t.dtype == dtype
+    require(whole, name, f"{dtype} {list(shape)}", t)
+
+
+def restore(state: dict[str, Any], members: Members) -> None:
+    """Takes over a state that fits."""
+    layout, recurrence = members.layout, members.recurrence
+    device = layout.space.device
+    groups = [
+        Group({n: v.to(device) if isinstance(v, Tensor) else v for n, v in given.items()}, own.flags)
+        for own, given in zip(recurrence.groups, state["options"], strict=True)
+    ]
+    theta = _rows(state["theta"], layout)
+    buffers = {name: _rows(t, layout) for name, t in state["state"].items()}
+    with Deferred():
+        members.torn = True
+        members.theta.copy_(theta)
+        for n, b in members.buffers.items():
+            b.copy_(state["buffers"][n])
+        recurrence.restore(groups, buffers, state["parameter_steps"], state["started"])
+        members.steps = state["steps"]
+        members.diverged.copy_(state["diverged"])
+        members.torn = False
+
+
+def _rows(t: Tensor, layout: Layout) -> Tensor:
+    rows = layout.zeros(len(t))
+    layout.pack_(rows, t.to(layout.space.device))
+    return rows
