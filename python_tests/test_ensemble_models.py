@@ -115,15 +115,16 @@ def _made(name):
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_members_are_what_each_model_alone_would_be(name, batched, caplog):
+def test_members_are_what_each_model_alone_would_be(name, batched, device, caplog):
     caplog.set_level(logging.INFO, "chaos_ext")
     model, shape, way = _made(name)
+    model.to(device)
     opt = SGD(model.parameters(), lr=0.05, momentum=0.5, weight_decay=0.1)
     ens = ce.Ensemble.around(model, CE, opt, deltas(model, 2))
     alone = [Alone(model, t, opt) for t in ens.thetas]
     for t in range(6):
         n = 5 if t % 3 else 4  # as a loader's last batch
-        batches = [batch(n, shape, seed=t + 10 * i * batched) for i in range(3)]
+        batches = [[v.to(device) for v in batch(n, shape, seed=t + 10 * i * batched)] for i in range(3)]
         expected = torch.stack([one.step(*b) for one, b in zip(alone, batches, strict=True)])
         x, y = (torch.stack(parts) for parts in zip(*batches, strict=True)) if batched else batches[0]
         torch.testing.assert_close(ens.step(x, y, batched=batched), expected, rtol=1e-10, atol=1e-12)

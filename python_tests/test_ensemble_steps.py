@@ -16,7 +16,7 @@ def _run(model, opt, steps=25, batched=False, dtype=F64, **options):
     per_member = {k: v for k, v in options.items() if k != "csv"}
     alone = [Alone(model, t, opt, **_of(per_member, i)) for i, t in enumerate(ens.thetas)]
     for t in range(steps):
-        batches = [batch(5, seed=t + 100 * i * batched, dtype=dtype) for i in range(4)]
+        batches = [_on(model, batch(5, seed=t + 100 * i * batched, dtype=dtype)) for i in range(4)]
         expected = torch.stack([one.step(*b) for one, b in zip(alone, batches, strict=True)])
         x, y = (torch.stack(parts) for parts in zip(*batches, strict=True)) if batched else batches[0]
         losses = ens.step(x, y, batched=batched)
@@ -24,6 +24,10 @@ def _run(model, opt, steps=25, batched=False, dtype=F64, **options):
     require_like(ens, alone, TOLERANCE[dtype])
     assert ens.steps == steps
     return ens
+
+
+def _on(model, tensors):
+    return tuple(t.to(next(model.parameters()).device) for t in tensors)
 
 
 def _of(options, i):
@@ -34,9 +38,9 @@ def _of(options, i):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_option_of_every_optimizer(name, dtype):
+def test_every_option_of_every_optimizer(name, dtype, device):
     cls, options = OPTIMIZERS[name]
-    model = mlp(dtype)
+    model = mlp(dtype).to(device)
     _run(model, cls(model.parameters(), **options), dtype=dtype)
 
 
@@ -163,3 +167,14 @@ def test_losses(name, batched):
         losses = ens.step(x, y, batched=True) if batched else ens.step(x[0], y[0])
         torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=1e-12)
     require_like(ens, alone, 1e-10)
+
+
+def test_moving_the_users_model_afterwards_changes_nothing():
+    model = mlp()
+    ens = ce.Ensemble.around(model, CE, SGD(model.parameters(), lr=0.1), deltas(model, 1))
+    model.float()
+    ens.set_options(lr=torch.tensor([0.1, 0.2], dtype=F64))
+    before = ens.thetas
+    ens.step(*batch())
+    assert ens.thetas.dtype == F64
+    assert not torch.equal(ens.thetas, before)

@@ -135,7 +135,7 @@ class Choice:
 
     def _at_once(self, engine: Layered, members: Members, x: Tensor, y: Tensor, own: bool) -> int:
         """How many members' numbers fit into the cache, from what one of them takes."""
-        mine = (x[:1], y[:1]) if own else (x, y)
+        mine, engine = (x[:1], y[:1]) if own else (x, y), engine.with_fresh_memory()
         try:
             _one(engine, members, 0, *mine, own)
         except (torch.OutOfMemoryError, ChaosExtError):

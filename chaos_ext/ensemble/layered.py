@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,12 @@ class Layered:
                 self._scratch.pop(next(iter(self._scratch)))
             self._scratch[key] = Scratch()
         return self._scratch[key]
+
+    def with_fresh_memory(self) -> Layered:
+        """The same, with nothing kept from other batches."""
+        other = copy.copy(self)
+        vars(other)["_scratch"] = {}
+        return other
 
     def memory_bytes(self, x: Tensor) -> int:
         """What batches like x have taken so far."""

@@ -105,7 +105,7 @@ def _check_together(group: Group) -> None:
         raise ValueError("nesterov: expected momentum > 0 and dampening = 0 of every member")
 
 
-def with_options(groups: Sequence[Group], given: Mapping[str, Any], members: int, like: Tensor) -> list[Group]:
+def with_options(groups: Sequence[Group], given: Mapping[str, Any], members: int, space: ParameterSpace) -> list[Group]:
     """The groups with options replaced, by a number for all members or a tensor [B] with one for each.
 
     Raises:
@@ -119,7 +119,7 @@ def with_options(groups: Sequence[Group], given: Mapping[str, Any], members: int
     if unknown:
         names = ", ".join(n for n in known if n not in _BELOW_ONE) + (", betas" if "beta1" in known else "")
         raise TypeError(f"{unknown[0]}: not an option that may be given per member; expected some of {names}")
-    numbers = {n: _per_member(n, v, members, like) for n, v in options.items()}
+    numbers = {n: _per_member(n, v, members, space) for n, v in options.items()}
     made = [replace(g, numbers={**g.numbers, **numbers}) for g in groups]
     for g in made:
         _check_together(g)
@@ -132,7 +132,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def _per_member(name: str, value: Any, members: int, like: Tensor) -> Number:
+def _per_member(name: str, value: Any, members: int, space: ParameterSpace) -> Number:
     if isinstance(value, (list, tuple)):
         value = torch.tensor(value, dtype=torch.float64)
     if not isinstance(value, Tensor) or value.dim() == 0:
@@ -147,7 +147,7 @@ def _per_member(name: str, value: Any, members: int, like: Tensor) -> Number:
             _number(name, v)
         except ValueError as e:
             raise ValueError(f"member {i}: {e}") from None
-    return value.detach().to(like.device, like.dtype).view(members, 1).clone()
+    return value.detach().to(space.device, space.dtype).view(members, 1).clone()
 
 
 def places(opt: Optimizer, space: ParameterSpace) -> list[int | None]:

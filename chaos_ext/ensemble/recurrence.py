@@ -115,7 +115,7 @@ class Recurrence:
     def __init__(self, opt: Optimizer, layout: Layout, members: int, options: Mapping[str, Any]) -> None:
         space = layout.space
         self.adam, self.layout, self.members = is_adam(opt), layout, members
-        self.groups = with_options(groups_of(opt), options, members, space.params[0])
+        self.groups = with_options(groups_of(opt), options, members, space)
         self.places = places(opt, space)
         states = [opt.state.get(p, {}) for p in space.params]
         self.steps = [int(s.get(STEP, 0)) for s in states]
@@ -155,7 +155,7 @@ class Recurrence:
 
     def set_options(self, given: Mapping[str, Any]) -> None:
         """Replaces options; see ``with_options``. After an exception they are as they were."""
-        groups = with_options(self.groups, given, self.members, self.layout.space.params[0])
+        groups = with_options(self.groups, given, self.members, self.layout.space)
         if not self.adam:
             self._require_steady_momentum(groups)
         self.groups, self._segments = groups, None
