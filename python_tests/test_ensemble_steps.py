@@ -178,3 +178,38 @@ def test_moving_the_users_model_afterwards_changes_nothing():
     ens.step(*batch())
     assert ens.thetas.dtype == F64
     assert not torch.equal(ens.thetas, before)
+
+
+def test_the_default_dtype_does_not_matter():
+    """Torch's fused Adam counts steps in float32 whatever the default is."""
+    torch.set_default_dtype(F64)
+    try:
+        model = mlp()
+        _run(model, Adam(model.parameters(), lr=0.01, betas=(0.8, 0.9)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Pair(nn.Module):
+    """Two inputs in a dict, of which one is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, parts):
+        return self.net(parts["a"]) * parts["b"].cos().mean()
+
+
+def test_batches_of_several_tensors():
+    model = Pair()
+    opt = SGD(model.parameters(), lr=0.1)
+    ens = ce.Ensemble.around(model, CE, opt, deltas(model, 2))
+    alone = [Alone(model, t, opt) for t in ens.thetas]
+    for t in range(4):
+        x, y = batch(seed=t)
+        parts = {"a": x, "b": x[:, :2]}
+        ens.step(parts, y)
+        for one in alone:
+            one.step(parts, y)
+    require_like(ens, alone, 1e-12)

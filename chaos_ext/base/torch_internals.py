@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -110,6 +110,25 @@ def has_step_hooks(opt: torch.optim.Optimizer) -> bool:
     own = opt._optimizer_step_pre_hooks or opt._optimizer_step_post_hooks
     every = sys.modules["torch.optim.optimizer"]  # whose name torch.optim takes back
     return bool(own or every._global_optimizer_pre_hooks or every._global_optimizer_post_hooks)
+
+
+def fused_adam_(
+    t: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: int, decoupled: bool, **options: Any
+) -> None:
+    """One pass of what ``torch.optim.Adam(fused=True)`` runs on the CPU, for dense tensors (torch/optim/adam.py).
+
+    Args:
+        t: updated in place, as are the moments.
+        gradient: left as it is.
+        moments: exp_avg, exp_avg_sq, and under amsgrad max_exp_avg_sq.
+        step: this one's number, from 1.
+        decoupled: AdamW's weight decay.
+        options: lr, beta1, beta2, weight_decay, eps, amsgrad, maximize.
+    """
+    m, v, *most = moments
+    steps = [torch.tensor(float(step), dtype=torch.float32, device="cpu")]
+    run = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    run([t], [gradient], [m], [v], most, steps, **options)
 
 
 def keeps_running_stats(m: nn.Module) -> bool:

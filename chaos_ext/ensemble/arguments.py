@@ -17,11 +17,23 @@ def checked_batch(x: Any, y: Any, members: int | None) -> tuple[Any, Any]:
     for name, value in (("x", x), ("y", y)):
         if members is not None:
             _check_own(name, value, members)
-        for t in tree_leaves(value):
-            if isinstance(t, Tensor):
-                _check_tensor(name, t)
-    # Tensors made in inference mode cannot be saved for backward; their copies can.
-    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
+        for t in tensors_of(value):
+            _check_tensor(name, t)
+    return _usable(x), _usable(y)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Those of a batch, which may be a tuple, list or dict of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def _usable(value: Any) -> Any:
+    """Tensors made in inference mode cannot be saved for backward; their copies can."""
+    if any(t.is_inference() for t in tensors_of(value)):
+        return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value)
+    return value
 
 
 def _check_own(name: str, value: object, members: int) -> None:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..base.parameters import ModuleTree
-from ..base.torch_internals import own_buffers, tree_leaves
+from ..base.torch_internals import own_buffers
 from ..curvature.scalar import first_line
 from ..errors import ChaosExtError, UnsupportedError
 from ..graph.capture import capture
 from ..rules.rule import NotLayerwise
+from .arguments import tensors_of
 from .functional import Functional
 from .layered import Layered
 from .members import Engine, Members, Parts
@@ -47,7 +48,7 @@ class Choice:
         Raises:
             UnsupportedError: the model cannot be run for many members at once. ValueError: forward or loss fail.
         """
-        tensors = [t for t in tree_leaves((x, y)) if isinstance(t, Tensor)]
+        tensors = (*tensors_of(x), *tensors_of(y))
         key = (own, torch.get_num_threads(), *((t.shape, t.dtype) for t in tensors))
         if key in self._known:
             return self._known[key]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MOMENTUM_BUFFER, STEP
+from ..base.torch_internals import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MOMENTUM_BUFFER, STEP, fused_adam_
 from ..errors import UnsupportedError
 from .layout import Layout
 from .options import Group, Number, groups_of, is_adam, places, with_options
@@ -61,6 +61,9 @@ def _some(value: Number) -> bool:
 
 def adam_(t: Tensor, d: Tensor, buffers: Sequence[Tensor], group: Group, o: Mapping[str, Any], step: int) -> None:
     """One step of rows t [b, n] along the gradient d, which is overwritten; ``step`` counts from 1."""
+    if t.is_contiguous() and t.device.type == "cpu" and not any(isinstance(v, Tensor) for v in o.values()):
+        flags = {n: group.flags[n] for n in ("amsgrad", "maximize")}
+        return fused_adam_(t, d, buffers, step, group.flags["decoupled_weight_decay"], **o, **flags)
     if group.flags["maximize"]:
         d.neg_()
     if _some(o["weight_decay"]):
@@ -76,7 +79,7 @@ def adam_(t: Tensor, d: Tensor, buffers: Sequence[Tensor], group: Group, o: Mapp
         v = torch.maximum(buffers[2], v, out=buffers[2])
     scale = (1 - o["beta2"] ** step) ** 0.5
     denominator = torch.sqrt(v, out=d).add_(o["eps"] * scale)
-    _add_quotient_(t, m, denominator, -(o["lr"] * scale / (1 - o["beta1"] ** step)))
+    return _add_quotient_(t, m, denominator, -(o["lr"] * scale / (1 - o["beta1"] ** step)))
 
 
 def _add_square_(v: Tensor, d: Tensor, factor: Number) -> None:
