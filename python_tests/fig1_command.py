@@ -52,20 +52,50 @@ def refused(capsys: pytest.CaptureFixture[str], status: int, *needed: str) -> No
 
 
 COMMAND = """
-import sys
+import os, sys, threading, time
+from pathlib import Path
 from chaos_ext import cli
 from chaos_ext.experiments import fig1
+
 fig1._QUICK_STEPS = int(sys.argv[1])
+
+def checkpoints():
+    return {p.name: p.stat().st_mtime_ns for p in Path(sys.argv[5], "parts").glob("*.ckpt")}
+
+def end(before, signum, delay):
+    while checkpoints() == before:
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(os.getpid(), signum)
+
 if __name__ == "__main__":
-    sys.exit(cli.main(["reproduce", "fig1", "--quick", *sys.argv[2:]]))
+    if int(sys.argv[2]):
+        threading.Thread(target=end, args=(checkpoints(), int(sys.argv[2]), float(sys.argv[3])), daemon=True).start()
+    sys.exit(cli.main(["reproduce", "fig1", "--quick", *sys.argv[4:]]))
 """
 
 
-def spawn(tmp_path: Path, steps: int, out: Path, *options: str) -> subprocess.Popen[str]:
-    """The command with ``--resume`` in a process of its own."""
+def spawn(
+    tmp_path: Path, steps: int, out: Path, *options: str, signum: int = 0, delay: float = 0.0
+) -> subprocess.Popen[str]:
+    """The command with ``--resume`` in a process of its own.
+
+    With a signal it sends that to itself, so many seconds after it has written a checkpoint: a test that looked on from
+    outside would be too early or too late on a busy machine.
+    """
     script = tmp_path / "command.py"
     script.write_text(COMMAND)
-    command = [sys.executable, str(script), str(steps), "--out", str(out), "--resume", *options]
+    command = [
+        sys.executable,
+        str(script),
+        str(steps),
+        str(signum),
+        str(delay),
+        "--out",
+        str(out),
+        "--resume",
+        *options,
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from fig1_command import OUTPUTS, STRESS, reproduce, spawn, wait_for_progress
@@ -26,15 +25,9 @@ def reference(tmp_path_factory, digits_cache):
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path, reference):
     out, chance = tmp_path / "out", random.Random(0)
     options = (*STRESS, "--checkpoint-every", "0.02")
-    kills = 0
     for _ in range(3):
-        process = spawn(tmp_path, 200, out, *options)
-        wait_for_progress(process, out)
-        time.sleep(chance.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        process.stderr.close()
-    assert kills >= 2
+        with spawn(tmp_path, 200, out, *options, signum=signal.SIGKILL, delay=chance.uniform(0, 0.2)) as process:
+            assert process.wait() == -signal.SIGKILL, process.stderr.read()
     assert not (out / "metrics.csv").exists()
     assert any(out.glob("parts/*.ckpt"))  # so the next start continues instead of starting anew
     with spawn(tmp_path, 200, out, *options) as process:
@@ -61,10 +54,7 @@ def test_processes_share_the_work_without_changing_it_even_when_killed(tmp_path,
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_writes_a_checkpoint_and_says_so(tmp_path, reference, jobs, signum):
     out, options = tmp_path / "out", (*STRESS, "--jobs", jobs, "--checkpoint-every", "0.1")
-    with spawn(tmp_path, 200, out, *options) as process:
-        while process.poll() is None and not list(out.glob("parts/*.ckpt")):
-            time.sleep(0.005)
-        process.send_signal(signum)
+    with spawn(tmp_path, 200, out, *options, signum=signum) as process:
         assert process.wait() == 128 + signum
         *progress, line = process.stderr.read().split("\n")[:-1]  # on a busy machine there is time for progress
     assert all("steps/s" in text for text in progress if text)
