@@ -72,6 +72,20 @@ def test_columns_of_a_wider_matrix(device: torch.device, dtype: torch.dtype) -> 
     assert torch.equal(whole[:, 40:], beside[:, 40:])
 
 
+def test_one_column_of_which_only_one_lies_together(device: torch.device, dtype: torch.dtype) -> None:
+    """Y or HY alone a column of a wider matrix."""
+    P, lists = _lists("MLP", device, dtype)
+    S, last = slots("momentum", P, parameters(lists[2], lists[0]), dtype)
+    wide, given = torch.randn(S, 4).to(device, dtype), torch.randn(P, 4).to(device, dtype)
+    results = []
+    for apart in ((False, False), (False, True), (True, False), (True, True)):
+        Y, HY = wide.clone()[:, 1:2], given[:, 2:3]
+        Y, HY = (t if own else t.contiguous() for t, own in zip((Y, HY), apart))
+        squares = _ops.tangent_update_(Y, HY, [], [], [], [], *last)
+        results.append(torch.cat([Y, squares]))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_a_column_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     """Bit for bit, whatever the blocks and threads: whole vectors, columns one by one, and padded ones."""
     P, lists = program("piecewise linear", dtype)
@@ -126,7 +140,14 @@ def test_broken_lists_are_refused(fake: bool) -> None:
         ("2 factors each", lambda: product(theta, operands, values, nodes, factors[:-1])),
         ("expected more than 9 operands", lambda: product(theta, operands[:-1], values, nodes, factors)),
         ("expected 10 operands", lambda: product(theta, [*operands, operands[0]], values, nodes, factors)),
-        ("operand 2 of 28 numbers", lambda: product(theta, changed(operands, 0, operands[0][:4]), *lists[1:])),
+        (
+            r"operand 2 of shape \[4, 7\], got \[8, 7\]",
+            lambda: product(theta, changed(operands, 0, operands[0][:4]), *lists[1:]),
+        ),
+        (
+            r"operand 2 of shape \[8, 7\], got \[7, 8\]",
+            lambda: product(theta, changed(operands, 2, operands[2].T.contiguous()), *lists[1:]),
+        ),
         ("the output", lambda: product(theta, operands, changed(values, 0, 5), nodes, factors)),
         ("at least", lambda: product(theta, operands, values, changed(nodes, 4, 90), factors)),
         ("own all", lambda: product(Y, *lists)),

@@ -49,19 +49,28 @@ def dtype(op: str, arg: str, t: Tensor, wanted: torch.dtype) -> None:
     expect(t.dtype == wanted, f"{op}: expected {arg} of dtype {_SPOKEN[wanted]}, got {_name(t)}")
 
 
-def arguments(op: str, given: Mapping[str, Tensor | Sequence[Tensor] | None], written: Sequence[str] = ()) -> None:
-    """What every operator asks of all its tensors together; the first one is there always."""
-    lead_arg, lead = next(iter(given.items()))
+Given = Mapping[str, Tensor | Sequence[Tensor] | None]
+
+
+def arguments(op: str, given: Given, optional: Given | None = None, written: Sequence[str] = ()) -> None:
+    """What every operator asks of all its tensors together, those that may be None apart."""
     for arg, tensors in given.items():
-        for t in [tensors] if isinstance(tensors, Tensor) else tensors or ():
-            expect(t.device == cast(Tensor, lead).device, _on_device(op, arg, t, lead_arg, cast(Tensor, lead)))
+        for t in _tensors(tensors):
+            expect(t is not None, f"{op}: expected {arg} as a tensor, got None")
+    lead_arg, lead = next(iter(given.items()))
+    for arg, tensors in {**given, **(optional or {})}.items():
+        for t in _tensors(tensors):
+            if t is None:
+                continue
+            wanted = f"{arg} on the device of {lead_arg} ({cast(Tensor, lead).device})"
+            expect(t.device == cast(Tensor, lead).device, f"{op}: expected {wanted}, got {t.device}")
             _possible(op, arg, t)
             if arg in written:
                 _unrepeated(op, arg, t)
 
 
-def _on_device(op: str, arg: str, t: Tensor, lead_arg: str, lead: Tensor) -> str:
-    return f"{op}: expected {arg} on the device of {lead_arg} ({lead.device}), got {t.device}"
+def _tensors(tensors: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+    return [tensors] if tensors is None or isinstance(tensors, Tensor) else tensors
 
 
 def _possible(op: str, arg: str, t: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import checks
 from .layout import MAX_SLOTS, UPDATE_CHUNKS
 from .library import OPS
-from .sweep_checks import Program, check_given, check_slots
+from .sweep_checks import Program, check_empty_columns, check_given, check_slots
 
 _tangent_product = OPS.tangent_product.default
 _tangent_update_ = OPS.tangent_update_.default
@@ -37,6 +37,7 @@ def _tangent_product_fake(
     checks.arguments(op, {"Y": Y, "operands": operands})
     checks.floating(op, "Y", Y)
     checks.columns(op, "Y", Y)
+    check_empty_columns(op, Y)
     Program(op, Y, operands, values, nodes, factors).check_product()
     return Y.new_empty(Y.shape)
 
@@ -77,9 +78,10 @@ def _tangent_update_fake(
     coefficients: Sequence[float],
 ) -> Tensor:
     op = "tangent_update_"
-    checks.arguments(op, {"Y": Y, "HY": HY, "operands": operands, "vectors": vectors}, written=("Y",))
+    checks.arguments(op, {"Y": Y, "operands": operands, "vectors": vectors}, {"HY": HY}, written=("Y",))
     checks.floating(op, "Y", Y)
     checks.columns(op, "Y", Y)
+    check_empty_columns(op, Y)
     own = check_slots(op, Y, vectors, slots, coefficients)
     program = Program(op, Y, operands, values, nodes, factors)
     if HY is None:
@@ -132,7 +134,7 @@ def _projected_sgd_fake(
     maximize: bool,
 ) -> None:
     op = "projected_sgd_"
-    checks.arguments(op, {"param": param, "buf": buf, "grad": grad, "L": L, "R": R}, written=("param", "buf"))
+    checks.arguments(op, {"param": param, "grad": grad, "L": L, "R": R}, {"buf": buf}, written=("param", "buf"))
     checks.floating(op, "param", param)
     checks.contiguous(op, "param", param)
     checks.elementwise(op, "grad", grad, "param", param)

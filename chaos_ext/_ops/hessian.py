@@ -63,8 +63,8 @@ def _hessian_block_fake(
     col_b: int,
     same: bool,
 ) -> None:
-    given = {"H": H, "a_s": a_s, "K": K, "a_t": a_t, "delta_t": delta_t, "J": J}
-    checks.arguments(_BLOCK, given, written=("H",))
+    optional = {"K": K, "a_t": a_t, "delta_t": delta_t, "J": J}
+    checks.arguments(_BLOCK, {"H": H, "a_s": a_s}, optional, written=("H",))
     _check_matrix(H)
     sizes = _block_sizes(a_s, K, a_t, delta_t, J, same)
     N, O_s, I_s, O_t, I_t = sizes

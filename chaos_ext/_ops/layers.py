@@ -149,9 +149,10 @@ def _norm_tangent_fake(
     dgamma: Tensor | None,
     dbeta: Tensor | None,
 ) -> None:
-    given = {"xh": xh, "r": r, "d": d, "gamma": gamma, "dgamma": dgamma, "dbeta": dbeta}
-    checks.arguments("norm_tangent_", {"out": out, **given}, written=("out",))
-    _check_norm("norm_tangent_", out, given)
+    given = {"out": out, "xh": xh, "r": r}
+    optional = {"d": d, "gamma": gamma, "dgamma": dgamma, "dbeta": dbeta}
+    checks.arguments("norm_tangent_", given, optional, written=("out",))
+    _check_norm("norm_tangent_", out, {"xh": xh, "r": r, **optional})
 
 
 def _check_norm(op: str, out: Tensor, given: dict[str, Tensor | None]) -> None:
@@ -200,7 +201,7 @@ def _norm_tangent_backward_fake(
     gamma: Tensor | None,
     dgamma: Tensor | None,
 ) -> None:
-    given = {"xh": xh, "r": r, "d": d, "gamma": gamma, "dgamma": dgamma}
-    given |= {"dweight": dweight, "dbias": dbias, "delta": delta, "ddelta": ddelta}
-    checks.arguments("norm_tangent_backward_", {"out": out, **given}, written=("out", "dweight", "dbias"))
-    _check_norm("norm_tangent_backward_", out, given)
+    given = {"dweight": dweight, "dbias": dbias, "xh": xh, "r": r, "delta": delta}
+    optional = {"d": d, "ddelta": ddelta, "gamma": gamma, "dgamma": dgamma}
+    checks.arguments("norm_tangent_backward_", {"out": out, **given}, optional, written=("out", "dweight", "dbias"))
+    _check_norm("norm_tangent_backward_", out, {**given, **optional})

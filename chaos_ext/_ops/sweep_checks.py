@@ -93,16 +93,16 @@ class Program:
 
     def _softmax(self, node: NodeRecord) -> bool:
         R, C = self._sizes()
-        self._operand(R * C)
+        self._operand(R, C)
         self._operand(R)
         return self._input(node.first, R * C, "the logits")
 
     def _linear(self, node: NodeRecord) -> bool:
         R, I = self._sizes()
-        self._operand(R * I)
+        self._operand(R, I)
         O = self._sizes()[0]
-        self._operand(O * I)
-        self._operand(R * O)
+        self._operand(O, I)
+        self._operand(R, O)
         moves = self._input(node.first, R * I, "the input")
         self._output(node.out, R * O)
         for first, rows in ((node.row_w, O * I), (node.row_b, O)):
@@ -123,7 +123,7 @@ class Program:
         if node.kind != DIAGONAL:
             self._output(node.out, rows)
         for at in range(OPERANDS[node.kind]):
-            self._operand(rows, optional=node.kind == DIAGONAL or at == 1)
+            self._numbers(rows, optional=node.kind == DIAGONAL or at == 1)
         return any(moves)
 
     def _following(self) -> Tensor:
@@ -135,11 +135,17 @@ class Program:
         checks.dim(self.op, "operands", t, 2)
         return t.shape[0], t.shape[1]
 
-    def _operand(self, numbers: int, optional: bool = False) -> None:
+    def _numbers(self, numbers: int, optional: bool = False) -> None:
         """The next operand has this many numbers (or none where optional)."""
         t = self._following()
         good = t.numel() == numbers or (optional and t.numel() == 0)
         self._expect(good, f"operand {self.next} of {numbers} numbers, got {list(t.shape)}")
+        self.next += 1
+
+    def _operand(self, *shape: int) -> None:
+        """The next operand has this shape."""
+        t = self._following()
+        self._expect(tuple(t.shape) == shape, f"operand {self.next} of shape {list(shape)}, got {list(t.shape)}")
         self.next += 1
 
     def _place(self, value: int, rows: int, what: str) -> None:
@@ -189,6 +195,13 @@ class Program:
     def _check_count(self) -> None:
         self._expect(len(self.parameters) <= MAX_SLOTS, f"at most {MAX_SLOTS} parameters")
         self._expect(_disjoint(self.parameters), "nodes whose parameters share no row, got two that do")
+
+
+def check_empty_columns(op: str, Y: Tensor) -> None:
+    """A sum for each column is returned also where there is nothing to sum."""
+    rows, k = Y.shape
+    good = rows > 0 or k <= 2**24
+    checks.expect(good, f"{op}: expected at most 2^24 columns where Y has no rows, got {k}")
 
 
 def check_slots(

@@ -93,12 +93,13 @@ inline Memory memory_of(const char* op, const Argument& a) {
   if (t.numel() == 0) return {};
   const auto item = static_cast<int64_t>(t.element_size());
   const int64_t numbers = extent(t);
-  STD_TORCH_CHECK(numbers <= storage_numbers(t, item), op, ": expected ", a.name,
-                  " with memory behind all its elements, got sizes ", shape_string(t.sizes()), " on a storage for ",
-                  std::max<int64_t>(0, storage_numbers(t, item)), " from its first element on");
-  Memory memory{reinterpret_cast<uintptr_t>(t.const_data_ptr()), 1, numbers * item, 0};
-  STD_TORCH_CHECK(memory.first % static_cast<uintptr_t>(item) == 0, op, ": expected ", a.name, " aligned to its ", item,
-                  "-byte elements (call .clone() first), got address ", memory.first);
+  const auto first = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  CE_EXPECT(first != 0 && numbers <= storage_numbers(t, item), op, ": expected ", a.name,
+            " with memory behind all its elements, got sizes ", shape_string(t.sizes()), " on a storage for ",
+            std::max<int64_t>(0, storage_numbers(t, item)), " from its first element on");
+  CE_EXPECT(first % static_cast<uintptr_t>(item) == 0, op, ": expected ", a.name, " aligned to its ", item,
+            "-byte elements (call .clone() first), got address ", first);
+  Memory memory{first, 1, numbers * item, 0};
   const bool matrix = t.dim() == 2 && t.size(0) > 1 && (t.size(1) == 1 || t.stride(1) == 1);
   if (matrix && t.stride(0) >= t.size(1)) {
     memory.rows = t.size(0), memory.width = t.size(1) * item, memory.stride = t.stride(0) * item;
@@ -115,14 +116,15 @@ inline bool repeats(const Tensor& t) {
 
 inline void check_alone(const char* op, const Argument& a, const Argument& lead) {
   const Tensor& t = *a.tensor;
-  STD_TORCH_CHECK(t.device() == lead.tensor->device(), op, ": expected ", a.name, " on the device of ", lead.name, " (",
-                  device_string(*lead.tensor), "), got ", device_string(t));
-  STD_TORCH_CHECK(is_strided(t), op, ": expected ", a.name, " dense, got a sparse or packed layout");
-  STD_TORCH_CHECK(is_possible(t), op, ": expected ", a.name, " of at most 2^50 numbers, empty axes counted as 1, got ",
-                  shape_string(t.sizes()));
-  STD_TORCH_CHECK(!a.written || t.numel() == 0 || !repeats(t), op, ": expected ", a.name,
-                  ", which is written, without repeated elements (call .clone() first), got strides ",
-                  shape_string(t.strides()));
+  CE_EXPECT(t.defined(), op, ": expected ", a.name, " as a tensor, got None");
+  CE_EXPECT(t.device() == lead.tensor->device(), op, ": expected ", a.name, " on the device of ", lead.name, " (",
+            device_string(*lead.tensor), "), got ", device_string(t));
+  CE_EXPECT(is_strided(t), op, ": expected ", a.name, " dense, got a sparse or packed layout");
+  CE_EXPECT(is_possible(t), op, ": expected ", a.name, " of at most 2^50 numbers, empty axes counted as 1, got ",
+            shape_string(t.sizes()));
+  CE_EXPECT(!a.written || t.numel() == 0 || !repeats(t), op, ": expected ", a.name,
+            ", which is written, without repeated elements (call .clone() first), got strides ",
+            shape_string(t.strides()));
 }
 
 }  // namespace argument_checks
@@ -140,8 +142,8 @@ void check_arguments(const char* op, const Arguments& arguments) {
     if (a.tensor == nullptr) continue;
     const Memory memory = memory_of(op, a);
     for (int i = 0; i < count; ++i) {
-      STD_TORCH_CHECK(!overlap(written[i].second, memory), op, ": expected ", written[i].first,
-                      ", which is written, in memory of its own, got some that ", a.name, " shares");
+      CE_EXPECT(!overlap(written[i].second, memory), op, ": expected ", written[i].first,
+                ", which is written, in memory of its own, got some that ", a.name, " shares");
     }
     if (a.written) written[count++] = {a.name, memory};
   }

@@ -9,10 +9,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <string>
 #include <vector>
@@ -33,39 +33,38 @@ inline std::string device_string(const Tensor& t) {
 
 inline void check_floating(const char* op, const char* arg, const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op, ": expected ", arg,
-                  " of dtype float32 or float64, got ", torch::headeronly::toString(type));
+  CE_EXPECT(type == ScalarType::Float || type == ScalarType::Double, op, ": expected ", arg,
+            " of dtype float32 or float64, got ", torch::headeronly::toString(type));
 }
 
 // The dtype of the leading argument of the operator; of devices: arguments.h.
 inline void check_like(const char* op, const char* arg, const Tensor& t, const char* lead_arg, const Tensor& lead) {
-  STD_TORCH_CHECK(t.scalar_type() == lead.scalar_type(), op, ": expected ", arg, " of the dtype of ", lead_arg, " (",
-                  torch::headeronly::toString(lead.scalar_type()), "), got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  CE_EXPECT(t.scalar_type() == lead.scalar_type(), op, ": expected ", arg, " of the dtype of ", lead_arg, " (",
+            torch::headeronly::toString(lead.scalar_type()), "), got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 inline void check_contiguous(const char* op, const char* arg, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": expected ", arg, " contiguous (call .contiguous() first), got sizes ",
-                  shape_string(t.sizes()), " with strides ", shape_string(t.strides()));
+  CE_EXPECT(t.is_contiguous(), op, ": expected ", arg, " contiguous (call .contiguous() first), got sizes ",
+            shape_string(t.sizes()), " with strides ", shape_string(t.strides()));
 }
 
 inline void check_dim(const char* op, const char* arg, const Tensor& t, int64_t dim) {
-  STD_TORCH_CHECK(t.dim() == dim, op, ": expected ", arg, " with ", dim, " dimensions, got ", shape_string(t.sizes()));
+  CE_EXPECT(t.dim() == dim, op, ": expected ", arg, " with ", dim, " dimensions, got ", shape_string(t.sizes()));
 }
 
 inline void check_shape(const char* op, const char* arg, const Tensor& t, std::initializer_list<int64_t> shape) {
   bool equal = t.dim() == static_cast<int64_t>(shape.size());
   int64_t axis = 0;
   for (const int64_t size : shape) equal = equal && t.size(axis++) == size;
-  STD_TORCH_CHECK(equal, op, ": expected ", arg, " of shape ", shape_string(shape), ", got ", shape_string(t.sizes()));
+  CE_EXPECT(equal, op, ": expected ", arg, " of shape ", shape_string(shape), ", got ", shape_string(t.sizes()));
 }
 
 inline void check_same_shape(const char* op, const char* arg, const Tensor& t, const char* lead_arg,
                              const Tensor& lead) {
   bool equal = t.dim() == lead.dim();
   for (int64_t axis = 0; equal && axis < t.dim(); ++axis) equal = t.size(axis) == lead.size(axis);
-  STD_TORCH_CHECK(equal, op, ": expected ", arg, " of the shape of ", lead_arg, " ", shape_string(lead.sizes()),
-                  ", got ", shape_string(t.sizes()));
+  CE_EXPECT(equal, op, ": expected ", arg, " of the shape of ", lead_arg, " ", shape_string(lead.sizes()), ", got ",
+            shape_string(t.sizes()));
 }
 
 // The usual case: dtype, contiguity and shape in one line.
@@ -115,6 +114,11 @@ inline const T* data(const Tensor& t) {
 template <typename T>
 inline T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// On the CPU; not through torch, which would ask for a derivative.
+inline void fill_zeros(const Tensor& t) {
+  if (t.numel() > 0) std::memset(t.mutable_data_ptr(), 0, t.numel() * t.element_size());
 }
 
 }  // namespace chaos_ext

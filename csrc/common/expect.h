@@ -1,4 +1,5 @@
-// Checks without torch: expect(condition, parts of the message, ...). Messages read as those of checks.h.
+// Checks: expect(condition, parts of the message, ...), or CE_EXPECT, which evaluates the parts only where it fails.
+// Not torch's macro, whose messages begin with a path of the machine that compiled it. Without torch.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +20,22 @@ inline std::string shape_string(const Sizes& sizes) {
   return text + "]";
 }
 
-// Throws what torch's own checks throw; the message is put together only then.
+// Throws what torch's own checks throw.
 template <typename... Parts>
-inline void expect(bool condition, const Parts&... parts) {
-  if (condition) return;
+[[noreturn]] inline void refuse(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
 
+template <typename... Parts>
+inline void expect(bool condition, const Parts&... parts) {
+  if (!condition) refuse(parts...);
+}
+
 }  // namespace chaos_ext
+
+#define CE_EXPECT(condition, ...)                       \
+  do {                                                  \
+    if (!(condition)) ::chaos_ext::refuse(__VA_ARGS__); \
+  } while (false)

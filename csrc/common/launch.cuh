@@ -38,6 +38,12 @@ inline unsigned grid_size(int64_t n, int64_t per_block) {
 
 inline void check_launch() { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
 
+// Not through torch, which would ask for a derivative.
+inline void fill_zeros(const Tensor& t, const CudaScope& scope) {
+  const size_t bytes = t.numel() * t.element_size();
+  if (bytes > 0) STD_CUDA_CHECK(cudaMemsetAsync(t.mutable_data_ptr(), 0, bytes, scope.stream()));
+}
+
 // Scratch for the partial sums of a reduction over blocks.
 inline Tensor partial_sums(const Tensor& like, int64_t blocks) {
   const int64_t shape[1] = {blocks};

@@ -36,11 +36,11 @@ inline void check_projected_sgd(const Tensor& param,               // any shape,
   check_dim(op, "R", R, 2);
   check_operand(op, "L", L, "param", param, {L.size(0), L.size(1)});
   check_operand(op, "R", R, "param", param, {L.size(1), R.size(1)});
-  STD_TORCH_CHECK(product_of({L.size(0), R.size(1)}) == param.numel(), op,
-                  ": expected L [O, q] and R [q, I] with O I = ", param.numel(), ", got ", shape_string(L.sizes()),
-                  " and ", shape_string(R.sizes()));
-  STD_TORCH_CHECK(buf.has_value() || (options.momentum == 0 && !options.nesterov), op,
-                  ": expected buf with momentum or nesterov, got none with momentum ", options.momentum);
+  CE_EXPECT(product_of({L.size(0), R.size(1)}) == param.numel(), op,
+            ": expected L [O, q] and R [q, I] with O I = ", param.numel(), ", got ", shape_string(L.sizes()), " and ",
+            shape_string(R.sizes()));
+  CE_EXPECT(buf.has_value() || (options.momentum == 0 && !options.nesterov), op,
+            ": expected buf with momentum or nesterov, got none with momentum ", options.momentum);
   if (!buf) return;
   check_like(op, "buf", *buf, "param", param);
   check_same_shape(op, "buf", *buf, "param", param);

@@ -80,11 +80,20 @@ class ProgramBuilder {
   }
 
   // The next operand, which must have this many numbers (or none where optional).
-  const T* operand(int64_t numbers, bool optional = false) {
+  const T* numbers(int64_t count, bool optional = false) {
     const Operand<T>& t = next();
     const int64_t found = t.numel();
-    expect(found == numbers || (optional && found == 0), op_, ": expected operand ", next_, " of ", numbers,
+    expect(found == count || (optional && found == 0), op_, ": expected operand ", next_, " of ", count,
            " numbers, got ", t);
+    ++next_;
+    return t.data;
+  }
+
+  // The next operand, which must have this shape.
+  const T* operand(std::initializer_list<int64_t> shape) {
+    const Operand<T>& t = next();
+    const bool good = std::equal(shape.begin(), shape.end(), t.shape, t.shape + t.dim);
+    CE_EXPECT(good, op_, ": expected operand ", next_, " of shape ", shape_string(shape), ", got ", t);
     ++next_;
     return t.data;
   }
@@ -124,11 +133,11 @@ class ProgramBuilder {
 
   void read_linear(Node& node, const NodeRecord& f) {
     node.R = size_of_next(0), node.I = size_of_next(1);
-    node.a = operand(product_of({node.R, node.I}));
+    node.a = operand({node.R, node.I});
     node.O = size_of_next(0);
     const int64_t weights = product_of({node.O, node.I}), outputs = product_of({node.R, node.O});
-    node.W = operand(weights);
-    node.delta = operand(outputs);
+    node.W = operand({node.O, node.I});
+    node.delta = operand({node.R, node.O});
     node.in[0] = input(f.first, product_of({node.R, node.I}), "the input");
     node.out = output(f.out, outputs);
     node.row_w = owned(f.row_w, weights), node.row_b = owned(f.row_b, node.O);
@@ -144,8 +153,8 @@ class ProgramBuilder {
 
   void read_softmax(Node& node, const NodeRecord& f) {
     node.R = size_of_next(0), node.O = size_of_next(1);
-    node.a = operand(product_of({node.R, node.O}));
-    node.W = operand(node.R);
+    node.a = operand({node.R, node.O});
+    node.W = operand({node.R});
     node.in[0] = input(f.first, product_of({node.R, node.O}), "the logits");
   }
 
@@ -156,13 +165,13 @@ class ProgramBuilder {
     node.in[0] = input(f.first, node.R, "an input");
     node.in[1] = input(f.second, node.R, "an input");
     if (node.kind == kDiagonalNode) {
-      node.a = operand(node.R, true);
+      node.a = numbers(node.R, true);
       return;
     }
     node.out = output(f.out, node.R);
     if (node.kind == kSumNode) return;
-    node.a = operand(node.R);
-    node.W = operand(node.R, true);
+    node.a = numbers(node.R);
+    node.W = numbers(node.R, true);
   }
 
   // In reverse order, the first node that writes the tangent of a value's cotangent sets it, the others add.

@@ -113,7 +113,8 @@ struct Sweep {
     if (q.Y != nullptr) q.Y += x;
     if (q.HY != nullptr) q.HY += x;
     if (q.out != nullptr) q.out += x;
-    if (w == columns && (w > 1 || q.ld == 1)) {
+    const bool together = q.ld == 1 && (q.HY == nullptr || q.ld_given == 1) && (q.out == nullptr || q.ld_out == 1);
+    if (w == columns && (w > 1 || together)) {
       compute(q, kernels);
     } else {
       compute_copied(q, columns, kernels);

@@ -13,9 +13,12 @@ namespace chaos_ext {
 inline void check_columns(const char* op, const char* arg, const Tensor& Y) {
   check_dim(op, arg, Y, 2);
   const int64_t rows = Y.size(0), k = Y.size(1);
-  STD_TORCH_CHECK(k <= 1 || (Y.stride(1) == 1 && (rows <= 1 || Y.stride(0) >= k)), op, ": expected ", arg,
-                  " with contiguous rows (strides [>= k, 1]), got strides ", shape_string(Y.strides()));
+  CE_EXPECT(k <= 1 || (Y.stride(1) == 1 && (rows <= 1 || Y.stride(0) >= k)), op, ": expected ", arg,
+            " with contiguous rows (strides [>= k, 1]), got strides ", shape_string(Y.strides()));
 }
+
+// A sum for each column is returned also where there is nothing to sum.
+constexpr int64_t kMostEmptyColumns = int64_t{1} << 24;
 
 // The tensors of tangent_product, where only Y is given before the lists, or of tangent_update_.
 inline void check_sweep(const char* op, const Argument& Y, const std::optional<Tensor>& HY,
@@ -26,6 +29,8 @@ inline void check_sweep(const char* op, const Argument& Y, const std::optional<T
   check_arguments(op, all);
   check_floating(op, "Y", *Y.tensor);
   check_columns(op, "Y", *Y.tensor);
+  const int64_t rows = Y.tensor->size(0), k = Y.tensor->size(1);
+  CE_EXPECT(rows > 0 || k <= kMostEmptyColumns, op, ": expected at most 2^24 columns where Y has no rows, got ", k);
 }
 
 inline int64_t row_stride(const Tensor& Y) { return Y.size(0) > 1 ? Y.stride(0) : Y.size(1); }
@@ -63,11 +68,11 @@ void check_given(const Tensor& HY, const Tensor& Y, const std::vector<UpdateSlot
   const char* op = "tangent_update_";
   check_like(op, "HY", HY, "Y", Y);
   check_columns(op, "HY", HY);
-  STD_TORCH_CHECK(HY.size(1) == Y.size(1) && nodes == 0, op, ": expected HY with ", Y.size(1),
-                  " columns like Y and then no nodes, got ", shape_string(HY.sizes()), " and ", nodes);
+  CE_EXPECT(HY.size(1) == Y.size(1) && nodes == 0, op, ": expected HY with ", Y.size(1),
+            " columns like Y and then no nodes, got ", shape_string(HY.sizes()), " and ", nodes);
   for (const UpdateSlot<T>& slot : slots) {
-    STD_TORCH_CHECK(within(slot.first, slot.rows, HY.size(0)), op, ": expected HY with at least ",
-                    slot.first + slot.rows, " rows, got ", HY.size(0));
+    CE_EXPECT(within(slot.first, slot.rows, HY.size(0)), op, ": expected HY with at least ", slot.first + slot.rows,
+              " rows, got ", HY.size(0));
   }
 }
 

@@ -37,40 +37,40 @@ inline bool overlap(int64_t a, int64_t a_size, int64_t b, int64_t b_size) {
 }
 
 inline void check_span(const char* side, const ParameterSpan& span, int64_t O, int64_t I, int64_t P) {
-  STD_TORCH_CHECK(span.weight < 0 || within(span.weight, product_of({O, I}), P), kOp, ": expected ", side,
-                  "_w + O I <= P = ", P, ", got ", span.weight, " + ", O, " * ", I);
-  STD_TORCH_CHECK(span.bias < 0 || within(span.bias, O, P), kOp, ": expected ", side, "_b + O <= P = ", P, ", got ",
-                  span.bias, " + ", O);
-  STD_TORCH_CHECK(!overlap(span.weight, O * I, span.bias, O), kOp, ": expected disjoint ", side, "_w and ", side,
-                  "_b ranges, got ", span.weight, " and ", span.bias);
+  CE_EXPECT(span.weight < 0 || within(span.weight, product_of({O, I}), P), kOp, ": expected ", side,
+            "_w + O I <= P = ", P, ", got ", span.weight, " + ", O, " * ", I);
+  CE_EXPECT(span.bias < 0 || within(span.bias, O, P), kOp, ": expected ", side, "_b + O <= P = ", P, ", got ",
+            span.bias, " + ", O);
+  CE_EXPECT(!overlap(span.weight, O * I, span.bias, O), kOp, ": expected disjoint ", side, "_w and ", side,
+            "_b ranges, got ", span.weight, " and ", span.bias);
 }
 
 inline void check_disjoint(const ParameterSpan& row, const ParameterSpan& col, const BlockSizes& d) {
   const int64_t rows = d.O_s * d.I_s, cols = d.O_t * d.I_t;
-  STD_TORCH_CHECK(!overlap(row.weight, rows, col.weight, cols) && !overlap(row.weight, rows, col.bias, d.O_t) &&
-                      !overlap(row.bias, d.O_s, col.weight, cols) && !overlap(row.bias, d.O_s, col.bias, d.O_t),
-                  kOp, ": expected disjoint row and column ranges unless same, got row_w ", row.weight, ", row_b ",
-                  row.bias, ", col_w ", col.weight, ", col_b ", col.bias);
+  CE_EXPECT(!overlap(row.weight, rows, col.weight, cols) && !overlap(row.weight, rows, col.bias, d.O_t) &&
+                !overlap(row.bias, d.O_s, col.weight, cols) && !overlap(row.bias, d.O_s, col.bias, d.O_t),
+            kOp, ": expected disjoint row and column ranges unless same, got row_w ", row.weight, ", row_b ", row.bias,
+            ", col_w ", col.weight, ", col_b ", col.bias);
 }
 
 inline void check_matrix(const Tensor& H) {
   check_floating(kOp, "H", H);
   check_dim(kOp, "H", H, 2);
   const int64_t P = H.size(0);
-  STD_TORCH_CHECK(H.size(1) == P, kOp, ": expected H square, got ", shape_string(H.sizes()));
-  STD_TORCH_CHECK(P <= 1 || (H.stride(1) == 1 && H.stride(0) >= P), kOp,
-                  ": expected H with contiguous rows (strides [>= P, 1]), got strides ", shape_string(H.strides()));
+  CE_EXPECT(H.size(1) == P, kOp, ": expected H square, got ", shape_string(H.sizes()));
+  CE_EXPECT(P <= 1 || (H.stride(1) == 1 && H.stride(0) >= P), kOp,
+            ": expected H with contiguous rows (strides [>= P, 1]), got strides ", shape_string(H.strides()));
 }
 
 inline void check_same(const std::optional<Tensor>& K, const std::optional<Tensor>& J, const ParameterSpan& row,
                        const ParameterSpan& col, const BlockSizes& d) {
-  STD_TORCH_CHECK(K.has_value() && !J.has_value(), kOp, ": expected K and no J, delta_t for same, got ",
-                  K.has_value() ? "J" : "no K");
-  STD_TORCH_CHECK(d.O_s == d.O_t && d.I_s == d.I_t, kOp, ": expected equal layer sizes for same, got O_s ", d.O_s,
-                  ", O_t ", d.O_t, ", I_s ", d.I_s, ", I_t ", d.I_t);
-  STD_TORCH_CHECK(row.weight == col.weight && row.bias == col.bias, kOp,
-                  ": expected equal row and column offsets for same, got row_w ", row.weight, ", row_b ", row.bias,
-                  ", col_w ", col.weight, ", col_b ", col.bias);
+  CE_EXPECT(K.has_value() && !J.has_value(), kOp, ": expected K and no J, delta_t for same, got ",
+            K.has_value() ? "J" : "no K");
+  CE_EXPECT(d.O_s == d.O_t && d.I_s == d.I_t, kOp, ": expected equal layer sizes for same, got O_s ", d.O_s, ", O_t ",
+            d.O_t, ", I_s ", d.I_s, ", I_t ", d.I_t);
+  CE_EXPECT(row.weight == col.weight && row.bias == col.bias, kOp,
+            ": expected equal row and column offsets for same, got row_w ", row.weight, ", row_b ", row.bias,
+            ", col_w ", col.weight, ", col_b ", col.bias);
 }
 
 }  // namespace block_checks
@@ -88,11 +88,11 @@ inline BlockSizes check_block(const Tensor& H,                       // [P, P], 
                         reads("J", J)});
   check_matrix(H);
   check_dim(kOp, "a_s", a_s, 2);
-  STD_TORCH_CHECK(K.has_value() || J.has_value(), kOp, ": expected K with a_t, J with delta_t, or both, got neither");
-  STD_TORCH_CHECK(K.has_value() == a_t.has_value() || (same && K.has_value()), kOp,
-                  ": expected K and a_t together, got only ", K.has_value() ? "K" : "a_t");
-  STD_TORCH_CHECK(J.has_value() == delta_t.has_value(), kOp, ": expected J and delta_t together, got only ",
-                  J.has_value() ? "J" : "delta_t");
+  CE_EXPECT(K.has_value() || J.has_value(), kOp, ": expected K with a_t, J with delta_t, or both, got neither");
+  CE_EXPECT(K.has_value() == a_t.has_value() || (same && K.has_value()), kOp,
+            ": expected K and a_t together, got only ", K.has_value() ? "K" : "a_t");
+  CE_EXPECT(J.has_value() == delta_t.has_value(), kOp, ": expected J and delta_t together, got only ",
+            J.has_value() ? "J" : "delta_t");
   if (K) check_dim(kOp, "K", *K, 3);
   if (J) check_dim(kOp, "J", *J, 3);
   if (a_t) check_dim(kOp, "a_t", *a_t, 2);
@@ -108,9 +108,9 @@ inline BlockSizes check_block(const Tensor& H,                       // [P, P], 
   if (a_t) check_operand(kOp, "a_t", *a_t, "H", H, {d.N, d.I_t});
   if (delta_t) check_operand(kOp, "delta_t", *delta_t, "H", H, {d.N, d.O_t});
   if (J) check_operand(kOp, "J", *J, "H", H, {d.O_s, d.N, d.I_t});
-  STD_TORCH_CHECK(product_of({d.O_s, d.I_s + 1, d.O_t, d.I_t + 1, d.N + 8}) < kTooMany, kOp,
-                  ": expected fewer than 2^63 products, got O_s ", d.O_s, ", I_s ", d.I_s, ", O_t ", d.O_t, ", I_t ",
-                  d.I_t, ", N ", d.N);
+  CE_EXPECT(product_of({d.O_s, d.I_s + 1, d.O_t, d.I_t + 1, d.N + 8}) < kTooMany, kOp,
+            ": expected fewer than 2^63 products, got O_s ", d.O_s, ", I_s ", d.I_s, ", O_t ", d.O_t, ", I_t ", d.I_t,
+            ", N ", d.N);
   check_span("row", row, d.O_s, d.I_s, H.size(0));
   check_span("col", col, d.O_t, d.I_t, H.size(0));
   if (same) {
@@ -119,6 +119,12 @@ inline BlockSizes check_block(const Tensor& H,                       // [P, P], 
     check_disjoint(row, col, d);
   }
   return d;
+}
+
+// Whether nothing is written: no unit, or no parameter, of one of the layers.
+inline bool is_empty_block(const BlockSizes& d, const ParameterSpan& row, const ParameterSpan& col) {
+  const auto has = [](const ParameterSpan& span) { return span.has_weight() || span.has_bias(); };
+  return d.O_s == 0 || d.O_t == 0 || !has(row) || !has(col);
 }
 
 template <typename T>

@@ -113,7 +113,7 @@ void hessian_block_cpu(Tensor& H,                             // [P, P], row str
                        int64_t row_w, int64_t row_b, int64_t col_w, int64_t col_b, bool same) {
   const ParameterSpan row{row_w, row_b}, col{col_w, col_b};
   const BlockSizes d = check_block(H, a_s, K, a_t, delta_t, J, row, col, same);
-  if (d.O_s == 0 || d.O_t == 0) return;
+  if (is_empty_block(d, row, col)) return;
   dispatch_floating(H, [&](auto zero) {
     using T = decltype(zero);
     BlockPlan<T> plan{};

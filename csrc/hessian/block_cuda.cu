@@ -18,7 +18,7 @@ void hessian_block_cuda(Tensor& H,                             // [P, P], row st
                         int64_t row_w, int64_t row_b, int64_t col_w, int64_t col_b, bool same) {
   const ParameterSpan row{row_w, row_b}, col{col_w, col_b};
   const BlockSizes d = check_block(H, a_s, K, a_t, delta_t, J, row, col, same);
-  if (d.O_s == 0 || d.O_t == 0) return;
+  if (is_empty_block(d, row, col)) return;
   const CudaScope scope(H);
   const int64_t tiles = d.O_s * d.O_t * (d.I_s / kBlockTile + 1) * (d.I_t / kBlockTile + 1);
   dispatch_floating(H, [&](auto zero) {

@@ -25,7 +25,7 @@ inline ActivationOutputs prepare_activation(const Tensor& z,  // any shape
   check_arguments("activation", {reads("z", z)});
   check_floating("activation", "z", z);
   check_contiguous("activation", "z", z);
-  STD_TORCH_CHECK(kind >= 0 && kind < kinds, "activation: expected kind in [0, ", kinds, "), got ", kind);
+  CE_EXPECT(kind >= 0 && kind < kinds, "activation: expected kind in [0, ", kinds, "), got ", kind);
   const bool linear = is_piecewise_linear(static_cast<Activation>(kind));
   return {new_empty_like(z), new_empty_like(z), linear ? new_empty(z, {0}) : new_empty_like(z)};
 }

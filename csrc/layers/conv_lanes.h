@@ -46,22 +46,22 @@ constexpr int64_t kMostPairs = int64_t{1} << 28;
 
 inline void check_pair(const char* arg, const IntHeaderOnlyArrayRef& value, int64_t least) {
   const auto good = [&](int64_t number) { return number >= least && number <= kFarthest; };
-  STD_TORCH_CHECK(value.size() == 2 && good(value[0]) && good(value[1]), "conv_lanes_: expected ", arg,
-                  " of two numbers >= ", least, " and < 2^30, got ", shape_string(value));
+  CE_EXPECT(value.size() == 2 && good(value[0]) && good(value[1]), "conv_lanes_: expected ", arg,
+            " of two numbers >= ", least, " and < 2^30, got ", shape_string(value));
 }
 
 // Where nothing is empty; else nothing is moved over.
 inline void check_extent(const ConvShape& s) {
   const char* op = "conv_lanes_";
   for (const int64_t size : {s.H, s.W, s.kh, s.kw, s.OH, s.OW}) {
-    STD_TORCH_CHECK(size <= kFarthest, op, ": expected images and kernels of sizes < 2^30, got ", size);
+    CE_EXPECT(size <= kFarthest, op, ": expected images and kernels of sizes < 2^30, got ", size);
   }
-  STD_TORCH_CHECK(product_of({s.OH, s.OW, s.kh, s.kw}) <= kMostPairs, op,
-                  ": expected at most 2^28 pairs of an output position and a tap, got ", s.OH, " x ", s.OW,
-                  " positions and ", s.kh, " x ", s.kw, " taps");
-  STD_TORCH_CHECK(product_of({s.N, s.O, s.positions(), s.Cg, s.taps(), s.k}) < kTooMany, op,
-                  ": expected fewer than 2^63 products, got ", s.N, " samples of ", s.positions(), " positions, ", s.O,
-                  " by ", s.Cg, " channels, ", s.taps(), " taps and ", s.k, " columns");
+  CE_EXPECT(product_of({s.OH, s.OW, s.kh, s.kw}) <= kMostPairs, op,
+            ": expected at most 2^28 pairs of an output position and a tap, got ", s.OH, " x ", s.OW, " positions and ",
+            s.kh, " x ", s.kw, " taps");
+  CE_EXPECT(product_of({s.N, s.O, s.positions(), s.Cg, s.taps(), s.k}) < kTooMany, op,
+            ": expected fewer than 2^63 products, got ", s.N, " samples of ", s.positions(), " positions, ", s.O,
+            " by ", s.Cg, " channels, ", s.taps(), " taps and ", s.k, " columns");
 }
 
 // One operand's first four sizes.
@@ -78,7 +78,7 @@ inline ConvShape check_conv_lanes(const Tensor& out,      // [.., k], role of th
                                   int64_t groups) {
   const char* op = "conv_lanes_";
   check_arguments(op, {writes("out", out), reads("scalars", scalars), reads("lanes", lanes)});
-  STD_TORCH_CHECK(kind >= 0 && kind < 6, op, ": expected kind in 0..5, got ", kind);
+  CE_EXPECT(kind >= 0 && kind < 6, op, ": expected kind in 0..5, got ", kind);
   check_floating(op, "out", out);
   check_dim(op, "out", out, 5);
   check_dim(op, "scalars", scalars, 4);
@@ -88,8 +88,8 @@ inline ConvShape check_conv_lanes(const Tensor& out,      // [.., k], role of th
     check_contiguous(op, arg, t);
   }
   check_contiguous(op, "out", out);
-  STD_TORCH_CHECK(lanes.size(4) == out.size(4), op, ": expected lanes with ", out.size(4), " columns like out, got ",
-                  lanes.size(4));
+  CE_EXPECT(lanes.size(4) == out.size(4), op, ": expected lanes with ", out.size(4), " columns like out, got ",
+            lanes.size(4));
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);
   check_pair("dilation", dilation, 1);
@@ -97,11 +97,11 @@ inline ConvShape check_conv_lanes(const Tensor& out,      // [.., k], role of th
   const Tensor& X = conv_operand(kConvX, roles, out, lanes, scalars);
   const Tensor& W = conv_operand(kConvW, roles, out, lanes, scalars);
   const Tensor& Z = conv_operand(kConvZ, roles, out, lanes, scalars);
-  STD_TORCH_CHECK(groups >= 1 && W.size(0) % groups == 0 && X.size(1) == product_of({W.size(1), groups}), op,
-                  ": expected groups that divide ", W.size(0), " output channels and ", X.size(1),
-                  " input channels into ", W.size(1), ", got ", groups);
-  STD_TORCH_CHECK(Z.size(0) == X.size(0) && Z.size(1) == W.size(0), op, ": expected an output of ", X.size(0),
-                  " samples and ", W.size(0), " channels, got ", Z.size(0), " and ", Z.size(1));
+  CE_EXPECT(groups >= 1 && W.size(0) % groups == 0 && X.size(1) == product_of({W.size(1), groups}), op,
+            ": expected groups that divide ", W.size(0), " output channels and ", X.size(1), " input channels into ",
+            W.size(1), ", got ", groups);
+  CE_EXPECT(Z.size(0) == X.size(0) && Z.size(1) == W.size(0), op, ": expected an output of ", X.size(0),
+            " samples and ", W.size(0), " channels, got ", Z.size(0), " and ", Z.size(1));
   const ConvShape s{X.size(0),  X.size(1),  X.size(2),   X.size(3),   W.size(0), W.size(1),
                     W.size(2),  W.size(3),  Z.size(2),   Z.size(3),   stride[0], stride[1],
                     padding[0], padding[1], dilation[0], dilation[1], groups,    out.size(4)};

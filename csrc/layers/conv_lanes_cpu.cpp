@@ -206,7 +206,7 @@ void conv_lanes_cpu(Tensor& out,            // [.., k]
   const ConvShape s = check_conv_lanes(out, scalars, lanes, kind, stride, padding, dilation, groups);
   if (out.numel() == 0) return;
   if (scalars.numel() == 0 || lanes.numel() == 0) {
-    if (!accumulate) torch::stable::zero_(out);
+    if (!accumulate) fill_zeros(out);
     return;
   }
   dispatch_floating(out, [&](auto zero) {

@@ -68,8 +68,8 @@ void norm_tangent_backward_cpu(Tensor& out,                            // [B, G,
   dispatch_floating(out, [&](auto zero) {
     const auto q = norm_backward_problem<decltype(zero)>(arguments, dweight, dbias, ddelta, delta);
     if (out.numel() > 0) return run(q);
-    torch::stable::zero_(dweight);
-    torch::stable::zero_(dbias);
+    fill_zeros(dweight);
+    fill_zeros(dbias);
   });
 }
 

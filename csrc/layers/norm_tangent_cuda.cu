@@ -47,8 +47,9 @@ void norm_tangent_backward_cuda(Tensor& out,                            // [B, G
   dispatch_floating(out, [&](auto zero) {
     const auto q = norm_backward_problem<decltype(zero)>(arguments, dweight, dbias, ddelta, delta);
     if (out.numel() > 0) return launch<true>(q, out);
-    torch::stable::zero_(dweight);
-    torch::stable::zero_(dbias);
+    const CudaScope scope(out);
+    fill_zeros(dweight, scope);
+    fill_zeros(dbias, scope);
   });
 }
 

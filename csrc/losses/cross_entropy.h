@@ -40,8 +40,7 @@ inline CrossEntropyOutputs prepare_cross_entropy(const Tensor& z,    // [N, C]
   check_floating(op, "z", z);
   check_dim(op, "z", z, 2);
   check_contiguous(op, "z", z);
-  STD_TORCH_CHECK(z.size(1) > 0 || z.size(0) == 0, op, ": expected z with at least one class, got ",
-                  shape_string(z.sizes()));
+  CE_EXPECT(z.size(1) > 0 || z.size(0) == 0, op, ": expected z with at least one class, got ", shape_string(z.sizes()));
   check_operand(op, "t", t, "z", z, {z.size(0), z.size(1)});
   return {new_empty(z, {}), new_empty_like(z), new_empty_like(z)};
 }
@@ -53,10 +52,9 @@ inline CrossEntropyOutputs prepare_cross_entropy_labels(const Tensor& z,    // [
   check_floating(op, "z", z);
   check_dim(op, "z", z, 2);
   check_contiguous(op, "z", z);
-  STD_TORCH_CHECK(z.size(1) > 0 || z.size(0) == 0, op, ": expected z with at least one class, got ",
-                  shape_string(z.sizes()));
-  STD_TORCH_CHECK(y.scalar_type() == ScalarType::Long, op, ": expected y of dtype int64, got ",
-                  torch::headeronly::toString(y.scalar_type()));
+  CE_EXPECT(z.size(1) > 0 || z.size(0) == 0, op, ": expected z with at least one class, got ", shape_string(z.sizes()));
+  CE_EXPECT(y.scalar_type() == ScalarType::Long, op, ": expected y of dtype int64, got ",
+            torch::headeronly::toString(y.scalar_type()));
   check_shape(op, "y", y, {z.size(0)});
   check_contiguous(op, "y", y);
   return {new_empty(z, {}), new_empty_like(z), new_empty_like(z)};

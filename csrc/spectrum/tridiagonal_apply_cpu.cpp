@@ -89,6 +89,7 @@ Tensor tridiagonal_apply_cpu(const Tensor& reflectors,  // [padded_rows(n), padd
   check_apply(reflectors, order, sweeps, rotations, x);
   const int64_t k = x.size(0), n = x.size(1);
   Tensor out = new_empty(x, {k, n});
+  if (out.numel() == 0) return out;
   const Rotations R{data<int64_t>(sweeps), sweeps.size(0), data<double>(rotations)};
   const double* from = data<double>(x);
   double* to = mutable_data<double>(out);

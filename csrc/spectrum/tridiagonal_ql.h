@@ -74,9 +74,8 @@ inline void rotate_back(const Rotations& R, double* z) {
 
 // float64 or int64.
 inline void check_dtype(const char* op, const char* arg, const Tensor& t, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, op, ": expected ", arg, " of dtype ",
-                  type == ScalarType::Double ? "float64" : "int64", ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
+  CE_EXPECT(t.scalar_type() == type, op, ": expected ", arg, " of dtype ",
+            type == ScalarType::Double ? "float64" : "int64", ", got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 inline void check_ql(const Tensor& d, const Tensor& e, double tol) {  // [n], [n - 1]
@@ -86,9 +85,9 @@ inline void check_ql(const Tensor& d, const Tensor& e, double tol) {  // [n], [n
   check_dim(op, "d", d, 1);
   check_contiguous(op, "d", d);
   check_operand(op, "e", e, "d", d, {d.size(0) > 0 ? d.size(0) - 1 : 0});
-  STD_TORCH_CHECK(product_of({d.size(0), d.size(0)}) <= kMostNumbers, op, ": expected d of at most 2^25 numbers, got ",
-                  d.size(0));
-  STD_TORCH_CHECK(tol >= 0 && tol < 1, op, ": expected 0 <= tol < 1, got ", tol);
+  CE_EXPECT(product_of({d.size(0), d.size(0)}) <= kMostNumbers, op, ": expected d of at most 2^25 numbers, got ",
+            d.size(0));
+  CE_EXPECT(tol >= 0 && tol < 1, op, ": expected 0 <= tol < 1, got ", tol);
 }
 
 inline void check_apply(const Tensor& reflectors,  // [padded_rows(n), padded_stride(n)]
@@ -117,15 +116,15 @@ inline void check_apply(const Tensor& reflectors,  // [padded_rows(n), padded_st
   const int64_t n = x.size(1), *at = data<int64_t>(order), *sweep = data<int64_t>(sweeps);
   std::vector<bool> taken(n, false);
   for (int64_t i = 0; i < n; ++i) {
-    STD_TORCH_CHECK(0 <= at[i] && at[i] < n, op, ": expected order within [0, ", n, "), got ", at[i]);
-    STD_TORCH_CHECK(!taken[at[i]], op, ": expected order with each index once, got ", at[i], " twice");
+    CE_EXPECT(0 <= at[i] && at[i] < n, op, ": expected order within [0, ", n, "), got ", at[i]);
+    CE_EXPECT(!taken[at[i]], op, ": expected order with each index once, got ", at[i], " twice");
     taken[at[i]] = true;
   }
   for (int64_t k = 0; k < sweeps.size(0); ++k, sweep += 3) {
     const int64_t l = sweep[0], m = sweep[1], first = sweep[2];
     const bool inside = 0 <= l && l < m && m < n && 0 <= first && first <= rotations.size(0) - (m - l);
-    STD_TORCH_CHECK(inside, op, ": expected sweeps (l, m, first) with 0 <= l < m < ", n, " and m - l of the ",
-                    rotations.size(0), " rotations from first on, got (", l, ", ", m, ", ", first, ")");
+    CE_EXPECT(inside, op, ": expected sweeps (l, m, first) with 0 <= l < m < ", n, " and m - l of the ",
+              rotations.size(0), " rotations from first on, got (", l, ", ", m, ", ", first, ")");
   }
 }
 

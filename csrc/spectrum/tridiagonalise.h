@@ -28,7 +28,7 @@ inline void check_tridiagonalise(const Tensor& S) {  // [n, n]
   check_arguments(op, {reads("S", S)});
   check_floating(op, "S", S);
   check_dim(op, "S", S, 2);
-  STD_TORCH_CHECK(S.size(0) == S.size(1), op, ": expected S square, got ", shape_string(S.sizes()));
+  CE_EXPECT(S.size(0) == S.size(1), op, ": expected S square, got ", shape_string(S.sizes()));
   check_contiguous(op, "S", S);
 }
 
