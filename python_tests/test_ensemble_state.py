@@ -385,3 +385,29 @@ def test_momentum_cannot_begin_for_one_member_later():
     with pytest.raises(ce.UnsupportedError, match="momentum: a member that had none"):
         ens.set_options(momentum=0.9)
     ens.set_options(momentum=torch.tensor([0.0, 0.5, 0.9, 0.9]))
+
+
+def test_autocast_is_refused():
+    ens = _ensemble()
+    before = ens.thetas
+    with torch.autocast("cpu"), pytest.raises(ce.UnsupportedError, match="autocast"):
+        ens.step(*batch())
+    assert torch.equal(ens.thetas, before)
+
+
+def test_what_is_handed_out_is_a_copy():
+    ens = _ensemble()
+    before = ens.state_dict()
+    for t in (ens.thetas, ens.diverged, *ens.state_dict()["state"].values(), ens.state_dict()["theta"]):
+        t.zero_()
+    assert _same(ens.state_dict(), before)
+
+
+def test_a_row_that_cannot_be_written_is_said_and_the_step_is_done(tmp_path):
+    ens = _ensemble(csv=tmp_path / "run.csv")
+    ens.step(*batch())
+    (tmp_path / "run.csv").unlink()
+    (tmp_path / "run.csv").mkdir()
+    with pytest.raises(OSError, match=r"run\.csv"):
+        ens.step(*batch(seed=1))
+    assert ens.steps == 2

@@ -8,7 +8,10 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD
 
 import chaos_ext as ce
+from chaos_ext.base.parameters import ParameterSpace
 from chaos_ext.ensemble import choice
+from chaos_ext.ensemble.layout import Layout
+from chaos_ext.ensemble.scratch import Scratch
 
 
 def _all_equal(ens):
@@ -188,3 +191,31 @@ def test_a_displacement_that_rounding_swallows_is_refused():
     opt = SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"deltas: column 1, of length .* vanishes in the rounding of torch.float32"):
         ce.Ensemble.around(model, CE, opt, torch.tensor([0.0, 1e-12, 1e-2]).expand(size(model), 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (64, 33), (5, 7, 3)])
+def test_every_members_numbers_are_aligned_alike(shape, dtype):
+    """What products of equal matrices need for equal bits, whatever the sizes are."""
+    layout = Layout(ParameterSpace.of(nn.Sequential(nn.Linear(33, 7), nn.Linear(7, 3, bias=False)).to(dtype)))
+    rows, scratch = layout.zeros(5), Scratch()
+    made = scratch.take("z", (5, *shape), rows)
+    misaligned = torch.zeros(5 * made[0].numel() + 1, dtype=dtype)[1:].view(5, *shape)
+    copied = scratch.aligned(misaligned, "a")
+    assert torch.equal(copied, misaligned)
+    assert scratch.aligned(made, "b") is made
+    for t in (*layout.views(rows), made, copied):
+        assert len({row.data_ptr() % 64 for row in t}) == 1
+        assert t.data_ptr() % 64 == 0
+
+
+def test_another_number_of_threads_is_tried_anew():
+    model, opt = _paper()
+    ens = ce.Ensemble.around(model, CE, opt, torch.zeros(5350, 20, dtype=F64))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            ens.step(*_images(threads))
+    finally:
+        torch.set_num_threads(before)
+    assert _all_equal(ens)
