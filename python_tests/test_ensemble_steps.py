@@ -1,5 +1,7 @@
 """Members of an ensemble do what torch's optimizers do to models of their own."""
 
+import logging
+
 import pytest
 import torch
 from ensembles import CE, F64, OPTIMIZERS, Alone, batch, deltas, mlp, require_like
@@ -152,7 +154,8 @@ LOSSES = {
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses(name, batched):
+def test_losses(name, batched, caplog):
+    caplog.set_level(logging.INFO, "chaos_ext")
     loss_fn, kind = LOSSES[name]
     model = mlp()
     opt = SGD(model.parameters(), lr=0.01)
@@ -167,6 +170,7 @@ def test_losses(name, batched):
         losses = ens.step(x, y, batched=True) if batched else ens.step(x[0], y[0])
         torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=1e-12)
     require_like(ens, alone, 1e-10)
+    assert "vmapping" not in caplog.text  # a rule that is wrong would have been found out, and left aside
 
 
 def test_moving_the_users_model_afterwards_changes_nothing():
