@@ -4,6 +4,7 @@
 //   tangent_update_(Y, HY, ...)    Y <- J Y by the formulas of tangent_program.h; H Y is given, or swept along the way.
 //                                  Returns partial sums of squares of the new columns [c, k]: c = 1, but on the GPU
 //                                  with H Y given kUpdateChunks for every kMaxSlots slots.
+//                                  Rows of Y that no slot names stay as they are, and are not in the sums.
 //
 // The nodes are a tape in topological order, the loss last. Forward, for z = W a + b with tangent (V, c):
 //   dz = V a + W da + c,   da = phi'(z) dz,   at the loss d(delta) = (d2 loss/dz2) dz

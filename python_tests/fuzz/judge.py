@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import oracles
 from .calls import Arguments
-from .mutations import is_readable
+from .tensor_changes import is_readable
 
 REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError)
 # Torch's own, where it does not say which operator is called: None for a tensor, lazy zeros and negatives that an
