@@ -250,8 +250,7 @@ class HessianOperator:
         """
         bound = self.compressed_bound(dtype)
         if bound is not None and bound < _COMPRESSED_SIZE * self.space.size:
-            compressed = self.compressed(dtype)
-            return compressed.basis, compressed.S
+            return self.compressed(dtype).parts()
         memory.require(
             entry_bytes * self.space.size**2,
             self.device,
