@@ -56,7 +56,7 @@ class Layout:
 
     def padding(self) -> Tensor:
         """The columns that belong to no parameter."""
-        used = torch.zeros(self.width, dtype=torch.bool)
+        used = torch.zeros(self.width, dtype=torch.bool, device="cpu")
         for a, n in zip(self.starts, self.space.sizes, strict=False):
             used[a : a + n] = True
         return (~used).nonzero().squeeze(1).to(self.space.device)

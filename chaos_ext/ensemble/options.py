@@ -134,7 +134,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 def _per_member(name: str, value: Any, members: int, space: ParameterSpace) -> Number:
     if isinstance(value, (list, tuple)):
-        value = torch.tensor(value, dtype=torch.float64)
+        value = torch.tensor(value, dtype=torch.float64, device="cpu")
     if not isinstance(value, Tensor) or value.dim() == 0:
         return _number(name, value)
     if tuple(value.shape) != (members,) or value.is_complex():

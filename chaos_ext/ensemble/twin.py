@@ -78,7 +78,8 @@ class Twin:
         """The loss with these parameters and buffers, and the buffers as forward left them."""
         named = {**dict(zip(self._names, params, strict=True)), **buffers}
         x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x)  # a forward may edit its input
-        loss, after = functional_call(self.scalar, named, (x, y, lambda loss: dict(self.scalar.named_buffers())))
+        then = lambda loss, _: (loss, dict(self.scalar.named_buffers()))  # noqa: E731
+        loss, after = functional_call(self.scalar, named, (x, y, then))
         return loss, after
 
     def output(self, params: Sequence[Tensor], buffers: Buffers, x: object, y: object) -> tuple[Tensor, object]:
@@ -86,7 +87,7 @@ class Twin:
         named = {**dict(zip(self._names, params, strict=True)), **buffers}
         x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x)
         with untouched(self.tree.watched):
-            loss, output = functional_call(self.scalar, named, (x, y))
+            loss, output = functional_call(self.scalar, named, (x, y, lambda loss, output: (loss, output)))
         return loss, output
 
     def reference(self, params: Sequence[Tensor], buffers: Buffers, x: object, y: object) -> Reference:
