@@ -74,7 +74,7 @@ class Conditioning:
         if not self._steps:
             return torch.zeros_like(l)
         k, losses = len(l), torch.stack(self._losses)
-        steps = torch.tensor(self._steps, dtype=torch.float64)
+        steps = torch.tensor(self._steps, dtype=torch.float64, device="cpu")
         # A block's last value stands for all further directions of it.
         pool = torch.cat([losses.flatten(), losses[:, -1].repeat_interleave(max(k - WORST, 0))])
         limits = pool.sort(descending=True).values[:k].unsqueeze(1)
@@ -89,8 +89,8 @@ class Conditioning:
 
     def state_dict(self) -> dict[str, Any]:
         """The leaks, and of each block its steps and losses [blocks, 1 + 4]."""
-        steps = torch.tensor(self._steps, dtype=torch.float64).view(-1, 1)
-        losses = torch.stack(self._losses) if self._losses else torch.zeros(0, WORST, dtype=torch.float64)
+        steps = torch.tensor(self._steps, dtype=torch.float64, device="cpu").view(-1, 1)
+        losses = torch.stack(self._losses) if self._losses else torch.zeros(0, WORST, dtype=torch.float64, device="cpu")
         return {"leaks": self._leaks.clone(), "blocks": torch.cat([steps, losses], 1)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
