@@ -124,18 +124,28 @@ def test_somebody_elses_file_is_not_replaced_on_resume(tmp_path, content):
 
 def test_rows_of_another_number_of_exponents_are_not_mixed_in(tmp_path):
     stream = ce.dynamics.csv_stream.ExponentStream(tmp_path / "run.csv")
-    stream.append(1, torch.zeros(2))
+    stream.append(1, [0.0, 0.0])
     other = ce.dynamics.csv_stream.ExponentStream(tmp_path / "run.csv")
     other.resume(1)
     with pytest.raises(ce.CheckpointError, match="3 exponents"):
-        other.append(2, torch.zeros(3))
+        other.append(2, [0.0, 0.0, 0.0])
     assert rows(tmp_path / "run.csv") == ["step,exponent_1,exponent_2", "1,0.0,0.0"]
+
+
+def test_a_stream_whose_file_is_gone_begins_a_new_one_with_its_header(tmp_path):
+    path = tmp_path / "run.csv"
+    stream = ce.dynamics.csv_stream.ExponentStream(path)
+    stream.append(1, [0.5])
+    path.unlink()
+    stream.resume(1)
+    stream.append(2, [0.25])
+    assert rows(path) == ["step,exponent_1", "2,0.25"]
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
     path = tmp_path / "run.csv"
     stream = ce.dynamics.csv_stream.ExponentStream(path)
-    stream.append(1, torch.zeros(2))
+    stream.append(1, [0.0, 0.0])
     before = rows(path)
     usual = type(path).open
 
@@ -157,8 +167,8 @@ def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(path), "open", lambda self, *a, **k: Full(usual(self, *a, **k)))
     with pytest.raises(OSError, match="No space left"):
-        stream.append(2, torch.zeros(2))
+        stream.append(2, [0.0, 0.0])
     monkeypatch.undo()
     assert rows(path) == before
-    stream.append(3, torch.zeros(2))
+    stream.append(3, [0.0, 0.0])
     assert rows(path) == [*before, "3,0.0,0.0"]

@@ -48,6 +48,14 @@ def parts(state: Any, names: Iterable[str], name: str = "content") -> dict[str, 
     return whole
 
 
+def same_run(theirs: Any, own: dict[str, Any]) -> None:
+    """Raises CheckpointError unless a state was made with the fingerprint that this run has."""
+    for name, ours in own.items():
+        got = theirs.get(name) if isinstance(theirs, dict) else None
+        if got != ours:
+            raise CheckpointError(f"state: it belongs to another run: expected {name} = {ours!r}, got {got!r}")
+
+
 def is_int(value: Any) -> bool:
     """An int that is no bool."""
     return isinstance(value, int) and not isinstance(value, bool)

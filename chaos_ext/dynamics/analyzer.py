@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base import memory
+from ..base.arguments import require_int
 from ..base.files import read_or_previous, write_keeping_previous
 from ..base.parameters import ParameterSpace
 from ..base.progress import Progress
@@ -90,8 +91,7 @@ class LyapunovAnalyzer:
     ) -> None:
         _check_method(method)
         check_every(qr_every)
-        if isinstance(transient, bool) or not isinstance(transient, int) or transient < 0:
-            raise ValueError(f"transient: expected an int >= 0, got {transient!r}")
+        require_int("transient", transient, 0)
         space = ParameterSpace.of(model)
         self.model, self.method, self.tangent = model, method, TangentMap(opt, state, jacobian)
         self.tangent.check(space)
@@ -172,7 +172,7 @@ class LyapunovAnalyzer:
                 if self._cut:
                     self._stream.resume(self.steps - 1)
                 self._cut = True
-                self._stream.append(self.steps, self.exponents())
+                self._stream.append(self.steps, self.exponents().tolist())
                 self._cut = False
             except OSError as e:
                 why = f"csv: the row of step {self.steps} is missing ({e.strerror}); the step itself is counted"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.contents import array, count, number, parts, refusing, require
+from ..base.contents import array, count, number, parts, refusing, require, same_run
 from ..base.parameters import ParameterSpace
 from ..errors import CheckpointError
 from .benettin import Benettin
@@ -51,11 +51,7 @@ def require_fit(state: Any, own: dict[str, Any], run: Benettin) -> None:
     """Raises CheckpointError unless the state is whole, consistent, and that of a run with this fingerprint."""
     if not isinstance(state, dict) or not {"fingerprint", "run", "units", "theta"} <= set(state):
         raise CheckpointError("state: expected the state_dict of a LyapunovAnalyzer, got something else")
-    theirs = state["fingerprint"]
-    for name, ours in own.items():
-        got = theirs.get(name) if isinstance(theirs, dict) else None
-        if got != ours:
-            raise CheckpointError(f"state: it belongs to another run: expected {name} = {ours!r}, got {got!r}")
+    same_run(state["fingerprint"], own)
     with refusing("state: damaged, or of another version"):
         _check_run(state["run"], run.state_dict(), run.transient)
         _check_units(state["units"], len(own["parameters"]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import memory
+from ..base.arguments import require_int
 from ..base.progress import Progress
 from ..errors import NonFiniteError
 from .benettin import Benettin
@@ -78,9 +79,13 @@ def covariant_vectors(
         >>> bool(torch.allclose(W, found[1] * found.growth[0].exp(), atol=1e-9))  # covariant
         True
     """
-    for name, value, least in (("steps", steps, 1), ("transient", transient, 1), ("settle", settle, 0)):
-        _check_int(name, value, least)
-    _check_int("every", every, 1)
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("transient", transient, 1),
+        ("settle", settle, 0),
+        ("every", every, 1),
+    ):
+        require_int(name, value, least)
     first = lyapunov_spectrum(step, tangent, x0, steps=transient, k=k, full_output=True, seed=seed)
     Y = first.directions.contiguous()
     k = check_count(k, len(x0), "d")
@@ -101,11 +106,6 @@ def covariant_vectors(
     states = _follow(run, step, tangent, first.x, (transient + steps, settle), every, progress)
     found = covariant_of(run, last=transient + steps, expanding=expanding, neutral=neutral, tol=tol, seed=seed + 1)
     return dataclasses.replace(found, x=torch.stack(states))
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an int >= {least}, got {value!r}")
 
 
 def _follow(

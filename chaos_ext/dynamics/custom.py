@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..base.arguments import require_int
 from ..curvature.hessian import HessianOperator
 
 Custom = Callable[[Any, HessianOperator, Tensor], None]
@@ -34,8 +35,7 @@ def register_tangent(cls: type[Optimizer], apply_: Custom, buffers: int = 0) -> 
     """
     if not isinstance(cls, type) or not issubclass(cls, Optimizer):
         raise TypeError(f"cls: expected a subclass of torch.optim.Optimizer, got {cls!r}")
-    if isinstance(buffers, bool) or not isinstance(buffers, int) or buffers < 0:
-        raise ValueError(f"buffers: expected an int >= 0, got {buffers!r}")
+    require_int("buffers", buffers, 0)
     _CUSTOM[cls] = (apply_, buffers)
 
 

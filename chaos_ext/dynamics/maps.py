@@ -9,6 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int
 from ..base.progress import Progress
 from ..errors import NonFiniteError
 from .benettin import Benettin
@@ -206,6 +207,5 @@ def _check(x0: Tensor, steps: int, k: int | None, transient: int) -> int:
     if not bool(torch.isfinite(x0).all()):
         raise NonFiniteError("x0: expected finite values, got NaN or infinity")
     for name, value, least in (("steps", steps, 1), ("transient", transient, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an int >= {least}, got {value!r}")
+        require_int(name, value, least)
     return check_count(k, len(x0), "d")

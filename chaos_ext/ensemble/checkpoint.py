@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.contents import count, parts, refusing, require
+from ..base.contents import count, parts, refusing, require, same_run
 from ..base.signals import Deferred
 from ..errors import CheckpointError
 from .layout import Layout
@@ -57,11 +57,7 @@ def require_fit(state: Any, members: Members, own: dict[str, Any]) -> None:
     """Raises CheckpointError unless the state is whole, consistent, and that of a run with this fingerprint."""
     if not isinstance(state, dict) or "fingerprint" not in state:
         raise CheckpointError("state: expected the state_dict of an Ensemble, got something else")
-    theirs = state["fingerprint"]
-    for name, ours in own.items():
-        got = theirs.get(name) if isinstance(theirs, dict) else None
-        if got != ours:
-            raise CheckpointError(f"state: it belongs to another run: expected {name} = {ours!r}, got {got!r}")
+    same_run(state["fingerprint"], own)
     with refusing("state: damaged, or of another version"):
         _check(parts(state, _PARTS), members)
 

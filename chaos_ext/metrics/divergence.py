@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int
 from .divergence_fit import Coefficients, DivergenceFit, DivergenceLaw
 from .intervals import Estimate, block_counts, block_length, check_level, count, percentile_interval
 from .laws import KINDS, OFFSET, PLAIN, Curve, Kind, import_optimize, powers
@@ -97,8 +98,8 @@ def _check_options(errors: str, resamples: int, block: int | None) -> None:
     if errors not in ERRORS:
         raise ValueError(f"errors: expected one of {ERRORS}, got {errors!r}")
     for name, value, least in (("resamples", resamples, 20), ("block", block, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name}: expected an int >= {least}, got {value!r}")
+        if value is not None:
+            require_int(name, value, least)
 
 
 def _array(name: str, values: Any) -> Tensor:
