@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: devices and dtypes, the emulator, and what tests of fig1 need."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,14 @@ def _torchs_settings() -> Iterator[None]:
     after = settings()
     torch.set_grad_enabled(True)
     assert after == before
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """Python's own handler, which a process that was started in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -336,6 +336,7 @@ def test_bad_readings_are_refused_by_name():
             run()
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_comes_before_a_step_or_after_it(monkeypatch):
     ens, other = _ensemble(), _ensemble()
     for e in (ens, other):

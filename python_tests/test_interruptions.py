@@ -19,12 +19,7 @@ from chaos_ext.base.torch_internals import without_grad
 CE = nn.CrossEntropyLoss()
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_raises():
-    """Python's own handler, which a process that was started in the background of a shell does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c_raises")
 
 
 def _mlp():
