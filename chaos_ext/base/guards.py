@@ -1,26 +1,28 @@
-"""Running a user's model as it has to be run: without moving its buffers, on kernels that can be differentiated."""
+"""Running a user's model as it has to be run: without moving its buffers, on kernels that can be differentiated.
+
+What is changed for that is put back also where Ctrl-C comes in between (see ``restoring``).
+"""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedError
 from . import torch_internals as internals
 from .parameters import ModuleTree
+from .restoring import Restoring, T, put_back, together
 from .traces import untouched
 
 
-@contextlib.contextmanager
-def without_running_stats(model: nn.Module | Sequence[nn.Module]) -> Iterator[None]:
+def without_running_stats(model: nn.Module | Sequence[nn.Module]) -> Restoring[None]:
     """Normalisation layers in training mode use batch statistics, and their running ones stay untouched.
 
     ``model`` may be given as the sequence of its modules.
@@ -28,79 +30,99 @@ def without_running_stats(model: nn.Module | Sequence[nn.Module]) -> Iterator[No
     modules = model.modules() if isinstance(model, nn.Module) else model
     norms = [m for m in modules if internals.own_buffers(m) and updates_running_stats(m)]
     kept = [(m, {k: internals.own_buffers(m)[k] for k in _STATS}) for m in norms]
-    for m, _ in kept:
-        m.track_running_stats = False  # type: ignore[assignment]
-        internals.own_buffers(m).update(dict.fromkeys(_STATS))
-    try:
-        yield
-    finally:
-        for m, buffers in kept:
-            m.track_running_stats = True  # type: ignore[assignment]
-            internals.own_buffers(m).update(buffers)
+
+    def change() -> None:
+        for m in norms:
+            m.track_running_stats = False  # type: ignore[assignment]
+            internals.own_buffers(m).update(dict.fromkeys(_STATS))
+
+    return Restoring(change, lambda: put_back(kept, _track))
 
 
 _STATS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@contextlib.contextmanager
-def borrowed_buffers(modules: Sequence[nn.Module]) -> Iterator[Callable[[], bool]]:
-    """Lets the modules of a model run on copies of their buffers; yields whether they have written to them."""
-    kept = [(m, dict(internals.own_buffers(m))) for m in modules if internals.own_buffers(m)]
+def _track(m: Any, buffers: dict[str, Tensor | None]) -> None:
+    m.track_running_stats = True
+    internals.own_buffers(m).update(buffers)
+
+
+def borrowed_buffers(modules: Sequence[nn.Module]) -> Restoring[Callable[[], bool]]:
+    """Lets the modules of a model run on copies of their buffers; gives whether they have written to them."""
+    kept = [(internals.own_buffers(m), dict(internals.own_buffers(m))) for m in modules if internals.own_buffers(m)]
     with torch.inference_mode(False):  # tensors made in inference mode have no version counters
-        copies = [(m, {k: None if b is None else b.detach().clone() for k, b in own.items()}) for m, own in kept]
-    for m, own in copies:
-        internals.own_buffers(m).update(own)
+        copies = [{k: None if b is None else b.detach().clone() for k, b in own.items()} for _, own in kept]
+    pairs = [(held, copied) for (held, _), copied in zip(kept, copies, strict=True)]
 
     def versions() -> list[int]:
-        return [internals.version(b) for _, own in copies for b in own.values() if b is not None]
+        return [internals.version(b) for own in copies for b in own.values() if b is not None]
 
     before = versions()
 
     def written() -> bool:
-        present = ((internals.own_buffers(m)[k], b) for m, own in copies for k, b in own.items())
-        return versions() != before or any(now is not b for now, b in present)
+        return versions() != before or any(held[k] is not b for held, own in pairs for k, b in own.items())
 
-    try:
-        yield written
-    finally:
-        for m, own in kept:
-            internals.own_buffers(m).clear()
-            internals.own_buffers(m).update(own)
+    def change() -> Callable[[], bool]:
+        for held, copied in pairs:
+            held.update(copied)
+        return written
+
+    return Restoring(change, lambda: put_back(kept, _refill))
 
 
-@contextlib.contextmanager
-def dense_embeddings(model: nn.Module) -> Iterator[None]:
+def _refill(held: dict[str, Any], own: dict[str, Any]) -> None:
+    held.clear()
+    held.update(own)
+
+
+def own_tensors(model: nn.Module) -> Restoring[None]:
+    """Around ``torch.func.functional_call``, which Ctrl-C can keep from putting parameters and buffers back."""
+    dicts = [d for m in model.modules() for d in (internals.own_parameters(m), internals.own_buffers(m)) if d]
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [(d, dict(d)) for d in dicts]
+    return Restoring(lambda: None, lambda: put_back(kept, _return))
+
+
+def _return(held: dict[str, Any], own: dict[str, Any]) -> None:
+    if held.keys() != own.keys() or any(held[k] is not t for k, t in own.items()):
+        _refill(held, own)
+
+
+def dense_embeddings(model: nn.Module) -> Restoring[None]:
     """Embeddings with ``sparse=True`` give dense gradients, which torch can differentiate again."""
     sparse = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
-    for m in sparse:
-        m.sparse = False
-    try:
-        yield
-    finally:
+
+    def switch(to: bool) -> None:
         for m in sparse:
-            m.sparse = True
+            m.sparse = to
+
+    return Restoring(lambda: switch(False), lambda: switch(True))
 
 
-@contextlib.contextmanager
-def refuse_edits(named: Sequence[tuple[str, Tensor]]) -> Iterator[None]:
+class refuse_edits(Restoring[None]):  # noqa: N801 - used as a function
     """Refuses a forward that writes to parameters, which get their values back.
 
     Raises:
         UnsupportedError: it wrote, with the names.
     """
-    kept = [t.detach().clone() for _, t in named]
-    try:
-        yield
-    finally:
-        edited = [i for i, (_, t) in enumerate(named) if not torch.equal(t, kept[i])]
-        for i in edited:
-            named[i][1].data.copy_(kept[i])
-    if edited:
-        names = ", ".join(named[i][0] for i in edited)
-        raise UnsupportedError(
-            f"model: its forward edits {names} in place (a mask, a clamp, Embedding(max_norm=...)), so it is no "
-            "function of the parameters that differentiation could see; edit them outside of forward, after the step"
-        )
+
+    def __init__(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        kept = [(name, t, t.detach().clone()) for name, t in named]
+        self._edited: list[str] = []
+        super().__init__(lambda: None, lambda: put_back(kept, self._compare))
+
+    def _compare(self, name: str, t: Tensor, value: Tensor) -> None:
+        if not torch.equal(t, value):
+            self._edited.append(name)
+            t.data.copy_(value)
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        if self._edited and raised[0] is None:
+            raise UnsupportedError(
+                f"model: its forward edits {', '.join(self._edited)} in place (a mask, a clamp, Embedding(max_norm)), "
+                "so it is no function of the parameters that differentiation could see; edit them outside of forward, "
+                "after the step"
+            )
 
 
 def commit_forward(tree: ModuleTree, x: object) -> None:
@@ -110,7 +132,7 @@ def commit_forward(tree: ModuleTree, x: object) -> None:
     recorded only for a forward that cannot do without: what it leaves would hold on to it.
     """
     if tree.watched or any(map(updates_running_stats, tree.modules)):
-        with torch.set_grad_enabled(_needs_graph(tree, x)):
+        with internals.grad_mode(_needs_graph(tree, x)):
             tree.model(x)
 
 
@@ -124,7 +146,7 @@ def _needs_graph(tree: ModuleTree, x: object) -> bool:
         return False
     if model not in _needing:
         own = internals.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, x)
-        with borrowed_buffers(tree.modules), untouched(tree.modules), torch.no_grad():
+        with borrowed_buffers(tree.modules), untouched(tree.modules), internals.grad_mode(False):
             try:
                 model(own)
                 _needing[model] = False
@@ -138,22 +160,56 @@ def _needs_graph(tree: ModuleTree, x: object) -> bool:
 turns = threading.RLock()
 
 
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
+class twice_differentiable:  # noqa: N801 - used as a function
     """Kernels that torch can differentiate twice: the mathematical form of attention, recurrences without libraries.
 
     (cuDNN's recurrences refuse a second derivative; oneDNN's float32 LSTM gives a wrong one with respect to a cotangent
-    that is zero, 9 % off in torch 2.14.)
+    that is zero, 9 % off in torch 2.14.) A context, or a decorator.
     """
-    with (
-        turns,
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        internals.without_onednn(),
-        torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else contextlib.nullcontext(),
-    ):
-        yield
+
+    def __enter__(self) -> None:
+        turns.acquire()
+        try:
+            self._modes = _differentiable_modes()
+            self._modes.__enter__()
+        except BaseException:
+            turns.release()
+            raise
+
+    def __exit__(self, *raised: object) -> None:
+        try:
+            self._modes.__exit__(*raised)
+        finally:
+            try:
+                self._modes.restore()
+            finally:
+                turns.release()
+
+    def __call__(self, function: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> T:
+            with turns:
+                modes = _differentiable_modes()
+                with modes, modes:
+                    return function(*args, **kwargs)
+
+        return inside
+
+
+def _differentiable_modes() -> Restoring[None]:
+    return together(_out_of_inference(), internals.grad_mode(True), internals.plain_kernels())
+
+
+def _out_of_inference() -> Restoring[None]:
+    entered: list[tuple[torch.inference_mode]] = []
+
+    def change() -> None:
+        if torch.is_inference_mode_enabled():
+            mode = torch.inference_mode(False)
+            mode.__enter__()
+            entered.append((mode,))
+
+    return Restoring(change, lambda: put_back(entered, lambda mode: mode.__exit__(None, None, None)))
 
 
 def updates_running_stats(m: nn.Module) -> bool:

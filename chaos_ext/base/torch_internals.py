@@ -6,18 +6,21 @@ of torch's that starts with an underscore (a test holds that). Beside it, ``grap
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
+from torch.nn import attention
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .restoring import Restoring
 
 # torch/utils/_pytree.py: nested tuples, lists and dicts of tensors. The public torch.utils.pytree is not in 2.10.
 tree_leaves = _pytree.tree_leaves
@@ -145,14 +148,51 @@ def padding_of(m: Any) -> list[int]:
     return list(m._reversed_padding_repeated_twice)
 
 
-@contextlib.contextmanager
-def without_onednn() -> Iterator[None]:
-    """No kernel of oneDNN: ``torch.backends.mkldnn.flags`` cannot leave its other switches alone."""
-    enabled = torch.backends.mkldnn.set_flags(_enabled=False)[0]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.set_flags(_enabled=enabled)
+def plain_kernels() -> Restoring[None]:
+    """The mathematical form of attention, and no kernel of oneDNN or cuDNN: settings of the process.
+
+    They are put back also where Ctrl-C comes in between, which ``sdpa_kernel`` (torch/nn/attention) does not do; the
+    ``flags`` of torch.backends write to their other switches (precision, benchmark), too.
+    """
+    before = _kernels()
+    return Restoring(lambda: _set_kernels([attention.SDPBackend.MATH], False, False), lambda: _set_kernels(*before))
+
+
+def _kernels() -> tuple[Any, bool, bool]:
+    backends = attention._cur_sdpa_kernel_backends()
+    return backends, torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+
+
+def _set_kernels(backends: Any, onednn: bool, cudnn: bool) -> None:
+    attention._sdpa_kernel(backends)
+    torch._C._set_mkldnn_enabled(onednn)
+    torch._C._set_cudnn_enabled(cudnn)
+
+
+def grad_mode(enabled: bool) -> Restoring[None]:
+    """``torch.set_grad_enabled``, but Ctrl-C at its end does not keep it (torch/autograd/grad_mode.py)."""
+    before = torch.is_grad_enabled()
+    return Restoring(lambda: torch._C._set_grad_enabled(enabled), lambda: torch._C._set_grad_enabled(before))
+
+
+def entered(mode: TorchFunctionMode) -> Restoring[None]:
+    """``with mode``; the stack of such modes, of which torch takes one off at every call, is afterwards what it was.
+
+    Ctrl-C can keep torch from putting it back (torch/overrides.py), and ``mode.__exit__`` then takes somebody else's.
+    """
+    before = overrides._get_current_function_mode_stack()
+    return Restoring(lambda: _set_modes([*before, mode]), lambda: _set_modes(before))
+
+
+def _set_modes(modes: list[Any]) -> None:
+    now = overrides._get_current_function_mode_stack()
+    same = 0
+    while same < min(len(now), len(modes)) and now[same] is modes[same]:
+        same += 1
+    for _ in now[same:]:
+        overrides._pop_mode()
+    for m in modes[same:]:
+        overrides._push_mode(m)
 
 
 def function_class(node: Any) -> type | None:

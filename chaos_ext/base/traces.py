@@ -6,7 +6,6 @@ values of a tracer where numbers belong. Modules of torch itself write to buffer
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import random
 import sys
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_internals as internals
+from .restoring import Restoring, put_back
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
@@ -37,9 +37,8 @@ def is_quiet(m: nn.Module) -> bool:
     return _torchs[cls] and "forward" not in vars(m) and not internals.has_hooks(m)
 
 
-@contextlib.contextmanager
-def untouched(modules: Sequence[nn.Module]) -> Iterator[Callable[[], list[str]]]:
-    """Puts back what the code inside writes to modules; yields a function that names what it has written so far.
+def untouched(modules: Sequence[nn.Module]) -> Restoring[Callable[[], list[str]]]:
+    """Puts back what the code inside writes to modules; gives a function that names what it has written so far.
 
     Restored are the attributes of every module, and the lists, dicts, sets, generators and plain objects that they
     hold, in place: whoever else holds one of these sees it restored too. Tensors and arrays among them get their values
@@ -48,17 +47,18 @@ def untouched(modules: Sequence[nn.Module]) -> Iterator[Callable[[], list[str]]]
     Args:
         modules: ``ModuleTree.watched`` of the model that runs.
     """
-    kept = list(_walk(modules))
+    found = list(_walk(modules))
+    kept = [(k,) for k in found]
 
     def written() -> list[str]:
-        return [k.name for k in kept if k.changed()]
+        return [k.name for k in found if k.changed()]
 
-    try:
-        yield written
-    finally:
-        for k in kept:
-            if k.changed():
-                k.restore()
+    return Restoring(lambda: written, lambda: put_back(kept, _restore))
+
+
+def _restore(k: _Kept) -> None:
+    if k.changed():
+        k.restore()
 
 
 class _Kept(Protocol):
@@ -113,8 +113,7 @@ class _Values:
         return not self._same(self.value, self.kept)
 
     def restore(self) -> None:
-        with torch.no_grad():
-            self.value[...] = self.kept
+        self.value[...] = self.kept
 
 
 class _Generator:

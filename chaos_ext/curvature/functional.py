@@ -6,10 +6,9 @@ Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from ..base import memory
 from ..base.guards import AutocastInside, refuse_edits, turns, twice_differentiable
 from ..base.parameters import ParameterSpace
 from ..base.randomness import without_randomness
+from ..base.restoring import Restoring
 from ..base.tensors import all_finite, asymmetry, symmetrize_
-from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
+from ..base.torch_internals import entered, forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, NonFiniteError
 from .dense import not_finite
 from .differences import Derivative
@@ -93,7 +93,8 @@ class FunctionalEngine:
             return loss.detach(), _detach(output), *self._gradient(loss, copies)
 
         def run() -> tuple[Tensor, object, Tensor, bool]:
-            with AutocastInside(self.space.device), refuse_edits(list(zip(self.space.names, copies, strict=True))):
+            named = list(zip(self.space.names, copies, strict=True))
+            with entered(AutocastInside(self.space.device)), refuse_edits(named):
                 return self._substituted(copies, look_first)
 
         return without_randomness(run, self.model, self.space.device)
@@ -171,22 +172,17 @@ class FunctionalEngine:
         copies = [p.detach().clone().requires_grad_() for p in self.space.params]
         return watched(lambda: self._loss_at(*copies), () if self.seen is None else self.seen.functions)
 
-    @contextlib.contextmanager
-    def _displaced(self, theta: Tensor) -> Iterator[None]:
+    def _displaced(self, theta: Tensor) -> Restoring[None]:
         """The parameters themselves hold theta, for a loss that holds on to them."""
         if not self._captured:
-            yield
-            return
+            return Restoring(lambda: None, lambda: None)
         before = self.theta()
-        try:
-            self.space.write_(theta)
-            yield
-        finally:
-            self.space.write_(before)
+        return Restoring(lambda: self.space.write_(theta), lambda: self.space.write_(before))
 
     def loss_at(self, theta: Tensor, run: Callable[[Callable[[], Tensor]], Tensor] | None = None) -> Tensor:
         """The loss, detached; of a forward that takes derivatives itself too, which needs a graph."""
-        with self._displaced(theta), twice_differentiable():
+        at = self._displaced(theta)
+        with at, at, twice_differentiable():
             params = [t.requires_grad_() for t in self._at(theta)]
             return (self._loss_at(*params) if run is None else run(lambda: self._loss_at(*params))).detach()
 
@@ -203,7 +199,8 @@ class FunctionalEngine:
 
     def gradient_at(self, theta: Tensor) -> Tensor:
         """Its gradient [P]."""
-        with self._displaced(theta), twice_differentiable():
+        at = self._displaced(theta)
+        with at, at, twice_differentiable():
             copies = [t.requires_grad_() for t in self._at(theta)]
             return self._substituted(copies, lambda loss, _: self._gradient(loss, copies)[0])
 

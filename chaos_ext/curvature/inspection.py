@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from ..base.torch_internals import function_class, tree_map
+from ..base.torch_internals import entered, function_class, grad_mode, tree_map
 from ..errors import UnsupportedError
 
 # Functions with points where torch's second derivatives are wrong or NaN although the exact ones exist: a norm at 0, a
@@ -147,7 +147,7 @@ class Constants(TorchFunctionMode):
     def run(self, run: Callable[[], Tensor]) -> Tensor:
         """``run()``; NaN where it takes out something else than the first one did, or writes to the graph so."""
         self._place, self._views = 0, []
-        with self:
+        with entered(self):
             found = run()
         self._first = False
         return torch.full_like(found, math.nan) if self._is_edited or self._place != len(self._kept) else found
@@ -162,7 +162,7 @@ class Constants(TorchFunctionMode):
         found = func(*args, **kwargs)
         kept = self._kept_instead(found if written is None else written)
         if written is not None:
-            with torch.no_grad():
+            with grad_mode(False):
                 written.copy_(kept)
             return found
         if func in _VIEWS:
@@ -257,7 +257,8 @@ def _codes_above() -> set[CodeType]:
 
 def watched(run: Callable[[], object], functions: Iterable[type]) -> Watch:
     """What is noticed while ``run`` runs; its Functions are given."""
-    with Watch(functions) as watch:
+    watch = Watch(functions)
+    with entered(watch):
         run()
     return watch
 

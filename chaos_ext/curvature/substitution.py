@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..base.guards import dense_embeddings, without_running_stats
+from ..base.guards import dense_embeddings, own_tensors, without_running_stats
 from ..base.parameters import ModuleTree
+from ..base.restoring import together
 from ..base.torch_internals import tree_map
 from ..base.traces import untouched
 from ..errors import ChaosExtError, UnsupportedError
@@ -33,7 +34,10 @@ class Substituted:
     def __call__(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
         """What ``then`` makes of the loss and of the model's output while these parameters are in their places."""
         model = self.scalar.model
-        with untouched(self._watched), without_running_stats(model), dense_embeddings(model):
+        same = together(
+            own_tensors(model), untouched(self._watched), without_running_stats(model), dense_embeddings(model)
+        )
+        with same, same:
             buffers = {n: b.detach().clone() for n, b in self.scalar.named_buffers()}
             # A forward that edits its input in place edits a copy.
             x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
