@@ -6,6 +6,7 @@ What is changed for that is put back also where Ctrl-C comes in between (see ``r
 from __future__ import annotations
 
 import functools
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedError
 from . import torch_internals as internals
@@ -132,7 +132,8 @@ def commit_forward(tree: ModuleTree, x: object) -> None:
     recorded only for a forward that cannot do without: what it leaves would hold on to it.
     """
     if tree.watched or any(map(updates_running_stats, tree.modules)):
-        with internals.grad_mode(_needs_graph(tree, x)):
+        mode = internals.grad_mode(_needs_graph(tree, x))
+        with mode, mode:
             tree.model(x)
 
 
@@ -146,7 +147,8 @@ def _needs_graph(tree: ModuleTree, x: object) -> bool:
         return False
     if model not in _needing:
         own = internals.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, x)
-        with borrowed_buffers(tree.modules), untouched(tree.modules), internals.grad_mode(False):
+        same = together(borrowed_buffers(tree.modules), untouched(tree.modules), internals.grad_mode(False))
+        with same, same:
             try:
                 model(own)
                 _needing[model] = False
@@ -167,23 +169,34 @@ class twice_differentiable:  # noqa: N801 - used as a function
     that is zero, 9 % off in torch 2.14.) A context, or a decorator.
     """
 
+    def __init__(self) -> None:
+        # Lists and iterators that say in one call of C what was done: Ctrl-C leaves no turn that nobody gives back.
+        self._taken: list[bool] = []
+        self._giving = map(operator.methodcaller("release"), (turns,))
+        self._modes: Restoring[None] | None = None
+
     def __enter__(self) -> None:
-        turns.acquire()
         try:
+            self._taken.extend(map(operator.methodcaller("acquire"), (turns,)))
             self._modes = _differentiable_modes()
-            self._modes.__enter__()
+            self._modes.change()
         except BaseException:
-            turns.release()
+            self._leave()
             raise
 
     def __exit__(self, *raised: object) -> None:
         try:
-            self._modes.__exit__(*raised)
+            self._leave()
         finally:
-            try:
+            self._leave()
+
+    def _leave(self) -> None:
+        try:
+            if self._modes is not None:
                 self._modes.restore()
-            finally:
-                turns.release()
+        finally:
+            if self._taken:
+                next(self._giving, None)
 
     def __call__(self, function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
@@ -225,13 +238,13 @@ def refuse_autocast(device: torch.device) -> None:
         )
 
 
-class AutocastInside(TorchFunctionMode):
+class AutocastInside(internals.Mode):
     """While it is entered, this thread's torch functions refuse to run under autocast."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         refuse_autocast(self._device)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 These are classes and no generators: what interrupts ``contextlib`` leaves a generator waiting, whose end, some time
 later, overwrites what others have put back meanwhile. Here, too, an exit that is interrupted before its first line does
-nothing; that leaves Python a window of one instruction, and none where a context is entered twice, ``with a, a``.
+nothing, and a signal that comes while Python frees the tensors of a run is handled just there: hence ``with a, a``.
 """
 
 from __future__ import annotations

@@ -175,13 +175,32 @@ def grad_mode(enabled: bool) -> Restoring[None]:
     return Restoring(lambda: torch._C._set_grad_enabled(enabled), lambda: torch._C._set_grad_enabled(before))
 
 
-def entered(mode: TorchFunctionMode) -> Restoring[None]:
-    """``with mode``; the stack of such modes, of which torch takes one off at every call, is afterwards what it was.
+class Mode(TorchFunctionMode):
+    """A TorchFunctionMode of this package: it sees the calls of torch's functions while it is ``entered``."""
 
-    Ctrl-C can keep torch from putting it back (torch/overrides.py), and ``mode.__exit__`` then takes somebody else's.
+    is_on = False
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.call(func, args, kwargs or {}) if self.is_on else func(*args, **(kwargs or {}))
+
+
+def entered(mode: Mode) -> Restoring[None]:
+    """``with mode``; the stack of such modes is afterwards what it was, also after Ctrl-C.
+
+    torch takes a mode off at every call and has a generator put it back (torch/overrides.py): one that is interrupted
+    does so never, or much later, when the mode does nothing any more and is taken off by the next of ours.
     """
-    before = overrides._get_current_function_mode_stack()
-    return Restoring(lambda: _set_modes([*before, mode]), lambda: _set_modes(before))
+    stack = overrides._get_current_function_mode_stack()
+    before = [m for m in stack if not isinstance(m, Mode) or m.is_on]
+
+    def switch(to: bool) -> None:
+        mode.is_on = to
+        _set_modes([*before, mode] if to else before)
+
+    return Restoring(lambda: switch(True), lambda: switch(False))
 
 
 def _set_modes(modes: list[Any]) -> None:

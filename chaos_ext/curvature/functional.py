@@ -18,6 +18,7 @@ from ..base.guards import AutocastInside, refuse_edits, turns, twice_differentia
 from ..base.parameters import ParameterSpace
 from ..base.randomness import without_randomness
 from ..base.restoring import Restoring
+from ..base.signals import Deferred
 from ..base.tensors import all_finite, asymmetry, symmetrize_
 from ..base.torch_internals import entered, forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, NonFiniteError
@@ -75,15 +76,12 @@ class FunctionalEngine:
         self._probed, self._captured = False, captured
         self._program = program_of(self) if check else None
 
+    @twice_differentiable()
     def _first_pass(self) -> tuple[Tensor, object, Tensor, bool]:
         """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution.
 
         Under ``torch.no_grad`` or ``inference_mode`` too: the caller's mode must not turn the gradient into zero.
         """
-        with twice_differentiable():
-            return self._differentiated()
-
-    def _differentiated(self) -> tuple[Tensor, object, Tensor, bool]:
         copies = [p.detach().clone().requires_grad_() for p in self.space.params]
 
         def look_first(loss: Tensor, output: object) -> tuple[Tensor, object, Tensor, bool]:
@@ -93,8 +91,9 @@ class FunctionalEngine:
             return loss.detach(), _detach(output), *self._gradient(loss, copies)
 
         def run() -> tuple[Tensor, object, Tensor, bool]:
-            named = list(zip(self.space.names, copies, strict=True))
-            with entered(AutocastInside(self.space.device)), refuse_edits(named):
+            mode = entered(AutocastInside(self.space.device))
+            refused = refuse_edits(list(zip(self.space.names, copies, strict=True)))
+            with mode, mode, refused, refused:
                 return self._substituted(copies, look_first)
 
         return without_randomness(run, self.model, self.space.device)
@@ -179,17 +178,18 @@ class FunctionalEngine:
         before = self.theta()
         return Restoring(lambda: self.space.write_(theta), lambda: self.space.write_(before))
 
+    @twice_differentiable()
     def loss_at(self, theta: Tensor, run: Callable[[Callable[[], Tensor]], Tensor] | None = None) -> Tensor:
         """The loss, detached; of a forward that takes derivatives itself too, which needs a graph."""
         at = self._displaced(theta)
-        with at, at, twice_differentiable():
+        with at, at:
             params = [t.requires_grad_() for t in self._at(theta)]
             return (self._loss_at(*params) if run is None else run(lambda: self._loss_at(*params))).detach()
 
+    @twice_differentiable()
     def own_loss(self) -> Tensor:
         """The loss with the parameters themselves in their places."""
-        with twice_differentiable():
-            return self._loss_at(*self.space.params).detach()
+        return self._loss_at(*self.space.params).detach()
 
     def with_constants(self) -> Callable[[Tensor], Tensor]:
         """The loss as a function of theta to which what forward takes out of the graph is constant."""
@@ -197,10 +197,11 @@ class FunctionalEngine:
         self.loss_at(self.theta(), constants.run)
         return lambda theta: self.loss_at(theta, constants.run)
 
+    @twice_differentiable()
     def gradient_at(self, theta: Tensor) -> Tensor:
         """Its gradient [P]."""
         at = self._displaced(theta)
-        with at, at, twice_differentiable():
+        with at, at:
             copies = [t.requires_grad_() for t in self._at(theta)]
             return self._substituted(copies, lambda loss, _: self._gradient(loss, copies)[0])
 
@@ -248,6 +249,7 @@ class FunctionalEngine:
         budget = min(_CHUNK_BYTES, memory.available_bytes(self.space.device) // 4)
         return max(1, min(_MAX_CHUNK, self.space.size, budget // (4 * size + 32 * batch + 1)))
 
+    @twice_differentiable()  # CGD.step, for one, runs under no_grad
     def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
         """H v for v [k, P], one tangent a row, at theta (default: the parameters)."""
         tangents = tuple(self._separate(v))
@@ -255,9 +257,9 @@ class FunctionalEngine:
         forward = self.path == JVP_OF_GRAD and not forward_mode_is_active()
         parts = self._forward_over_reverse(at, tangents) if forward else None
         if parts is None:
-            with twice_differentiable():  # CGD.step, for one, runs under no_grad
-                # The parameters themselves, not copies: a loss may hold on to them.
-                params = [p if p.is_leaf and theta is None else p.detach().requires_grad_() for p in at]
+            # The parameters themselves, not copies: a loss may hold on to them.
+            params = [p if p.is_leaf and theta is None else p.detach().requires_grad_() for p in at]
+            with _uncut():
                 parts = self._substituted(params, lambda loss, _: double_backward(loss, params, tangents))
         return torch.cat([t.detach().reshape(len(v), -1) for t in parts], 1)
 
@@ -273,13 +275,19 @@ class FunctionalEngine:
     def _forward_over_reverse(self, at: Sequence[Tensor], tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """None, and double backward from now on, where torch cannot."""
         try:
-            return forward_over_reverse(self._loss_at, tuple(p.detach() for p in at), tangents)
+            with _uncut():
+                return forward_over_reverse(self._loss_at, tuple(p.detach() for p in at), tangents)
         except (torch.OutOfMemoryError, ChaosExtError):
             raise
         except Exception as e:  # torch and compilers raise many kinds where a transformation is not implemented
             log.warning("forward-over-reverse failed (%s: %s); using double backward", type(e).__name__, first_line(e))
             self.path = DOUBLE_BACKWARD
             return None
+
+
+def _uncut() -> Deferred:
+    """Around vmap and jvp, which Ctrl-C leaves open: the process would stay inside. A second one comes through."""
+    return Deferred(insist=True)
 
 
 def _detach(output: object) -> object:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import function as autograd_function
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from ..base.torch_internals import entered, function_class, grad_mode, tree_map
+from ..base.torch_internals import Mode, entered, function_class, grad_mode, tree_map
 from ..errors import UnsupportedError
 
 # Functions with points where torch's second derivatives are wrong or NaN although the exact ones exist: a norm at 0, a
@@ -92,7 +91,7 @@ def _is_once_differentiable(cls: type) -> bool:
     return code is not None and hasattr(backward, "__wrapped__") and code.co_filename == autograd_function.__file__
 
 
-class Watch(TorchFunctionMode):
+class Watch(Mode):
     """Notices tensors of the graph that code inside takes out of it: ``detach``, ``.data``, ``no_grad``, ``item``.
 
     Args:
@@ -112,10 +111,10 @@ class Watch(TorchFunctionMode):
         self.surrogates: list[str] = []
         self.forgets = self.reentrant = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if not self.reentrant:
-            self._notice(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+            self._notice(func, args, kwargs)
+        return func(*args, **kwargs)
 
     def _notice(self, func: Any, args: Any, kwargs: Any) -> None:
         self.forgets = self.forgets or (func is torch.autograd.grad and not kwargs.get("create_graph"))
@@ -130,7 +129,7 @@ class Watch(TorchFunctionMode):
             self.stops = how
 
 
-class Constants(TorchFunctionMode):
+class Constants(Mode):
     """What the first run takes out of the graph stays, in all later ones, the constant that it was.
 
     Args:
@@ -147,13 +146,13 @@ class Constants(TorchFunctionMode):
     def run(self, run: Callable[[], Tensor]) -> Tensor:
         """``run()``; NaN where it takes out something else than the first one did, or writes to the graph so."""
         self._place, self._views = 0, []
-        with entered(self):
+        mode = entered(self)
+        with mode, mode:
             found = run()
         self._first = False
         return torch.full_like(found, math.nan) if self._is_edited or self._place != len(self._kept) else found
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         written = _written(func, args, kwargs)
         edits = _any_tracked(written) or any(written is v for v in self._views)
         self._is_edited = self._is_edited or edits
@@ -162,7 +161,8 @@ class Constants(TorchFunctionMode):
         found = func(*args, **kwargs)
         kept = self._kept_instead(found if written is None else written)
         if written is not None:
-            with grad_mode(False):
+            mode = grad_mode(False)
+            with mode, mode:
                 written.copy_(kept)
             return found
         if func in _VIEWS:
@@ -258,7 +258,8 @@ def _codes_above() -> set[CodeType]:
 def watched(run: Callable[[], object], functions: Iterable[type]) -> Watch:
     """What is noticed while ``run`` runs; its Functions are given."""
     watch = Watch(functions)
-    with entered(watch):
+    mode = entered(watch)
+    with mode, mode:
         run()
     return watch
 

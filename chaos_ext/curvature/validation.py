@@ -48,7 +48,7 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     twin.double()
     x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
     tree = ModuleTree(twin)
-    with refuse_edits(tree.named_parameters):
+    with refuse_edits(tree.named_parameters):  # of a copy
         output = forward(tree, x.clone())
     if not isinstance(output, Tensor):
         return "its output is not a tensor"
@@ -106,7 +106,8 @@ def forward(tree: ModuleTree, x: Tensor) -> object:
     try:
         if not tree.watched:
             return tree.model(x)
-        with untouched(tree.watched):
+        same = untouched(tree.watched)
+        with same, same:
             return tree.model(x)
     except ChaosExtError:
         raise
