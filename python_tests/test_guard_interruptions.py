@@ -106,7 +106,7 @@ CONTEXTS = {
     "tensors": lambda m: guards.own_tensors(m),
     "embeddings": lambda m: guards.dense_embeddings(m),
     "kernels": lambda m: internals.plain_kernels(),
-    "differentiable": lambda m: guards.twice_differentiable(),
+    "differentiable": lambda m: guards.plain_kernels(),
     "attributes": lambda m: untouched(list(m.modules())),
     "edits": lambda m: guards.refuse_edits(list(m.named_parameters())),
 }

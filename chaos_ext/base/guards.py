@@ -6,11 +6,10 @@ What is changed for that is put back also where Ctrl-C comes in between (see ``r
 from __future__ import annotations
 
 import functools
-import operator
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from . import torch_internals as internals
 from .parameters import ModuleTree
 from .restoring import Restoring, T, put_back, together
 from .traces import untouched
+
+_P = ParamSpec("_P")
 
 
 def without_running_stats(model: nn.Module | Sequence[nn.Module]) -> Restoring[None]:
@@ -162,54 +163,25 @@ def _needs_graph(tree: ModuleTree, x: object) -> bool:
 turns = threading.RLock()
 
 
-class twice_differentiable:  # noqa: N801 - used as a function
+def twice_differentiable(function: Callable[_P, T]) -> Callable[_P, T]:
+    """Runs a function on ``plain_kernels``, and takes turns for it: Ctrl-C leaves no turn that nobody gives back."""
+
+    @functools.wraps(function)
+    def inside(*args: _P.args, **kwargs: _P.kwargs) -> T:
+        with turns:
+            modes = plain_kernels()
+            with modes, modes:
+                return function(*args, **kwargs)
+
+    return inside
+
+
+def plain_kernels() -> Restoring[None]:
     """Kernels that torch can differentiate twice: the mathematical form of attention, recurrences without libraries.
 
     (cuDNN's recurrences refuse a second derivative; oneDNN's float32 LSTM gives a wrong one with respect to a cotangent
-    that is zero, 9 % off in torch 2.14.) A context, or a decorator.
+    that is zero, 9 % off in torch 2.14.)
     """
-
-    def __init__(self) -> None:
-        # Lists and iterators that say in one call of C what was done: Ctrl-C leaves no turn that nobody gives back.
-        self._taken: list[bool] = []
-        self._giving = map(operator.methodcaller("release"), (turns,))
-        self._modes: Restoring[None] | None = None
-
-    def __enter__(self) -> None:
-        try:
-            self._taken.extend(map(operator.methodcaller("acquire"), (turns,)))
-            self._modes = _differentiable_modes()
-            self._modes.change()
-        except BaseException:
-            self._leave()
-            raise
-
-    def __exit__(self, *raised: object) -> None:
-        try:
-            self._leave()
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        try:
-            if self._modes is not None:
-                self._modes.restore()
-        finally:
-            if self._taken:
-                next(self._giving, None)
-
-    def __call__(self, function: Callable[..., T]) -> Callable[..., T]:
-        @functools.wraps(function)
-        def inside(*args: Any, **kwargs: Any) -> T:
-            with turns:
-                modes = _differentiable_modes()
-                with modes, modes:
-                    return function(*args, **kwargs)
-
-        return inside
-
-
-def _differentiable_modes() -> Restoring[None]:
     return together(_out_of_inference(), internals.grad_mode(True), internals.plain_kernels())
 
 

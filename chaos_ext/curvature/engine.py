@@ -74,8 +74,10 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
 
     if not any(map(own_buffers, tree.modules)):
         return run()
-    with borrowed_buffers(tree.modules) as written:
-        with without_running_stats(tree.modules):
+    borrowed = borrowed_buffers(tree.modules)
+    with borrowed, borrowed as written:
+        quiet = without_running_stats(tree.modules)  # puts back what it finds: the copies
+        with quiet, quiet:
             result = run()
         return (None, None, "forward writes to a buffer") if written() else result
 

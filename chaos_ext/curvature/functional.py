@@ -76,7 +76,7 @@ class FunctionalEngine:
         self._probed, self._captured = False, captured
         self._program = program_of(self) if check else None
 
-    @twice_differentiable()
+    @twice_differentiable
     def _first_pass(self) -> tuple[Tensor, object, Tensor, bool]:
         """Loss, output and gradient; and whether the loss reads the Parameter objects past the substitution.
 
@@ -133,7 +133,7 @@ class FunctionalEngine:
         """Columns that are differentiated at a time."""
         return self._chunk()
 
-    @twice_differentiable()
+    @twice_differentiable
     def _probe(self) -> None:
         """Chooses the path that is right: some of torch's second derivatives are not."""
         if self._program is not None and not self._probed:
@@ -165,7 +165,7 @@ class FunctionalEngine:
             return self
         return twin if torch.allclose(twin.gradient.float(), self.gradient, 1e-2, 1e-4) else self
 
-    @twice_differentiable()
+    @twice_differentiable
     def watched(self) -> Watch:
         """What one run of the loss does to the graph."""
         copies = [p.detach().clone().requires_grad_() for p in self.space.params]
@@ -178,7 +178,7 @@ class FunctionalEngine:
         before = self.theta()
         return Restoring(lambda: self.space.write_(theta), lambda: self.space.write_(before))
 
-    @twice_differentiable()
+    @twice_differentiable
     def loss_at(self, theta: Tensor, run: Callable[[Callable[[], Tensor]], Tensor] | None = None) -> Tensor:
         """The loss, detached; of a forward that takes derivatives itself too, which needs a graph."""
         at = self._displaced(theta)
@@ -186,7 +186,7 @@ class FunctionalEngine:
             params = [t.requires_grad_() for t in self._at(theta)]
             return (self._loss_at(*params) if run is None else run(lambda: self._loss_at(*params))).detach()
 
-    @twice_differentiable()
+    @twice_differentiable
     def own_loss(self) -> Tensor:
         """The loss with the parameters themselves in their places."""
         return self._loss_at(*self.space.params).detach()
@@ -197,7 +197,7 @@ class FunctionalEngine:
         self.loss_at(self.theta(), constants.run)
         return lambda theta: self.loss_at(theta, constants.run)
 
-    @twice_differentiable()
+    @twice_differentiable
     def gradient_at(self, theta: Tensor) -> Tensor:
         """Its gradient [P]."""
         at = self._displaced(theta)
@@ -249,7 +249,7 @@ class FunctionalEngine:
         budget = min(_CHUNK_BYTES, memory.available_bytes(self.space.device) // 4)
         return max(1, min(_MAX_CHUNK, self.space.size, budget // (4 * size + 32 * batch + 1)))
 
-    @twice_differentiable()  # CGD.step, for one, runs under no_grad
+    @twice_differentiable  # CGD.step, for one, runs under no_grad
     def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
         """H v for v [k, P], one tangent a row, at theta (default: the parameters)."""
         tangents = tuple(self._separate(v))

@@ -54,7 +54,8 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
     known = _cache.get(model)
     if known is not None and known[0].holds_for(tree, x):
         return known[1]
-    with untouched(tree.watched), refuse_edits(tree.named_parameters):
+    same, refused = untouched(tree.watched), refuse_edits(tree.named_parameters)
+    with same, same, refused, refused:
         result = _program(model, space, x)
     if result.program is not None:
         problem = validate(result.program)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from ..base.guards import dense_embeddings, without_running_stats
+from ..base.guards import dense_embeddings, own_tensors, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.restoring import together
 from ..base.torch_internals import own_buffers, own_parameters
 from ..base.traces import untouched
 from ..rules.rule import Leaf
@@ -75,7 +76,9 @@ class Region:
             own = reference()
             assert own is not None
             tensors = {name: leaves[i] for name, i in places.items()}
-            with untouched(ModuleTree(own).watched), without_running_stats(own), dense_embeddings(own):
+            watched = untouched(ModuleTree(own).watched)
+            same = together(own_tensors(own), watched, without_running_stats(own), dense_embeddings(own))
+            with same, same:
                 present = {n: t for n, t in tensors.items() if t is not None and _has(own, n)}
                 return functional_call(own, present, args, kwargs)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..base.guards import twice_differentiable
+from ..base.signals import Deferred
 from ..errors import UnsupportedError
 from .rule import Leaf, Tangent
 
@@ -54,19 +55,19 @@ class AutoRule:
         self.function, self.leaves, self.why = function, tuple(leaves), why
         self.slots: tuple[int | None, ...] = tuple(leaf.slot for leaf in leaves)
 
+    @twice_differentiable
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, _Graph]:
-        with twice_differentiable():
-            own = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
-            leaves = [leaf(theta) for leaf in self.leaves]
-            leaves = [
-                t if t is None else t.detach().clone().requires_grad_(leaf.slot is not None)
-                for t, leaf in zip(leaves, self.leaves, strict=True)
-            ]
-            # Clones: a function may write to its input in place, which a leaf of the graph forbids.
-            out = self.function([t.clone() for t in own], [None if t is None else t.clone() for t in leaves])
-            graph = _Graph(own, leaves, out, None, [])
-            if out.requires_grad:
-                self._record(graph)
+        own = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+        leaves = [leaf(theta) for leaf in self.leaves]
+        leaves = [
+            t if t is None else t.detach().clone().requires_grad_(leaf.slot is not None)
+            for t, leaf in zip(leaves, self.leaves, strict=True)
+        ]
+        # Clones: a function may write to its input in place, which a leaf of the graph forbids.
+        out = self.function([t.clone() for t in own], [None if t is None else t.clone() for t in leaves])
+        graph = _Graph(own, leaves, out, None, [])
+        if out.requires_grad:
+            self._record(graph)
         return out.detach(), graph
 
     def _record(self, graph: _Graph) -> None:
@@ -85,11 +86,11 @@ class AutoRule:
         ]
         return all_parts[: len(graph.inputs)], all_parts[len(graph.inputs) :]
 
+    @twice_differentiable
     def backward(self, saved: _Graph, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         if saved.delta is None:
             return self._spread(saved, [None] * len(saved.active))
-        with twice_differentiable():
-            parts = torch.autograd.grad(saved.out, saved.active, delta, retain_graph=True, allow_unused=True)
+        parts = torch.autograd.grad(saved.out, saved.active, delta, retain_graph=True, allow_unused=True)
         return self._spread(saved, parts)
 
     def tangent_forward(self, saved: _Graph, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
@@ -127,10 +128,10 @@ class AutoRule:
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, linear, strict=True)]
         return self._spread(saved, total)
 
+    @twice_differentiable
     def _curvature(self, saved: _Graph, delta: Tensor, tangents: list[tuple[Tensor, Tensor]]) -> list[Tangent]:
         """d/d(a, theta) <G, tangents> at delta: on a graph of its own, since G's was recorded at delta = 0."""
-        with twice_differentiable():
-            parts = torch.autograd.grad(saved.out, saved.active, delta, create_graph=True, allow_unused=True)
+        parts = torch.autograd.grad(saved.out, saved.active, delta, create_graph=True, allow_unused=True)
         by_id = {id(g): t for g, t in tangents}
         pairs = [
             (p, by_id[id(g)])
@@ -141,19 +142,20 @@ class AutoRule:
             return [None] * len(saved.active)
         return self._columns([p for p, _ in pairs], saved.active, [t for _, t in pairs])
 
+    @twice_differentiable
     def _columns(self, outputs: list[Tensor], wrt: list[Tensor], seeds: list[Tensor]) -> list[Tangent]:
         """Gradients for each of the k seeds, with k as the last axis."""
 
         def rows(at: list[Tensor], batched: bool) -> Sequence[Tangent]:
             return torch.autograd.grad(outputs, wrt, at, retain_graph=True, allow_unused=True, is_grads_batched=batched)
 
-        with twice_differentiable():
-            try:
+        try:
+            with Deferred(insist=True):  # torch.func leaves the process inside vmap where it is interrupted
                 parts = rows(seeds, True)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                parts = self._one_by_one(rows, seeds)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            parts = self._one_by_one(rows, seeds)
         return [None if p is None else torch.movedim(p.detach(), 0, -1) for p in parts]
 
     def _one_by_one(self, rows: Callable[..., Sequence[Tangent]], seeds: list[Tensor]) -> Sequence[Tangent]:
