@@ -48,7 +48,8 @@ def _torchs_settings() -> Iterator[None]:
 
     def settings() -> tuple[object, ...]:
         onednn, deterministic = torch.backends.mkldnn.enabled, torch.are_deterministic_algorithms_enabled()
-        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), onednn, deterministic
+        modes = torch.overrides._get_current_function_mode_stack()  # a default device is one, even that of the CPU
+        return torch.is_grad_enabled(), torch.get_default_dtype(), modes, onednn, deterministic
 
     before = settings()
     yield

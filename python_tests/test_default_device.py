@@ -36,10 +36,9 @@ def test_every_tensor_is_made_on_a_named_device(path):
 
 @pytest.fixture
 def elsewhere():
-    before = torch.get_default_device()
     torch.set_default_device("meta")  # a device whose tensors have no values: whoever uses one by accident fails
     yield
-    torch.set_default_device(before)
+    torch.set_default_device(None)  # "cpu" would be a mode of its own, for all tests that follow
 
 
 def _results(model, name, loss, x, y):
