@@ -15,15 +15,17 @@ import secrets
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
 from ..errors import CheckpointError
+from .signals import Deferred
 
 _log = logging.getLogger("chaos_ext")
 _MAGIC = b"chaos_ext sealed 1\n"
 _HEAD = len(_MAGIC) + 32
+_PIECE = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -80,11 +82,57 @@ def write_sealed(path: Path, content: Any, previous: Path | None = None) -> None
         content: what ``torch.load(weights_only=True)`` can read.
         previous: as of ``atomic_write``.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    payload = buffer.getbuffer()
-    pieces = (_MAGIC, hashlib.sha256(payload).digest(), payload)
-    atomic_write(path, lambda f: f.writelines(pieces), previous)
+
+    def write(f: BinaryIO) -> None:
+        f.write(_MAGIC + bytes(_HEAD - len(_MAGIC)))
+        hashing = _Hashing(f)
+        with Deferred():  # torch calls back from C++, where what a handler raises would be some other error
+            torch.save(content, cast(IO[bytes], hashing))
+        f.seek(len(_MAGIC))
+        f.write(hashing.digest())
+
+    atomic_write(path, write, previous)
+
+
+class _Hashing(io.RawIOBase):
+    """Hashes what it passes on, so that a large content never lies in memory as a whole."""
+
+    def __init__(self, f: BinaryIO) -> None:
+        super().__init__()
+        self._f, self._sha = f, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._sha.update(data)
+        return self._f.write(data)
+
+    def digest(self) -> bytes:
+        return self._sha.digest()
+
+
+class _Payload(io.RawIOBase):
+    """A sealed file from its payload on."""
+
+    def __init__(self, f: BinaryIO) -> None:
+        super().__init__()
+        self._f = f
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._f.readinto(buffer)  # type: ignore[attr-defined]
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._f.seek(offset + (_HEAD if whence == io.SEEK_SET else 0), whence) - _HEAD
+
+    def tell(self) -> int:
+        return self._f.tell() - _HEAD
 
 
 def is_sealed(path: Path) -> bool:
@@ -108,11 +156,14 @@ def read_sealed(path: Path, map_location: Any = "cpu") -> Any:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, damaged, or something else.
     """
-    raw = memoryview(path.read_bytes())
-    digest, payload = raw[len(_MAGIC) : _HEAD], raw[_HEAD:]
-    if raw[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path}: expected a whole file written by chaos_ext, got a damaged or foreign one")
-    return _unpacked(path, io.BytesIO(payload), map_location)
+    with path.open("rb") as f:
+        head, sha = f.read(_HEAD), hashlib.sha256()
+        while piece := f.read(_PIECE):
+            sha.update(piece)
+        if head != _MAGIC + sha.digest():
+            raise CheckpointError(f"{path}: expected a whole file written by chaos_ext, got a damaged or foreign one")
+        f.seek(_HEAD)
+        return _unpacked(path, _Payload(f), map_location)
 
 
 def read_unsealed(path: Path, map_location: Any = "cpu") -> Any:
@@ -134,9 +185,10 @@ def read_unsealed(path: Path, map_location: Any = "cpu") -> Any:
     return _unpacked(path, raw, map_location)
 
 
-def _unpacked(path: Path, payload: BinaryIO, map_location: Any) -> Any:
+def _unpacked(path: Path, payload: Any, map_location: Any) -> Any:
     try:
-        return torch.load(payload, weights_only=True, map_location=map_location)
+        with Deferred():  # as in write_sealed: an interrupted read is no damaged file
+            return torch.load(payload, weights_only=True, map_location=map_location)
     except Exception as error:  # whole, but made by another version; torch raises many kinds
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
