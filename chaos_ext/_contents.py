@@ -13,6 +13,8 @@ from .dynamics.covariant import CovariantVectors
 from .dynamics.covariant_maps import covariant_vectors
 from .dynamics.custom import register_tangent
 from .dynamics.exponents import Signs, count_signs, kaplan_yorke_dimension, sum_of_positive_exponents
+from .dynamics.finite_time.result import FiniteTimeSpectrum
+from .dynamics.finite_time.run import Extremes
 from .dynamics.maps import lyapunov_spectrum
 from .dynamics.perturb import perturb
 from .dynamics.perturbation import perturbation
@@ -78,6 +80,8 @@ __all__: list[str] = [
     "Ensemble",
     "Estimate",
     "Evaluation",
+    "Extremes",
+    "FiniteTimeSpectrum",
     "HessianOperator",
     "History",
     "LayerReport",

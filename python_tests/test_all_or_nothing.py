@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 import chaos_ext as ce
-from chaos_ext.dynamics import analyzer as analyzers
+from chaos_ext.dynamics import csv_stream
 from chaos_ext.optim import sgd
 
 CE = nn.CrossEntropyLoss()
@@ -162,7 +162,7 @@ def test_a_full_disk_costs_a_row_and_no_number(tmp_path, monkeypatch):
     whole, same, _ = _analyzer(tmp_path / "whole")
     whole.update(same)
     with monkeypatch.context() as m:
-        m.setattr(analyzers.ExponentStream, "append", _full)
+        m.setattr(csv_stream.ExponentStream, "append", _full)
         for _ in range(2):  # trying again counts nothing
             with pytest.raises(OSError, match=r"csv: the row of step 2 is missing \(No space left on device\)") as e:
                 an.update(op)
@@ -187,7 +187,7 @@ def test_half_a_row_is_cut_off_before_the_next(tmp_path, monkeypatch):
         _full()
 
     with monkeypatch.context() as m:
-        m.setattr(analyzers.ExponentStream, "append", half)
+        m.setattr(csv_stream.ExponentStream, "append", half)
         with pytest.raises(OSError, match="step 2 is missing"):
             an.update(op)
     an.update(ce.HessianOperator(model, CE, *cases.batch(5, cases.LOSSES["ce"][1])))
@@ -199,7 +199,7 @@ def test_a_state_whose_rows_cannot_be_cut_back_is_not_loaded(tmp_path, monkeypat
     state = an.state_dict()
     an.update(op)
     before = an.state_dict()
-    monkeypatch.setattr(analyzers.ExponentStream, "resume", _full)
+    monkeypatch.setattr(csv_stream.ExponentStream, "resume", _full)
     with pytest.raises(OSError, match="No space left"):
         an.load_state_dict(state)
     assert _same(an.state_dict(), before)

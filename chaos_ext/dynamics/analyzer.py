@@ -10,32 +10,32 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base import memory
-from ..base.arguments import require_int
 from ..base.files import read_or_previous, write_keeping_previous
 from ..base.parameters import ParameterSpace
 from ..base.progress import Progress
 from ..base.signals import Deferred
 from ..curvature.hessian import HessianOperator
-from ..errors import TornStateError, UnsupportedError
 from . import checkpoint
-from .benettin import KEEP, Benettin
-from .csv_stream import ExponentStream
+from .asymptotic import Asymptotic
 from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
-from .result import History, ordered, running_history
-from .start import check_count, check_every, start_block
+from .finite_time.result import FiniteTimeSpectrum, check_neutral, spectrum_of
+from .finite_time.run import Extremes, FiniteTime
+from .methods import EXTREMES, Options, Run, check_options, require_whole, required, run_for
+from .result import History, running_history
 from .tangent_map import TangentMap, Units
-
-METHODS = ("qr",)
+from .watching import Rows
 
 
 class LyapunovAnalyzer:
-    """The leading Lyapunov exponents of training with this model and optimizer, asymptotic, by QR.
+    """Lyapunov exponents of training with this model and optimizer: asymptotic, or of the run so far.
 
     The deviations [S, k] of the optimizer's whole state (see ``TangentMap``) go through the tangent map of every step,
-    at one block Hessian-vector product of k columns each; k = 1 is the maximal exponent alone. Exponents are means of
-    ln R_ii per step, in nats (Benettin et al. 1980); at finite t they differ from the finite-time exponents, the
-    logarithms of the singular values of the product, by O(1 / t).
+    at one block Hessian-vector product of k columns each. There are two quantities, which differ by O(1 / t):
+
+    - "qr", the leading asymptotic exponents: means of ln R_ii per step (Benettin et al. 1980); k = 1 is the maximal.
+    - "svd", finite-time exponents ln sigma_i(Y_t) / t of the product Y_t of all maps so far, the eigenvalues of
+      ln(Y_t^T Y_t) / 2t, to full relative accuracy in each sigma_i: all of them, or, with k < S, those of the map
+      restricted to k random directions. It takes four matrices [S, S] and a QR factorisation every few hundred steps.
 
     Example:
         >>> an = ce.LyapunovAnalyzer(model, opt, k=8)
@@ -49,27 +49,29 @@ class LyapunovAnalyzer:
     Args:
         model: the model that is trained.
         opt: its optimizer.
-        k: number of leading exponents; None: all S.
-        method: "qr".
-        state: as of ``TangentMap``.
-        qr_every: re-orthonormalise at every multiple of this many steps, and whenever the stretch of the deviations
-            nears what the dtype can bear; "auto": only then.
-        transient: first steps, which turn the deviations but are not measured.
+        k: number of columns, so of exponents; None: all.
+        method: "qr" or "svd".
+        state: as of ``TangentMap``. "theta" with buffers: only of "svd", the block of theta, from (I; 0).
+        qr_every: of "qr", re-orthonormalise at every multiple of this many steps, and whenever the stretch of the
+            deviations nears what the dtype can bear; "auto": only then.
+        transient: first steps, which are not measured; of "qr" they turn the deviations.
         jacobian: of CGD, as of ``TangentMap``.
-        gali: also follow GALI_1 .. GALI_k.
-        csv: stream running exponents to this file (see ``ExponentStream``).
+        gali: of "qr", also follow GALI_1 .. GALI_k.
+        csv: stream running exponents to this file (see ``ExponentStream``); of "svd" the extremes.
         progress: a bar on the terminal with the leading exponent so far (needs tqdm): True, or the number of steps.
         seed: of the initial deviations (the identity if k = S).
         memory_budget: bytes that it may take; default: what is available.
+        every: of "svd", read the extremes at every multiple of this many steps; None: 20.
+        neutral_tol: of "svd", exponents with |lambda t| up to this are neutral; None: up to their rounding errors.
 
     Attributes:
         tangent: the TangentMap in use.
         steps: number of updates so far.
 
     Raises:
-        ValueError, TypeError: arguments out of range, an optimizer of another model.
-        UnsupportedError: an optimizer without a tangent map; ``state="theta"`` of an optimizer with buffers, whose maps
-            are no cocycle; ``method="svd"``. MemoryBudgetError: k deviations do not fit.
+        ValueError, TypeError: arguments out of range or of the other method, an optimizer of another model.
+        UnsupportedError: an optimizer without a tangent map; with "qr" ``state="theta"`` of an optimizer with buffers,
+            whose maps are no cocycle. MemoryBudgetError: k deviations do not fit.
     """
 
     def __init__(
@@ -88,37 +90,28 @@ class LyapunovAnalyzer:
         progress: bool | int = False,
         seed: int = 0,
         memory_budget: int | None = None,
+        every: int | None = None,
+        neutral_tol: float | None = None,
     ) -> None:
-        _check_method(method)
-        check_every(qr_every)
-        require_int("transient", transient, 0)
+        options = Options(method, k, qr_every, gali, every, transient, seed, memory_budget)
+        check_options(options)
+        check_neutral(neutral_tol)
         space = ParameterSpace.of(model)
         self.model, self.method, self.tangent = model, method, TangentMap(opt, state, jacobian)
         self.tangent.check(space)
-        if not self.tangent.is_cocycle:
-            raise UnsupportedError(
-                "state='theta' with method='qr': the theta block of an optimizer with buffers is no cocycle, so it has "
-                "no asymptotic exponents; use state='auto'"
-            )
-        k = check_count(k, self.tangent.size, "S")
-        _require_memory(self.tangent.size, k, space, memory_budget)
-        start = start_block(self.tangent.size, k, space.dtype, space.device, seed, generic=gali)
-        self._state = Benettin(start, qr_every, transient, gali)
+        rows = self.tangent.size if self.tangent.is_cocycle else self.tangent.parameters
+        self._state = run_for(options, self.tangent.size, rows, "S", space.dtype, space.device)
+        self._neutral_tol = neutral_tol
         self._units: Units | None = None
         self._unwritten: HessianOperator | None = None
         self._expected: str | None = None
-        self._stream = None if csv is None else ExponentStream(csv)
-        self._cut = False  # whether the stream may end with part of a row
+        self._rows = Rows(csv, EXTREMES if method == "svd" else None)
         self._bar = Progress(None if isinstance(progress, bool) else progress, shown=progress is not False)
-        self._fingerprint = checkpoint.fingerprint(space, self.tangent, self._run, method)
+        self._fingerprint = checkpoint.fingerprint(space, self.tangent, self._run)
 
     @property
-    def _run(self) -> Benettin:
-        if self._state.torn:
-            raise TornStateError(
-                "LyapunovAnalyzer: an update was broken off while it wrote, so deviations and counts may be of "
-                "different steps; load a saved state, or make a new analyzer"
-            )
+    def _run(self) -> Run:
+        require_whole(self._state)
         return self._state
 
     @property
@@ -163,66 +156,87 @@ class LyapunovAnalyzer:
     def _publish(self) -> None:
         """What has just been measured, for those who watch."""
         if self._bar.shown:
-            self._bar.show(f"largest exponent {float(self.exponents()[0]):+.3g}")
+            self._bar.show(f"largest exponent {self._run.leading():+.3g}")
         self._write_row()
 
     def _write_row(self) -> None:
-        if self._stream is not None:
-            try:
-                if self._cut:
-                    self._stream.resume(self.steps - 1)
-                self._cut = True
-                self._stream.append(self.steps, self.exponents().tolist())
-                self._cut = False
-            except OSError as e:
-                why = f"csv: the row of step {self.steps} is missing ({e.strerror}); the step itself is counted"
-                raise OSError(e.errno, why, e.filename or os.fspath(self._stream.path)) from e
+        if self._rows.wanted:
+            self._rows.write(self.steps, self._run.row())
         self._unwritten = None
 
     def exponents(self) -> Tensor:
         """float64 [k], descending, in nats per step, of the steps so far.
 
+        Of "svd" a read-out, about as costly as some dozens of QR factorisations, and kept until the next update.
+
         Raises:
             ValueError: there was no step after the transient yet.
         """
-        return ordered(self._run)[0]
+        return self._run.exponents().clone()
 
     def errors(self) -> Tensor:
-        """One standard error of each exponent, in their order, by block means over the run [k].
+        """How far each exponent may be off, in their order [k].
 
-        NaN until there are four blocks. It describes the scatter of a stationary run; in a run that changes with time,
-        that change counts as scatter.
+        Of "qr" one standard error, by block means over the run: NaN until there are four blocks. It describes the
+        scatter of a stationary run; in a run that changes with time, that change counts as scatter. Of "svd" the bound
+        of rounding errors of ``finite_time()``.
         """
-        return self._run.errors()[ordered(self._run)[1]]
+        return self._run.uncertainty()
 
     @property
     def local_exponents(self) -> Tensor:
-        """Growth per step over the last block between two re-orthonormalisations, float64 [k].
+        """Of "qr", growth per step over the last block between two re-orthonormalisations, float64 [k].
 
         ln R_ii of that block divided by its steps, in nats per step and in the order of ``exponents()``.
 
         Raises:
-            ValueError: no block has been measured yet.
+            ValueError: no block has been measured yet. UnsupportedError: ``method="svd"``.
         """
-        if self._run.last is None:
-            raise ValueError("local_exponents: no block of steps has been measured yet")
-        growth, n = self._run.last
-        return growth[ordered(self._run)[1]] / n
+        return required(self._run, Asymptotic, "local_exponents").local_exponents()
 
     @property
     def history(self) -> History:
-        """Running exponents after each block (of a long run, of merged blocks); raises as ``exponents()``."""
-        return running_history(self._run, ordered(self._run)[1])
+        """Of "qr", running exponents after each block (of a long run, of merged blocks); raises as ``exponents()``."""
+        return running_history(required(self._run, Asymptotic, "history"))
+
+    @property
+    def extremes(self) -> Extremes:
+        """Of "svd", the largest and smallest exponent at every multiple of ``every`` steps, with their tolerances."""
+        return required(self._run, FiniteTime, "extremes").extremes()
+
+    def finite_time(self) -> FiniteTimeSpectrum:
+        """Of "svd", the exponents with their tolerances, the neutral ones, and more; raises as ``exponents()``."""
+        return spectrum_of(required(self._run, FiniteTime, "finite_time"), self._neutral_tol)
+
+    @property
+    def neutral(self) -> Tensor:
+        """Of "svd", which exponents are zero within tolerance, neither chaotic nor stable, bool [k]."""
+        return self.finite_time().neutral
+
+    def singular_vectors(self, side: str = "right") -> Tensor:
+        """Of "svd", orthonormal columns by descending exponent [S, k] (theta's rows [P, k] with ``state="theta"``).
+
+        Those of close singular values are accurate to the gap between them only. Buffers are in the units of
+        ``TangentMap.units``.
+
+        Args:
+            side: "right", the initial directions that grow by sigma_i, or "left", where they end.
+
+        Raises:
+            ValueError: another side, no step yet. MemoryBudgetError: six matrices [k, k] beside the run do not fit.
+            UnsupportedError: ``method="qr"``; the left side of a run that NaN or infinity has stopped.
+        """
+        return required(self._run, FiniteTime, "singular_vectors").singular_vectors(side)
 
     def directions(self) -> Tensor:
-        """Orthonormal columns [S, k]: the first j span the j directions that have grown fastest (theta, then buffers).
+        """Of "qr", orthonormal columns [S, k]: the first j span the j directions that have grown fastest.
 
-        Buffers are in the units of ``TangentMap.units``.
+        Rows are theta, then buffers, these in the units of ``TangentMap.units``.
         """
-        return self._run.reading().directions.clone()
+        return required(self._run, Asymptotic, "directions").reading().directions.clone()
 
     def log_gali(self) -> Tensor:
-        """ln GALI_1 .. ln GALI_k of the free deviations since the transient, float64 [k].
+        """Of "qr", ln GALI_1 .. ln GALI_k of the free deviations since the transient, float64 [k].
 
         GALI_j is the volume of the parallelepiped of the first j deviations, each of length one, were they never
         re-orthonormalised (Skokos, Bountis, Antonopoulos 2007): it falls exponentially in a chaotic run.
@@ -230,7 +244,7 @@ class LyapunovAnalyzer:
         Raises:
             ValueError: the analyzer was made without ``gali=True``.
         """
-        gali = self._run.reading().log_gali
+        gali = required(self._run, Asymptotic, "log_gali").reading().log_gali
         if gali is None:
             raise ValueError("log_gali: expected an analyzer made with gali=True")
         return gali
@@ -254,19 +268,23 @@ class LyapunovAnalyzer:
             CheckpointError: the state of another kind of run, or incomplete.
             OSError: the CSV file cannot be cut back to this step. The analyzer is then as it was.
         """
+        self._load(state, True)
+
+    def _load(self, state: dict[str, Any], copy_: bool) -> None:
         checkpoint.require_fit(state, self._fingerprint, self._state)
         run = copy.copy(self._state)
-        run.load_state_dict(state["run"])
+        checkpoint.load(run, state["run"], copy_)
         units = None if state["units"] is None else [tuple(u) for u in state["units"]]
         with Deferred():
-            if self._stream is not None:
-                self._stream.resume(run.steps)
-            vars(self).update(_state=run, _units=units, _expected=state["theta"], _unwritten=None, _cut=False)
+            self._rows.resume(run.steps)
+            vars(self).update(_state=run, _units=units, _expected=state["theta"], _unwritten=None)
             self._bar.report(self.steps, True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``state_dict()`` to a file, whole or not at all; the previous one is kept as ``<name>.previous``."""
-        write_keeping_previous(Path(path), self.state_dict())
+        self._run.release()  # a file is made in memory first
+        content = checkpoint.pack(self._fingerprint, self._run, self._units, ParameterSpace.of(self.model), copy=False)
+        write_keeping_previous(Path(path), content)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Restores what ``save`` wrote; where the file is damaged or missing, the previous one, with a warning logged.
@@ -279,19 +297,4 @@ class LyapunovAnalyzer:
         Raises:
             FileNotFoundError: there is no file. CheckpointError: no whole one, or another run's.
         """
-        self.load_state_dict(read_or_previous(Path(path)))
-
-
-def _check_method(method: str) -> None:
-    if method == "svd":
-        raise UnsupportedError("method='svd': finite-time exponents are not available yet; use method='qr'")
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
-
-
-def _require_memory(size: int, k: int, space: ParameterSpace, budget: int | None) -> None:
-    """Deviations, their product with H, and two copies while they are orthonormalised; factors and history."""
-    need = (3 * size * k + space.size * k) * space.dtype.itemsize + (4 * k * k + KEEP * k) * 8
-    memory.require(
-        need, space.device, f"LyapunovAnalyzer with k = {k} of S = {size}", "ask for fewer exponents", budget
-    )
+        self._load(read_or_previous(Path(path)), False)

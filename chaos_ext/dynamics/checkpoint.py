@@ -13,47 +13,59 @@ from torch import Tensor
 from ..base.contents import array, count, number, parts, refusing, require, same_run
 from ..base.parameters import ParameterSpace
 from ..errors import CheckpointError
-from .benettin import Benettin
+from .finite_time.run import FiniteTime
+from .finite_time.storage import check, packed, restore
+from .methods import Run
 from .tangent_map import TangentMap, Units
 
 _FORMAT = "chaos_ext.LyapunovAnalyzer/1"
 
 
-def fingerprint(space: ParameterSpace, tangent: TangentMap, run: Benettin, method: str) -> dict[str, Any]:
+def fingerprint(space: ParameterSpace, tangent: TangentMap, run: Run) -> dict[str, Any]:
     """What a state must have been made with to fit."""
     return {
         "format": _FORMAT,
         "parameters": [[n, *s] for n, s in zip(space.names, space.shapes, strict=True)],
         "optimizer": type(tangent.opt).__name__,
         "S": tangent.size,
-        "k": run.Y.shape[1],
         "dtype": str(space.dtype),
-        "method": method,
+        "method": run.method,
         "state": tangent.state,
         "jacobian": tangent.jacobian,
-        "qr_every": run.every,
-        "transient": run.transient,
-        "gali": run.gali is not None,
+        **run.options(),
     }
 
 
-def pack(own: dict[str, Any], run: Benettin, units: Units | None, space: ParameterSpace) -> dict[str, Any]:
-    """The state of a run with this fingerprint, plain values and tensors only."""
+def pack(
+    own: dict[str, Any], run: Run, units: Units | None, space: ParameterSpace, copy: bool = True
+) -> dict[str, Any]:
+    """The state of a run with this fingerprint, plain values and tensors only; ``copy=False``: for a file."""
     return {
         "fingerprint": own,
-        "run": run.state_dict(),
+        "run": packed(run, copy) if isinstance(run, FiniteTime) else run.state_dict(),
         "units": None if units is None else [list(u) for u in units],
         "theta": _digest(space.flatten([p.detach() for p in space.params])),
     }
 
 
-def require_fit(state: Any, own: dict[str, Any], run: Benettin) -> None:
+def load(run: Run, state: dict[str, Any], copy: bool = True) -> None:
+    """Restores what ``pack`` has of a run; ``copy=False``: the tensors of a state that nobody else has."""
+    if isinstance(run, FiniteTime):
+        restore(run, state, copy)
+    else:
+        run.load_state_dict(state)
+
+
+def require_fit(state: Any, own: dict[str, Any], run: Run) -> None:
     """Raises CheckpointError unless the state is whole, consistent, and that of a run with this fingerprint."""
     if not isinstance(state, dict) or not {"fingerprint", "run", "units", "theta"} <= set(state):
         raise CheckpointError("state: expected the state_dict of a LyapunovAnalyzer, got something else")
     same_run(state["fingerprint"], own)
     with refusing("state: damaged, or of another version"):
-        _check_run(state["run"], run.state_dict(), run.transient)
+        if isinstance(run, FiniteTime):
+            check(run, state["run"])
+        else:
+            _check_run(state["run"], run.state_dict(), run.transient)
         _check_units(state["units"], len(own["parameters"]))
         theta = state["theta"]
         require(isinstance(theta, str) and len(theta) == 64, "theta", "64 hex digits", theta)

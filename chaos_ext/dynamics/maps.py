@@ -1,7 +1,8 @@
-"""Lyapunov exponents of any discrete map that comes with its tangent map."""
+"""Lyapunov exponents of any discrete map, with its tangent map or linearised by torch."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal, overload
@@ -12,12 +13,16 @@ from torch import Tensor
 from ..base.arguments import require_int
 from ..base.progress import Progress
 from ..errors import NonFiniteError
-from .benettin import Benettin
-from .result import LyapunovResult, ordered, result_of
-from .start import check_count, check_every, start_block
+from .asymptotic import Asymptotic
+from .finite_time.result import FiniteTimeSpectrum, check_neutral, spectrum_of
+from .finite_time.run import FiniteTime
+from .linearised import Jvp, Step, linearised
+from .methods import Options, Run, check_options, run_for
+from .result import LyapunovResult, result_of
+from .start import start_block
 
-Step = Callable[[Tensor], Tensor]
-Jvp = Callable[[Tensor, Tensor], Tensor]
+After = Callable[[int, int], None]
+Result = Callable[[Tensor], object]
 # Tangents by differences of step are linear to a few digits only; J instead of J V misses by all of its size.
 _LINEAR = 1e-2
 
@@ -25,8 +30,8 @@ _LINEAR = 1e-2
 @overload
 def lyapunov_spectrum(
     step: Callable[[Tensor], Tensor],
-    tangent: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
+    tangent: Callable[[Tensor, Tensor], Tensor] | None = ...,
+    x0: Tensor | None = ...,
     *,
     steps: int,
     k: int | None = ...,
@@ -36,14 +41,17 @@ def lyapunov_spectrum(
     gali: bool = ...,
     seed: int = ...,
     progress: bool | Callable[[int, int], None] = ...,
+    method: str = ...,
+    every: int | None = ...,
+    neutral_tol: float | None = ...,
 ) -> Tensor: ...
 
 
 @overload
 def lyapunov_spectrum(
     step: Callable[[Tensor], Tensor],
-    tangent: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
+    tangent: Callable[[Tensor, Tensor], Tensor] | None = ...,
+    x0: Tensor | None = ...,
     *,
     steps: int,
     k: int | None = ...,
@@ -53,14 +61,37 @@ def lyapunov_spectrum(
     gali: bool = ...,
     seed: int = ...,
     progress: bool | Callable[[int, int], None] = ...,
+    method: Literal["qr"] = ...,
+    every: int | None = ...,
+    neutral_tol: float | None = ...,
 ) -> LyapunovResult: ...
 
 
 @overload
 def lyapunov_spectrum(
     step: Callable[[Tensor], Tensor],
-    tangent: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
+    tangent: Callable[[Tensor, Tensor], Tensor] | None = ...,
+    x0: Tensor | None = ...,
+    *,
+    steps: int,
+    k: int | None = ...,
+    transient: int = ...,
+    full_output: Literal[True],
+    qr_every: int | str = ...,
+    gali: bool = ...,
+    seed: int = ...,
+    progress: bool | Callable[[int, int], None] = ...,
+    method: Literal["svd"],
+    every: int | None = ...,
+    neutral_tol: float | None = ...,
+) -> FiniteTimeSpectrum: ...
+
+
+@overload
+def lyapunov_spectrum(
+    step: Callable[[Tensor], Tensor],
+    tangent: Callable[[Tensor, Tensor], Tensor] | None = ...,
+    x0: Tensor | None = ...,
     *,
     steps: int,
     k: int | None = ...,
@@ -70,13 +101,16 @@ def lyapunov_spectrum(
     gali: bool = ...,
     seed: int = ...,
     progress: bool | Callable[[int, int], None] = ...,
-) -> Tensor | LyapunovResult: ...
+    method: str = ...,
+    every: int | None = ...,
+    neutral_tol: float | None = ...,
+) -> Tensor | LyapunovResult | FiniteTimeSpectrum: ...
 
 
 def lyapunov_spectrum(
     step: Callable[[Tensor], Tensor],
-    tangent: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
+    tangent: Callable[[Tensor, Tensor], Tensor] | None = None,
+    x0: Tensor | None = None,
     *,
     steps: int,
     k: int | None = None,
@@ -86,31 +120,40 @@ def lyapunov_spectrum(
     gali: bool = False,
     seed: int = 0,
     progress: bool | Callable[[int, int], None] = False,
-) -> Tensor | LyapunovResult:
-    """Lyapunov exponents of x <- step(x), by QR (Benettin et al. 1980).
+    method: str = "qr",
+    every: int | None = None,
+    neutral_tol: float | None = None,
+) -> Tensor | LyapunovResult | FiniteTimeSpectrum:
+    """Lyapunov exponents of x <- step(x): asymptotic, by QR (Benettin et al. 1980), or finite-time, by singular values.
 
     Args:
         step: x [d] -> the next x [d]. A function of x alone; it may write to its argument, which is a copy.
         tangent: (x [d], V [d, k]) -> J(x) V, the Jacobian of ``step`` at x times V. A function of x and V alone, linear
-            in V, which is checked at x0; it may write to V.
+            in V, which is checked at x0; it may write to V. None: ``step`` is linearised by torch.func, and the result
+            compared with differences at x0.
         x0: initial state, float64 or float32.
         steps: how many to measure.
         k: number of leading exponents; None: all d.
-        transient: first steps, which move the state and turn the deviations but are not measured.
-        full_output: return a LyapunovResult instead of the exponents.
+        transient: first steps, which move the state but are not measured; with "qr" they turn the deviations.
+        full_output: return a LyapunovResult, of "svd" a FiniteTimeSpectrum, instead of the exponents.
         qr_every: re-orthonormalise at every multiple of this many steps, and whenever the stretch of the deviations
             nears what the dtype can bear; "auto": only then.
         gali: also follow GALI_1 .. GALI_k.
         seed: of the initial deviations (the identity if k = d and not ``gali``, whose columns must not be special).
         progress: True: a bar on the terminal (needs tqdm); or called with (steps done, steps in all) after every step.
+        method: "qr", means of ln R_ii, or "svd", ln sigma_i / t of the product of all tangent maps, to full relative
+            accuracy (with k < d of the map restricted to k random directions); see ``LyapunovAnalyzer``.
+        every: of "svd", read the largest and smallest exponent at every multiple of this many steps; None: 20.
+        neutral_tol: of "svd", exponents with |lambda t| up to this are neutral; None: up to their rounding errors.
 
     Returns:
-        float64 [k], descending, in nats per step, or a LyapunovResult.
+        float64 [k], descending, in nats per step, or what ``full_output`` asks for.
 
     Raises:
         ValueError, TypeError: arguments out of range; ``step`` or ``tangent`` returns something else than it should.
         NonFiniteError: NaN or infinity in state or deviations; names the step, and its ``result`` is the
-            LyapunovResult until the last block whose numbers can be trusted (None if nothing was measured until then).
+            result until the last block whose numbers can be trusted (None if nothing was measured until then).
+        UnsupportedError: ``tangent=None`` with a step that torch.func cannot differentiate.
 
     Example:
         >>> henon = ce.systems.henon()
@@ -118,21 +161,48 @@ def lyapunov_spectrum(
         >>> round(float(exponents.sum()), 6)  # ln 0.3, at every step
         -1.203973
     """
-    k = _check(x0, steps, k, transient)
-    check_every(qr_every)
-    x = x0.detach().clone()  # step may write to its argument
-    _check_tangent(tangent, x, k)
-    run = Benettin(start_block(len(x), k, x.dtype, x.device, seed, generic=gali), qr_every, transient, gali)
+    options = Options(method, k, qr_every, gali, every, transient, seed)
+    check_options(options)
+    check_neutral(neutral_tol)
+    x = _check(x0, steps)
+    run = run_for(options, len(x), len(x), "d", x.dtype, x.device)
+    tangent = linearised(step, x) if tangent is None else tangent
+    _check_tangent(tangent, x, k or len(x))
     total = transient + steps
+    result = functools.partial(_result, run, neutral_tol=neutral_tol)
     with Progress(total if progress is True else None, shown=progress is True) as bar:
         after = progress if callable(progress) else lambda done, of: bar.report(1, False)
-        x = _follow(run, step, tangent, x, total, after)
-    return result_of(run, x) if full_output else ordered(run)[0]
+        if isinstance(run, FiniteTime):
+            x = _follow_product(run, step, tangent, x, total, after, result)
+        else:
+            x = _follow(run, step, tangent, x, total, after)
+    return result(x) if full_output else run.exponents()
 
 
-def _follow(
-    run: Benettin, step: Step, tangent: Jvp, x: Tensor, total: int, after: Callable[[int, int], None]
+def _result(run: Run, x: Tensor, neutral_tol: float | None) -> LyapunovResult | FiniteTimeSpectrum:
+    return spectrum_of(run, neutral_tol, x) if isinstance(run, FiniteTime) else result_of(run, x)
+
+
+def _follow_product(
+    run: FiniteTime, step: Step, tangent: Jvp, x: Tensor, total: int, after: After, result: Result
 ) -> Tensor:
+    """The state after all steps, of which the product of tangent maps is kept."""
+    whole = x  # the state at the end of the last block
+    for t in range(total):
+        try:
+            following = _next(step, x, t)
+            run.advance(lambda V, x=x: (_tangent(tangent, x, V.clone()), None))  # type: ignore[misc]
+        except NonFiniteError as error:
+            run.stop()
+            error.result = result(whole) if run.measured else None
+            raise
+        x = following
+        whole = x if run.closed == run.steps else whole
+        after(t + 1, total)
+    return x
+
+
+def _follow(run: Asymptotic, step: Step, tangent: Jvp, x: Tensor, total: int, after: After) -> Tensor:
     """The state after all steps."""
     last = x, run.Y
     for t in range(total):
@@ -163,7 +233,7 @@ def _tangent(tangent: Jvp, x: Tensor, V: Tensor) -> Tensor:
     return V if JV is V else JV.detach().clone()
 
 
-def _kept(run: Benettin, x: Tensor, Q: Tensor) -> LyapunovResult | None:
+def _kept(run: Asymptotic, x: Tensor, Q: Tensor) -> LyapunovResult | None:
     """The result of a run that was stopped, at the end of its last block whose numbers can be trusted: x and Q then."""
     sound = run.sound()
     sound.Y = Q
@@ -199,13 +269,13 @@ def _check_tangent(tangent: Jvp, x: Tensor, k: int) -> None:
         )
 
 
-def _check(x0: Tensor, steps: int, k: int | None, transient: int) -> int:
+def _check(x0: Tensor | None, steps: int) -> Tensor:
+    """The initial state, a copy: step may write to its argument."""
     if not isinstance(x0, Tensor) or x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x0: expected a float32 or float64 tensor, got {getattr(x0, 'dtype', type(x0).__name__)}")
     if x0.dim() != 1 or not len(x0):
         raise ValueError(f"x0: expected shape [d] with d >= 1, got {tuple(x0.shape)}")
     if not bool(torch.isfinite(x0).all()):
         raise NonFiniteError("x0: expected finite values, got NaN or infinity")
-    for name, value, least in (("steps", steps, 1), ("transient", transient, 0)):
-        require_int(name, value, least)
-    return check_count(k, len(x0), "d")
+    require_int("steps", steps, 1)
+    return x0.detach().clone()

@@ -68,8 +68,9 @@ def ordered(run: Benettin) -> tuple[Tensor, Tensor, int]:
     return exponents, order, reading.steps
 
 
-def running_history(run: Benettin, order: Tensor) -> History:
+def running_history(run: Benettin) -> History:
     """The running means after each kept block."""
+    order = ordered(run)[1]
     ends, blocks = run.history()
     steps = (ends - run.transient).double().unsqueeze(1).to(blocks.device)
     return History(ends, (blocks.cumsum(0) / steps)[:, order])
@@ -79,6 +80,6 @@ def result_of(run: Benettin, x: Tensor) -> LyapunovResult:
     """Where a run stands whose state is x [d] now."""
     reading = run.reading()
     exponents, order, steps = ordered(run)
-    history = running_history(run, order)
+    history = running_history(run)
     errors, gali = run.errors()[order], reading.log_gali
     return LyapunovResult(exponents, errors, steps, run.transient, history, x, reading.directions, gali)

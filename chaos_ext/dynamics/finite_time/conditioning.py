@@ -37,6 +37,11 @@ class Conditioning:
         self._steps: list[int] = []
         self._losses: list[Tensor] = []
 
+    @property
+    def blocks(self) -> int:
+        """How many there were."""
+        return len(self._steps)
+
     def multiply(self, steps: int, losses: Tensor, order: Tensor, R: Tensor) -> None:
         """A block of so many steps has ended in R; call ``leak`` once the scales after it are known.
 

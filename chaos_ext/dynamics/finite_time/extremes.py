@@ -1,13 +1,15 @@
 """The largest and the smallest singular value of Y diag(e^l) U in the middle of a block, without factoring it.
 
-Largest: Golub-Kahan-Lanczos, which also converges where sigma_1 / sigma_2 is near 1 and power steps stall. Smallest:
-with w in the coordinates of the block, T = diag(e^l) U and T^-1 by an LU factorisation of U that lasts a block,
+With T = diag(e^l) U, v in the space of initial deviations and w in the coordinates of the block,
 
-    1 / sigma_min = max_w ||T^-1 w|| / ||Y w||,
+    sigma_max = max_v ||Y T v|| / ||v||,      1 / sigma_min = max_w ||T^-1 w|| / ||Y w||,
 
-by a subspace that grows along residuals (generalised Davidson): Y is nearly orthonormal, so its Gram matrix needs no
-inverse, only the lengths of its columns. Both start from what the previous reading found, and return a bound of the
-residual, the distance to *a* singular value relative to it; the value itself is more accurate, by its square.
+over a subspace that grows by residuals: for the first the Krylov space of Golub-Kahan-Lanczos, which converges also
+where sigma_1 / sigma_2 is near 1 and power steps stall; for the second generalised Davidson, where Y is nearly
+orthonormal, so that its Gram matrix needs no inverse but the lengths of its columns. T v and T^-1 w last as long as the
+block, so the subspace of the last reading costs one product with Y; a random vector joins it, lest a direction that
+overtakes be missed. What is returned with a value is the bound of the residual, the distance to *a* singular value
+relative to it; the value itself is more accurate, by its square.
 """
 
 from __future__ import annotations
@@ -19,24 +21,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_KEPT = 6  # vectors that go from one reading to the next
 _MOST = 40  # vectors of a basis
-_BREAKDOWN = 1e-14
+_BREAKDOWN = 1e-13
 
 Map = Callable[[Tensor], Tensor]
-
-
-class Extreme(NamedTuple):
-    """One end of the spectrum.
-
-    Attributes:
-        log: ln sigma.
-        tolerance: of it, from the residual.
-        vector: to start the next reading from [k].
-    """
-
-    log: float
-    tolerance: float
-    vector: Tensor
 
 
 class Factors(NamedTuple):
@@ -45,96 +34,192 @@ class Factors(NamedTuple):
     Attributes:
         Y: the block [n, k], of any floating dtype.
         l: log scales [k].
-        U: unit rows [k, k].
-        solve, solve_transposed: U^-1 and U^-T of a vector [k].
+        U, inverse: unit rows [k, k], and U^-1.
         lean: about 1 / sigma_min of Y with columns of length one.
+        serial: of the block; l, U and the coordinates of Y are the same within one.
     """
 
     Y: Tensor
     l: Tensor
     U: Tensor
-    solve: Map
-    solve_transposed: Map
+    inverse: Tensor
     lean: float
+    serial: int
 
-    def block(self, x: Tensor) -> Tensor:
-        return (self.Y @ x.to(self.Y.dtype)).double()
+    def block(self, X: Tensor) -> Tensor:
+        """Y X, float64."""
+        return product(self.Y, X.to(self.Y.dtype)).double()
 
-    def block_transposed(self, x: Tensor) -> Tensor:
-        return (self.Y.mT @ x.to(self.Y.dtype)).double()
+    def transposed(self, X: Tensor) -> Tensor:
+        """Y^T X, float64."""
+        return product(self.Y.mT, X.to(self.Y.dtype)).double()
 
 
-def largest(f: Factors, start: Tensor, tol: float) -> Extreme:
-    """sigma_1, from a right vector [k]."""
-    top = float(f.l.max())
-    scale = (f.l - top).exp()
-    V, lefts = [start / start.norm()], []  # type: list[Tensor], list[Tensor]
-    alphas, betas = [], []  # type: list[float], list[float]
+def product(A: Tensor, X: Tensor) -> Tensor:
+    """A X for a few columns: as rows, with which a GEMM of so few is fastest by a factor of up to 20."""
+    return A @ X if X.shape[1] == 1 else (X.mT.contiguous() @ A.mT).mT
+
+
+class Basis(NamedTuple):
+    """A subspace as it was left by a reading.
+
+    Attributes:
+        W: its vectors [k, m].
+        image: T W, or T^-1 W, relative to the end of the scales [k, m].
+        Z: where Y took them [n, m].
+        serial: of the block.
+    """
+
+    W: Tensor
+    image: Tensor
+    Z: Tensor
+    serial: int
+
+
+class Extreme(NamedTuple):
+    """One end of the spectrum: ln sigma, how far it may be off by the residual, and the subspace."""
+
+    log: float
+    tolerance: float
+    basis: Basis | None
+
+
+class _Largest:
+    """sigma = ||Y T v|| / ||v||."""
+
+    sign = 1.0
+
+    def __init__(self, f: Factors) -> None:
+        self.f, self.end = f, float(f.l.max())
+        self.scale = (f.l - self.end).exp().unsqueeze(1)
+
+    def image(self, W: Tensor) -> Tensor:
+        return self.scale * (product(self.f.U, W))
+
+    def moved(self, W: Tensor, image: Tensor) -> Tensor:
+        return self.f.block(image)
+
+    def old(self, basis: Basis) -> Tensor:
+        return basis.W
+
+    def pair(self, W: Tensor, image: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
+        return Z, W
+
+    def residual(self, w: Tensor, image: Tensor, z: Tensor, size: float) -> tuple[Tensor, Tensor]:
+        """Of the triplet, and the next vector of the basis."""
+        r = (self.f.U.mT @ (self.scale * self.f.transposed(z / size))) - size * w
+        return r, r
+
+
+class _Smallest:
+    """1 / sigma = ||T^-1 w|| / ||Y w||."""
+
+    sign = -1.0
+
+    def __init__(self, f: Factors) -> None:
+        self.f, self.end = f, float(f.l.min())
+        self.scale = (self.end - f.l).exp().unsqueeze(1)
+        self.lengths = torch.linalg.vector_norm(f.Y, dim=0, dtype=torch.float64).unsqueeze(1)
+
+    def image(self, W: Tensor) -> Tensor:
+        return product(self.f.inverse, self.scale * W)
+
+    def moved(self, W: Tensor, image: Tensor) -> Tensor:
+        return self.f.block(W)
+
+    def old(self, basis: Basis) -> Tensor:
+        return self.f.transposed(basis.Z)  # Y has other coordinates than then, but much the same columns
+
+    def pair(self, W: Tensor, image: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
+        return image, Z
+
+    def residual(self, w: Tensor, image: Tensor, z: Tensor, size: float) -> tuple[Tensor, Tensor]:
+        r = self.scale * (self.f.inverse.mT @ (image / size)) - size * self.f.transposed(z)
+        r = r / self.lengths
+        return self.f.lean * r, r / self.lengths
+
+
+def largest(f: Factors, basis: Basis | None, tol: float) -> Extreme:
+    """sigma_1, to a residual of tol."""
+    return Extreme(-math.inf, 0.0, None) if float(f.l.max()) == -math.inf else _search(_Largest(f), basis, tol)
+
+
+def smallest(f: Factors, basis: Basis | None, tol: float) -> Extreme:
+    """sigma_k, to a residual of tol."""
+    if float(f.l.min()) == -math.inf:
+        return Extreme(-math.inf, 0.0, None)
+    side = _Smallest(f)
+    if not bool((side.lengths > 0).all()):
+        return Extreme(-math.inf, 0.0, None)
+    return _search(side, basis, tol)
+
+
+def _search(side: _Largest | _Smallest, basis: Basis | None, tol: float) -> Extreme:
+    W, image = _begin(side, basis)
+    Z = side.moved(W, image)
+    k = len(W)
     while True:
-        u = f.block(scale * (f.U @ V[-1]))
-        u = _orthogonal(u - betas[-1] * lefts[-1] if betas else u, lefts)
-        alphas.append(float(u.norm()))
-        lefts.append(u / alphas[-1] if alphas[-1] > 0 else u)
-        v = f.U.mT @ (scale * f.block_transposed(lefts[-1])) - alphas[-1] * V[-1]
-        v = _orthogonal(v, V)
-        betas.append(float(v.norm()))
-        P, sigma, Rt = torch.linalg.svd(_bidiagonal(alphas, betas[:-1]))
-        value = float(sigma[0])
-        residual = betas[-1] * abs(float(P[-1, 0]))
-        if value == 0:
-            return Extreme(-math.inf, 0.0, V[0])
-        if residual <= tol * value or len(V) >= min(_MOST, len(f.l)) or betas[-1] <= _BREAKDOWN * value:
-            return Extreme(math.log(value) + top, residual / value, torch.stack(V, 1) @ Rt[0].to(V[0].device))
-        V.append(v / betas[-1])
+        found = _quotient(*side.pair(W, image, Z))
+        if found is None:
+            return Extreme(math.nan, math.inf, None)
+        sizes, C = found
+        size = float(sizes[0])
+        residual, following = side.residual(W @ C[:, :1], image @ C[:, :1], Z @ C[:, :1], size)
+        error = float(residual.norm()) / size
+        following = _orthogonal(following, W)
+        length = float(following.norm())
+        if error <= tol or W.shape[1] >= min(_MOST, k) or length <= _BREAKDOWN * size:
+            kept = _kept(W @ C[:, :_KEPT], image @ C[:, :_KEPT], Z @ C[:, :_KEPT], side.f.serial)
+            return Extreme(side.end + side.sign * math.log(size), error, kept)
+        w = following / length
+        b = side.image(w)
+        W, image, Z = torch.cat([W, w], 1), torch.cat([image, b], 1), torch.cat([Z, side.moved(w, b)], 1)
 
 
-def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
-    B = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device="cpu"))
-    return B + torch.diag(torch.tensor(above, dtype=torch.float64, device="cpu"), 1) if above else B
+def _begin(side: _Largest | _Smallest, basis: Basis | None) -> tuple[Tensor, Tensor]:
+    """Vectors and images to begin with: those of the last reading, and a random one."""
+    k = len(side.f.l)
+    if basis is None:
+        W = torch.linalg.qr(_random(k, min(k, _KEPT), 0, side.f.l)).Q
+        return W, side.image(W)
+    if basis.serial == side.f.serial:
+        W, image = basis.W, basis.image
+    else:
+        W = torch.linalg.qr(side.old(basis)).Q
+        image = side.image(W)
+    if W.shape[1] == k:
+        return W, image
+    new = _orthogonal(_random(k, 1, side.f.serial, side.f.l), W)
+    new = new / new.norm()
+    return torch.cat([W, new], 1), torch.cat([image, side.image(new)], 1)
 
 
-def _orthogonal(x: Tensor, basis: list[Tensor]) -> Tensor:
-    """x less its components along orthonormal vectors; twice is enough."""
-    if basis:
-        Q = torch.stack(basis, 1)
-        for _ in range(2):
-            x = x - Q @ (Q.mT @ x)
+def _kept(W: Tensor, image: Tensor, Z: Tensor, serial: int) -> Basis:
+    """With orthonormal vectors."""
+    Q, R = torch.linalg.qr(W)
+    image, Z = (torch.linalg.solve_triangular(R, X, upper=True, left=False) for X in (image, Z))
+    return Basis(Q, image, Z, serial)
+
+
+def _orthogonal(x: Tensor, W: Tensor) -> Tensor:
+    """x less its components along orthonormal columns; twice is enough."""
+    for _ in range(2):
+        x = x - W @ (W.mT @ x)
     return x
 
 
-def smallest(f: Factors, start: Tensor, tol: float) -> Extreme:
-    """sigma_k, from a vector of the block's coordinates [k]."""
-    low = float(f.l.min())
-    if low == -math.inf:
-        return Extreme(-math.inf, 0.0, start)
-    scale = (low - f.l).exp()
-    lengths = torch.linalg.vector_norm(f.Y, dim=0, dtype=torch.float64)
-    if not bool((lengths > 0).all()):
-        return Extreme(-math.inf, 0.0, start)
-    W, X, Z = [start / start.norm()], [], []  # type: list[Tensor], list[Tensor], list[Tensor]
-    while True:
-        X.append(f.solve(scale * W[-1]))
-        Z.append(f.block(W[-1]))
-        found = _quotient(torch.stack(X, 1), torch.stack(Z, 1))
-        if found is None:
-            return Extreme(-math.inf, math.inf, start)
-        size, combination = found
-        x, z = torch.stack(X, 1) @ combination, torch.stack(Z, 1) @ combination
-        residual = (scale * f.solve_transposed(x) / size - size * f.block_transposed(z)) / lengths
-        error = float(residual.norm()) / size * f.lean
-        following = _orthogonal(residual / lengths, W)
-        length = float(following.norm())
-        if error <= tol or len(W) >= min(_MOST, len(f.l)) or length <= _BREAKDOWN * size:
-            return Extreme(low - math.log(size), error, torch.stack(W, 1) @ combination)
-        W.append(following / length)
+def _random(k: int, m: int, seed: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(k, m, generator=generator, dtype=torch.float64, device="cpu").to(like.device)
 
 
-def _quotient(X: Tensor, Z: Tensor) -> tuple[float, Tensor] | None:
-    """max ||X c|| / ||Z c|| and c with ||Z c|| = 1; None where Z has no full rank or numbers are not finite."""
-    R = torch.linalg.qr(Z, mode="r").R
-    M = torch.linalg.solve_triangular(R, X, upper=True, left=False)
+def _quotient(N: Tensor, D: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Stationary values of ||N c|| / ||D c||, descending, and columns c with ||D c|| = 1; None where D is singular."""
+    R = torch.linalg.qr(D, mode="r").R
+    M = torch.linalg.solve_triangular(R, N, upper=True, left=False)
     if not bool(torch.isfinite(M).all()):
         return None
-    _, sizes, right = torch.linalg.svd(M, full_matrices=False)
-    c = torch.linalg.solve_triangular(R, right[:1].mT, upper=True).squeeze(1)
-    return float(sizes[0]), c
+    _, sizes, right = torch.linalg.svd(torch.linalg.qr(M, mode="r").R, full_matrices=False)
+    if not float(sizes[0]) > 0:
+        return None
+    return sizes, torch.linalg.solve_triangular(R, right.mT, upper=True)

@@ -13,7 +13,6 @@ identity, at a condition of 1e19 after 600 steps of a small network.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -88,11 +87,11 @@ def _inverse_norms(R: Tensor, lengths: Tensor, count: int) -> Tensor:
     return sizes
 
 
-def norm(apply: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    """||A||_2 of a k x k map, about, from below: a few rounds of subspace iteration on ``like`` [k]'s device."""
-    X = _start(len(like), min(2, len(like)), like)
+def norm(A: Tensor) -> float:
+    """||A||_2 of a matrix [k, k], about, from below: a few rounds of subspace iteration."""
+    X = _start(len(A), min(2, len(A)), A)
     for _ in range(_ROUNDS):
-        X = apply(torch.linalg.qr(transposed(torch.linalg.qr(X).Q)).Q)
+        X = A @ torch.linalg.qr(A.mT @ torch.linalg.qr(X).Q).Q
         if not bool(torch.isfinite(X).all()):
             return math.inf
     return float(torch.linalg.svdvals(X)[0])

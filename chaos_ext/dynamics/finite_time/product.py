@@ -10,7 +10,7 @@ How far rounding may have moved it is the matter of ``conditioning``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from .readout import Decomposition, decompose_
 
 # ln of the ratio of column lengths at which a block ends: sigma_min(B_b) is mostly far above e^-4.
 STRETCH = {torch.float32: 2.0, torch.float64: 4.0}
+# ln of the lengths that all columns may have, far from where their squares overflow.
+_RANGE = {torch.float32: 30.0, torch.float64: 250.0}
 _STEEPEST = 300.0
 
 
@@ -32,6 +34,8 @@ class ProductSVD:
 
     Args:
         Y: orthonormal columns [S, k] to start from, k <= S; it is ``Y`` from now on.
+        seconds: time is added to its "qr" and "fold".
+        U: unit rows [k, k] to start from; None: the identity.
 
     Attributes:
         Y: the present block; whoever advances it raises ``pending`` and asks ``is_due`` after each step.
@@ -40,15 +44,16 @@ class ProductSVD:
         conditioning: what is known of the blocks so far.
     """
 
-    def __init__(self, Y: Tensor) -> None:
+    def __init__(self, Y: Tensor, seconds: dict[str, float] | None = None, U: Tensor | None = None) -> None:
         k, device = Y.shape[1], Y.device
         self.Y, self.pending = Y, 0
+        self.seconds = {"qr": 0.0, "fold": 0.0} if seconds is None else seconds
         self.l = torch.zeros(k, dtype=torch.float64, device=device)
-        self.U = fresh((k, k), torch.float64, device).zero_().fill_diagonal_(1)
+        self.U = fresh((k, k), torch.float64, device).zero_().fill_diagonal_(1) if U is None else U
         self._rate, self._allowed = 0.0, 1
         self.conditioning = Conditioning(k, device)
         self._scratch: tuple[Tensor, Tensor] | None = None
-        self._pivots: Tensor | None = None  # of U's LU factors, while these are in the second scratch array
+        self._inverted = False  # whether U^-1 is in the second scratch array
 
     def is_due(self, low: float, high: float) -> bool:
         """Whether one more step could pass the allowed stretch; ``low``, ``high``: extreme lengths of Y's columns."""
@@ -57,17 +62,20 @@ class ProductSVD:
             return False
         if low == 0 or n >= self._allowed:
             return True
-        stretch = max(math.log(high) - math.log(low), self._rate * n)
-        return stretch * (n + 1) / n > STRETCH[self.Y.dtype]
+        down, up, dtype = math.log(low), math.log(high), self.Y.dtype
+        apart, away = max(up - down, self._rate * n), max(abs(up), abs(down))
+        return apart * (n + 1) / n > STRETCH[dtype] or away * (n + 1) / n > _RANGE[dtype]
 
     def factor_(self) -> None:
         """Y <- Q' and (l, U) <- R (l, U), columns of Y and rows of (l, U) in descending order of their scales."""
+        began = time.perf_counter()
         n, k = self.pending, self.Y.shape[1]
         work, R = self._buffers()
-        self._pivots = None
+        self._inverted = False
         lengths = torch.linalg.vector_norm(self.Y, dim=0, dtype=torch.float64)
         order = (self.l + lengths.log()).argsort(descending=True, stable=True)
         factored_(self.Y, order, work, R, self.Y)
+        factored = time.perf_counter()
         lost = int((self.l == -math.inf).sum())  # before, so nothing more is lost with them
         worst = inverse_norms(R, lengths[order], WORST + lost)[lost:]
         self._permute_(order, work)
@@ -79,6 +87,12 @@ class ProductSVD:
         # A factorisation costs as much as k / 12 steps on small batches: a block of these makes it a small part.
         self._rate, self._allowed = max(rate, 0.9 * self._rate), min(4 * n, max(8, k // 12))
         self.pending = 0
+        self.seconds["qr"] += factored - began
+        self.seconds["fold"] += time.perf_counter() - factored
+
+    def release(self) -> None:
+        """Gives the scratch arrays back until they are needed again."""
+        vars(self).update(_scratch=None, _inverted=False)
 
     def _permute_(self, order: Tensor, work: Tensor) -> None:
         """Rows of l and U in this order; ``work`` is free meanwhile."""
@@ -86,21 +100,24 @@ class ProductSVD:
             self.l = self.l[order]
             self.U.copy_(torch.index_select(self.U, 0, order, out=self._second(work)))
 
-    def decomposition(self, rows: int | None = None, vectors: bool = False) -> tuple[Decomposition, float]:
+    def decomposition(
+        self, rows: int | None = None, vectors: bool = False, whole: bool = True
+    ) -> tuple[Decomposition, float]:
         """Singular values of the product, or of its first rows; reading changes nothing.
 
         Args:
             rows: how many rows of Y count; None: all.
             vectors: whether to return singular vectors, too: the left ones [rows, k].
+            whole: False leaves the pending steps out.
 
         Returns:
             The decomposition, and the condition of the rows of Y with columns of length one (1 if none had to be
             factored).
         """
         work, R = self._buffers()
-        self._pivots = None
+        self._inverted = False
         block = self.Y if rows is None else self.Y[:rows]
-        factored = self.pending > 0 or rows is not None
+        factored = whole and (self.pending > 0 or rows is not None)
         l, condition = self.l.clone(), 1.0
         Q: Tensor | None = block
         if factored:
@@ -137,44 +154,46 @@ class ProductSVD:
         return SAFETY * (own + torch.finfo(torch.float64).eps * self.condition())
 
     def condition(self) -> float:
-        """About cond U, by a few products and solves."""
-        solve = self._inverse()
-        return norm(lambda X: self.U @ X, lambda X: self.U.mT @ X, self.l) * norm(
-            lambda X: solve(X, False), lambda X: solve(X, True), self.l
-        )
+        """About cond U, by a few products."""
+        inverse = self._inverse()
+        return norm(self.U) * norm(inverse)
 
     def factors(self, rows: int | None = None) -> Factors:
         """The product as ``extremes`` wants it; until the next ``factor_`` or ``decomposition``."""
-        solve = self._inverse()
         lean = math.exp(min(self._rate * self.pending, _STEEPEST))
         Y = self.Y if rows is None else self.Y[:rows]
-        one = [lambda x, t=t: solve(x.unsqueeze(1), t).squeeze(1) for t in (False, True)]
-        return Factors(Y, self.l, self.U, one[0], one[1], lean)
+        return Factors(Y, self.l, self.U, self._inverse(), lean, self.conditioning.blocks)
 
-    def _inverse(self) -> Callable[[Tensor, bool], Tensor]:
-        """U^-1 X, or U^-T X: LU factors in the array that R has when a block ends."""
-        R = self._buffers()[1]
-        if self._pivots is None:
-            pivots = torch.empty(len(self.l), dtype=torch.int32, device=self.U.device)
-            info = torch.empty((), dtype=torch.int32, device=self.U.device)
-            # Where LAPACK wants columns, so that nothing is copied.
-            torch.linalg.lu_factor_ex(self.U, out=(R.mT, pivots, info))
-            self._pivots = pivots
-        LU, at = R.mT, self._pivots
-        return lambda X, transposed: torch.linalg.lu_solve(LU, at, X, adjoint=transposed)
+    def _inverse(self) -> Tensor:
+        """U^-1 [k, k], in the array that R has when a block ends.
+
+        Two triangular solves with LU factors would be as accurate, and cost five times a product with the inverse.
+        """
+        work, inverse = self._buffers()
+        if not self._inverted:
+            k = len(self.l)
+            LU = self._second(work).mT  # as LAPACK wants columns, so that nothing is copied
+            pivots = torch.empty(k, dtype=torch.int32, device=self.U.device)
+            torch.linalg.lu_factor_ex(self.U, out=(LU, pivots, torch.empty((), dtype=torch.int32, device=LU.device)))
+            # (U^-1)^T in LAPACK's order of columns is U^-1 in ours of rows.
+            inverse.zero_().fill_diagonal_(1)
+            torch.linalg.lu_solve(LU, pivots, inverse.mT, adjoint=True, out=inverse.mT)
+            self._inverted = True
+        return inverse
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-identical continuation needs; the large tensors are the run's own, not copies."""
         plain = {"pending": self.pending, "rate": self._rate, "allowed": self._allowed}
         return {**plain, "Y": self.Y, "l": self.l, "U": self.U, **self.conditioning.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores ``state_dict()``, which has been found to fit, into the memory that is there."""
-        for name in ("Y", "l", "U"):
-            getattr(self, name).copy_(state[name])
-        self.conditioning.load_state_dict(state)
+    @classmethod
+    def restored(cls, state: dict[str, Any], seconds: dict[str, float] | None = None) -> ProductSVD:
+        """A product from ``state_dict()``, which has been found to fit; its large tensors are the product's own now."""
+        new = cls(state["Y"], seconds, state["U"])
+        new.conditioning.load_state_dict(state)
         plain = {"pending": state["pending"], "_rate": state["rate"], "_allowed": state["allowed"]}
-        vars(self).update(plain, _pivots=None)
+        vars(new).update(plain, l=state["l"])
+        return new
 
 
 def factored_(Y: Tensor, order: Tensor, work: Tensor, R: Tensor, Q: Tensor | None) -> None:

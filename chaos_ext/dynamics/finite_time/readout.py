@@ -50,9 +50,11 @@ def decompose_(l: Tensor, U: Tensor, scratch: Tensor, vectors: bool = False) -> 
 
 def _decomposed(l: Tensor, rows: Tensor, vectors: bool) -> Decomposition:
     """Of rows that are not zero, in the order of descending scales."""
-    lapack = _lapack() if rows.device.type == "cpu" and rows.shape[0] == rows.shape[1] else None
+    lapack = _lapack() if rows.shape[0] == rows.shape[1] else None
     if lapack is not None and len(l) and float(l[0] - l[-1]) <= FITS:
-        return _by_lapack(lapack, l, rows, vectors)
+        found, device = _by_lapack(lapack, l.cpu(), rows.cpu(), vectors), rows.device
+        vectors_there = (None if V is None else V.to(device) for V in found[1:])
+        return Decomposition(found.logs.to(device), *vectors_there)
     logs, right, left = rotated(l, rows, vectors)
     return Decomposition(logs, left, right.mT if vectors else None)
 
