@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._version import __version__
-from .experiments import fig1_options
+from .experiments import fig1_options, finite_time_options
 from .experiments.interruption import Interrupted, handled
 
-_EXPERIMENTS = (fig1_options,)  # the module that runs NAME is ``experiments.NAME``
+# The module that runs NAME is ``experiments.NAME``, with underscores.
+_EXPERIMENTS = (fig1_options, finite_time_options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +79,7 @@ def _reproduce(args: argparse.Namespace, name: str, parser: argparse.ArgumentPar
     from .errors import ChaosExtError, DatasetNotFoundError
     from .experiments.output import UsageError, WorkerError
 
-    experiment = importlib.import_module(f".experiments.{name}", __package__)
+    experiment = importlib.import_module(f".experiments.{name.replace('-', '_')}", __package__)
     try:
         with handled():
             status: int = experiment.run(args, parser)

@@ -9,7 +9,7 @@ import pytest
 import chaos_ext
 from chaos_ext import cli
 from chaos_ext.errors import UnsupportedError
-from chaos_ext.experiments import fig1, fig1_options
+from chaos_ext.experiments import fig1, options
 
 
 def status(*arguments):
@@ -140,5 +140,5 @@ def test_help_and_usage_errors_do_not_wait_for_torch(arguments, tmp_path):
 
 
 def test_options_offer_what_there_is():
-    assert fig1_options.DATA == chaos_ext.data.NAMES
-    assert tuple(chaos_ext.models.MODELS) == fig1_options.MODELS
+    assert options.DATA == chaos_ext.data.NAMES
+    assert tuple(chaos_ext.models.MODELS) == options.MODELS

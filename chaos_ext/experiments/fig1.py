@@ -21,11 +21,11 @@ import chaos_ext as ce
 from ..base.files import atomic_write
 from ..base.progress import Progress
 from ..data import Dataset, load
-from ..figures import figure_training, import_numpy
-from ..models import ACTIVATIONS, MODELS
+from ..figures import figure_training
 from . import report
+from .arguments import check_arguments, require_figures
 from .fig1_options import NAME, QUICK_STEPS
-from .output import METRICS, OutputFolder, UsageError
+from .output import METRICS, OutputFolder
 from .pool import run_units
 from .rows import COLUMNS
 from .settings import Settings
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         WorkerError: a worker process died or raised; the same command with --resume continues.
         Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
     """
-    _require_figures()
-    _check_arguments(args, parser)
+    require_figures()
+    check_arguments(args, parser)
     out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")
     with out.claimed(args.resume):
         data = load(args.data, args.root)
@@ -65,33 +65,6 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             manifest = _train(args, settings, data, out)
         _finish(settings, data, out, manifest)
     return _conclude(out, manifest)
-
-
-def _require_figures() -> None:
-    # Before hours of training, not after.
-    try:
-        import_numpy()
-    except ImportError as error:
-        raise UsageError(str(error)) from error
-
-
-def _check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """The checks of what argparse cannot know; parser.error ends the process with exit status 2."""
-    if args.activation not in ACTIVATIONS:
-        parser.error(f"argument --activation: expected one of {', '.join(ACTIVATIONS)}, got {args.activation!r}")
-    if args.root is not None and not Path(args.root).is_dir():
-        parser.error(f"argument --root: expected a folder, got {args.root!r}")
-    try:
-        device = torch.device(args.device)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        parser.error(f"argument --device: {args.device!r} cannot be used: {reason}")
-    if device.type not in ("cpu", "cuda"):
-        parser.error(f"argument --device: expected cpu or cuda, got {args.device!r}")
-    size = sum(p.numel() for p in MODELS[args.model](seed=0).parameters())
-    if args.k is not None and args.k > size:
-        parser.error(f"argument --k: expected at most P = {size}, the number of parameters, got {args.k}")
 
 
 def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:

@@ -1,0 +1,158 @@
+"""The finite-time Lyapunov spectrum of a whole training run (section 4.2 of the paper), with every exponent right.
+
+``exponents.csv`` has all of them at the end, each with its tolerance; ``extremes.csv`` the largest and the smallest on
+the way; ``manifest.json`` the rest, also where the time went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import chaos_ext as ce
+
+from ..base.files import atomic_write
+from ..base.progress import Progress
+from ..data import Dataset, load
+from . import report
+from .arguments import check_arguments, require_figures
+from .finite_time_figure import figure_finite_time
+from .finite_time_options import NAME, QUICK_COLUMNS, QUICK_STEPS
+from .finite_time_run import EXTREMES, FiniteTimeSettings, Training, train
+from .output import OutputFolder
+
+EXPONENTS = "exponents.csv"
+FIGURES = ("figure.png", "figure.pdf")
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Trains what is left to train and writes every result.
+
+    Args:
+        args: as ``finite_time_options`` has them parsed.
+        parser: refuses arguments that only show themselves wrong now, by ending the process with exit status 2.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UsageError: matplotlib is missing, or the output folder is not one to work in.
+        DatasetNotFoundError: the data set's files are missing or damaged.
+        ChaosExtError: training diverged, the run does not fit into memory, no good checkpoint.
+        Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
+    """
+    require_figures()
+    check_arguments(args, parser)
+    out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")
+    with out.claimed(args.resume):
+        data = load(args.data, args.root)
+        if args.batch_size > len(data.y_train):
+            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
+        settings = _settings(args, data.fingerprint())
+        manifest = out.begin(NAME, settings)
+        if manifest["status"] == "running":
+            _work(args, settings, data, out)
+        if not args.keep_checkpoint:
+            shutil.rmtree(out.parts, ignore_errors=True)
+    print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
+    return 0
+
+
+def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
+    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "dtype", "state")
+    return FiniteTimeSettings(
+        **{name: getattr(args, name) for name in copied},
+        every=args.every,
+        threads=args.threads or torch.get_num_threads(),
+        data_fingerprint=fingerprint,
+        max_steps=QUICK_STEPS if args.quick else args.steps,
+        seeds=(args.seed,),
+        runs=("sgd",),
+        k=QUICK_COLUMNS if args.quick and args.k is None else args.k,
+        order="top_abs",
+        device=str(torch.device(args.device)),
+        chaos_ext=ce.__version__,
+        torch=str(torch.__version__),
+    )
+
+
+def _work(args: argparse.Namespace, settings: FiniteTimeSettings, data: Dataset, out: OutputFolder) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        training = Training(settings, data, out.parts, out.path / EXTREMES)
+        with Progress(training.total, lines=NAME) as progress:
+            train(training, args.checkpoint_every, progress.report)
+        _finish(args, settings, training, data, out)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _finish(
+    args: argparse.Namespace, settings: FiniteTimeSettings, training: Training, data: Dataset, out: OutputFolder
+) -> None:
+    spec = training.analyzer.finite_time()
+    _write_exponents(out.path / EXPONENTS, spec)
+    _draw(settings, spec, out)
+    manifest = {
+        "experiment": NAME,
+        "status": "complete",
+        "settings": settings.to_json(),
+        "samples": {"train": len(data.y_train), "test": len(data.y_test)},
+        "steps": spec.steps,
+        "parameters": training.analyzer.tangent.parameters,
+        "exponents": _counts(spec),
+        "epoch_losses": training.epoch_losses,
+        **training.evaluate(),
+        "seconds": {**training.seconds, **spec.seconds},
+        "peak_memory_bytes": _peak_memory(),
+        **report.environment(settings, 1),
+    }
+    out.write_manifest(manifest)
+
+
+def _peak_memory() -> int | None:
+    """Of this process, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _counts(spec: ce.FiniteTimeSpectrum) -> dict[str, Any]:
+    values, neutral = spec.exponents, spec.neutral
+    return {
+        "count": len(values),
+        "of_the_restricted_map": spec.is_restricted,
+        "chaotic": int((~neutral & (values > 0)).sum()),
+        "neutral": int(neutral.sum()),
+        "stable": int((~neutral & (values < 0)).sum()),
+        "largest": float(values[0]),
+        "smallest": float(values[-1]),
+        "sum": float(values.sum()),
+        "largest_tolerance_of_a_logarithm": float(spec.tolerance.max()),
+        "condition_of_theta_rows": spec.condition,
+    }
+
+
+def _write_exponents(path: Path, spec: ce.FiniteTimeSpectrum) -> None:
+    """One row an exponent: how large, how far it may be off, whether it is zero within that."""
+    rows = zip(spec.exponents.tolist(), (spec.tolerance / spec.steps).tolist(), spec.neutral.tolist(), strict=True)
+    lines = [f"{i + 1},{value!r},{tol!r},{int(zero)}\n" for i, (value, tol, zero) in enumerate(rows)]
+    atomic_write(path, "".join(["index,exponent,tolerance,neutral\n", *lines]))
+
+
+def _draw(s: FiniteTimeSettings, spec: ce.FiniteTimeSpectrum, out: OutputFolder) -> None:
+    title = f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, {spec.steps} steps"
+    figure = figure_finite_time(spec, title)
+    for name in FIGURES:
+        kind = name.rpartition(".")[2]
+        metadata = {"CreationDate": None} if kind == "pdf" else None  # equal runs make equal files
+        write = functools.partial(figure.savefig, format=kind, metadata=metadata, dpi=200)
+        atomic_write(out.path / name, write)

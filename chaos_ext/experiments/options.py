@@ -1,0 +1,62 @@
+"""Options that experiments share, and the types of their values: nothing here takes long to import."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+# What ``data`` and ``models`` have, which import torch.
+DATA = ("digits", "usps", "fashion_mnist")
+MODELS = ("mlp", "cnn")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """What is trained, on what, and how."""
+    add = parser.add_argument
+    add("--data", default="digits", choices=DATA, help="data set (default: %(default)s)")
+    add("--root", help="folder that holds the data set's files (default: $CHAOS_EXT_DATA, the cache, a download)")
+    add("--model", default="mlp", choices=MODELS, help="the paper's MLP (P = 5350) or CNN (P = 1158)")
+    add("--activation", default="relu", metavar="NAME", help="activation function (default: %(default)s)")
+    add("--epochs", type=count, default=40, help="passes over the training split (default: %(default)s)")
+    add("--lr", type=positive, default=1e-3, help="learning rate (default: %(default)s)")
+    add("--batch-size", type=count, default=8, metavar="N", help="samples per step (default: %(default)s)")
+    add("--momentum", type=momentum, default=0.0, help="in [0, 1) (default: %(default)s)")
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    add("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
+
+
+def add_resuming(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """How a run that was cut short goes on; ``seconds`` between checkpoints."""
+    add = parser.add_argument
+    add("--resume", action="store_true", help="continue the run in --out, or start it")
+    add("--checkpoint-every", type=positive, default=seconds, metavar="SECONDS", help="default: %(default)s")
+
+
+def count(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return value
+
+
+def momentum(text: str) -> float:
+    """A number in [0, 1)."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), got {text!r}")
+    return value

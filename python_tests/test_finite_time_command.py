@@ -1,0 +1,83 @@
+"""``chaos-ext reproduce finite-time``: its files, its refusals, and that it ends between two steps."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from chaos_ext import cli
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+
+def command(*options):
+    return cli.main(["reproduce", "finite-time", "--threads", "1", *map(str, options)])
+
+
+def rows(path):
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_the_quick_run_leaves_everything(tmp_path):
+    out = tmp_path / "out"
+    before = torch.get_num_threads()
+    assert command("--quick", "--out", out) == 0
+    assert torch.get_num_threads() == before
+    names = {"exponents.csv", "extremes.csv", "figure.pdf", "figure.png", "manifest.json"}
+    assert {p.name for p in out.iterdir()} == names
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["exponents"]["of_the_restricted_map"]
+    assert set(manifest["seconds"]) >= {"operator", "tangent", "qr", "fold", "extremes", "read-out"}
+    exponents = rows(out / "exponents.csv")
+    assert len(exponents) == manifest["exponents"]["count"] == 48
+    last = rows(out / "extremes.csv")[-1]
+    assert int(last["step"]) == manifest["steps"] == 60
+    for at, name in ((0, "largest"), (-1, "smallest")):
+        gap = abs(float(exponents[at]["exponent"]) - float(last[name]))
+        assert gap <= float(last[f"{name}_tolerance"]) + float(exponents[at]["tolerance"])
+    assert command("--quick", "--out", out, "--resume") == 0  # nothing left to do
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path, capsys):
+    assert command("--steps", 3, "--k", 2, "--out", tmp_path) == 0
+    assert command("--steps", 3, "--k", 2, "--out", tmp_path) == 2
+    assert command("--steps", 3, "--k", 2, "--every", 5, "--out", tmp_path, "--resume") == 2
+    assert "every: 20 there, 5 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "message"), [(["--every", "0"], "--every"), (["--k", "99999"], "--k")])
+def test_bad_options_end_with_status_2(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command(*options, "--out", tmp_path / "out")
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_momentum_has_two_spectra(tmp_path):
+    for state, k in (("theta", 4), ("full", 4)):
+        assert command("--steps", 9, "--k", k, "--momentum", 0.9, "--state", state, "--out", tmp_path / state) == 0
+        assert len(rows(tmp_path / state / "exponents.csv")) == k
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_terminated_and_resumed_it_writes_the_same_bytes(tmp_path):
+    options = ["--steps", "300", "--k", "8", "--every", "10", "--threads", "1"]
+    base = [sys.executable, "-m", "chaos_ext", "reproduce", "finite-time", *options]
+    subprocess.run([*base, "--out", tmp_path / "whole"], check=True)
+    process = subprocess.Popen([*base, "--out", tmp_path / "cut"])
+    while process.poll() is None and not (tmp_path / "cut" / "extremes.csv").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) in (143, 0)
+    subprocess.run([*base, "--out", tmp_path / "cut", "--resume"], check=True)
+    for name in ("exponents.csv", "extremes.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
