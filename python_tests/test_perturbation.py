@@ -3,8 +3,11 @@
 import pytest
 import torch
 from ensembles import mlp, size
+from torch.optim import SGD
+from training import CE, setting, take_step
 
 import chaos_ext as ce
+from chaos_ext.dynamics.perturbation import STRATEGIES
 
 P = 12
 EXPONENTS = torch.tensor([0.5, 0.2, 1e-9, 0.0, -1e-9, -0.1, -0.3], dtype=torch.float64)
@@ -88,3 +91,37 @@ def test_what_is_refused():
     full.model = mlp()
     with pytest.raises(ce.UnsupportedError, match="theta and buffers together"):
         ce.perturbation(full, "random")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_twins_displaced_before_a_real_run_part_by_their_exponents(momentum):
+    steps, eps = 10, 1e-6
+    model, data = setting()
+    opt = SGD(model.parameters(), lr=0.3, momentum=momentum)
+    an = ce.LyapunovAnalyzer(model, opt, method="svd", state="theta" if momentum else "auto")
+    for i in range(steps):
+        x, y = data[i % len(data)]
+        op = ce.HessianOperator(model, CE, x, y)
+        an.update(op)
+        take_step(model, opt, x, y, op)
+    generator = torch.Generator().manual_seed(0)
+    W = torch.stack([ce.perturbation(an, s, generator) for s in STRATEGIES], 1)
+    stretched = an.singular_vectors("left") * (an.exponents() * steps).exp() @ (an.singular_vectors("right").T @ W)
+
+    model, _ = setting()
+    fresh = SGD(model.parameters(), lr=0.3, momentum=momentum)
+    twins = ce.Ensemble.around(model, CE, fresh, eps * W)
+    for i in range(steps):
+        twins.step(*data[i % len(data)])
+    grown = (twins.thetas[1:] - twins.thetas[0]).norm(dim=1) / eps
+    sigma = (an.exponents() * steps).exp()
+    torch.testing.assert_close(grown[STRATEGIES.index("max_chaotic")], sigma[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(grown[STRATEGIES.index("max_nonchaotic")], sigma[-1], rtol=1e-3, atol=0)
+    assert sigma[0] / sigma[-1] > 3
+    assert bool((twins.nonlinearity(eps * stretched) < 1e-3).all())
+
+
+def test_an_analyzer_by_qr_has_no_initial_directions():
+    model, _ = setting()
+    with pytest.raises(ce.UnsupportedError, match="only of method='svd'; this analyzer has method='qr'"):
+        ce.perturbation(ce.LyapunovAnalyzer(model, SGD(model.parameters(), lr=0.1)), "random")

@@ -26,7 +26,8 @@ def _signature(function: object) -> str:
 
 
 def _members(name: str, cls: type) -> Iterator[str]:
-    for key, value in sorted(vars(cls).items()):
+    own = [vars(base) for base in reversed(cls.__mro__) if base.__module__.startswith("chaos_ext")]
+    for key, value in sorted({key: value for of_one in own for key, value in of_one.items()}.items()):
         if key.startswith("_") and key not in OPERATORS:
             continue
         value = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value

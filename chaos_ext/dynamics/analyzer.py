@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..base.files import read_or_previous, write_keeping_previous
@@ -16,17 +16,13 @@ from ..base.progress import Progress
 from ..base.signals import Deferred
 from ..curvature.hessian import HessianOperator
 from . import checkpoint
-from .asymptotic import Asymptotic
-from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
-from .finite_time.result import FiniteTimeSpectrum, check_neutral, spectrum_of
-from .finite_time.run import Extremes, FiniteTime
-from .methods import EXTREMES, Options, Run, check_options, require_whole, required, run_for
-from .result import History, running_history
+from .methods import EXTREMES, Options, check_options, run_for
+from .readings import Readings
 from .tangent_map import TangentMap, Units
 from .watching import Rows
 
 
-class LyapunovAnalyzer:
+class LyapunovAnalyzer(Readings):
     """Lyapunov exponents of training with this model and optimizer: asymptotic, or of the run so far.
 
     The deviations [S, k] of the optimizer's whole state (see ``TangentMap``) go through the tangent map of every step,
@@ -57,6 +53,8 @@ class LyapunovAnalyzer:
         transient: first steps, which are not measured; of "qr" they turn the deviations.
         jacobian: of CGD, as of ``TangentMap``.
         gali: of "qr", also follow GALI_1 .. GALI_k.
+        covariant: of "qr", also keep what ``covariant_vectors`` needs: k^2 / 2 numbers a block (beyond a budget in a
+            temporary file) and up to 64 frames [S, k]; k <= 64.
         csv: stream running exponents to this file (see ``ExponentStream``); of "svd" the extremes.
         progress: a bar on the terminal with the leading exponent so far (needs tqdm): True, or the number of steps.
         seed: of the initial deviations (the identity if k = S).
@@ -86,6 +84,7 @@ class LyapunovAnalyzer:
         *,
         jacobian: str = "frozen",
         gali: bool = False,
+        covariant: bool = False,
         csv: str | os.PathLike[str] | None = None,
         progress: bool | int = False,
         seed: int = 0,
@@ -93,31 +92,20 @@ class LyapunovAnalyzer:
         every: int | None = None,
         neutral_tol: float | None = None,
     ) -> None:
-        options = Options(method, k, qr_every, gali, every, transient, seed, memory_budget)
+        options = Options(method, k, qr_every, gali, every, transient, seed, memory_budget, covariant)
         check_options(options)
-        check_neutral(neutral_tol)
         space = ParameterSpace.of(model)
         self.model, self.method, self.tangent = model, method, TangentMap(opt, state, jacobian)
         self.tangent.check(space)
         rows = self.tangent.size if self.tangent.is_cocycle else self.tangent.parameters
-        self._state = run_for(options, self.tangent.size, rows, "S", space.dtype, space.device)
-        self._neutral_tol = neutral_tol
+        run = run_for(options, self.tangent.size, rows, "S", space.dtype, space.device)
+        super().__init__(run, self.tangent.size, neutral_tol)
         self._units: Units | None = None
         self._unwritten: HessianOperator | None = None
         self._expected: str | None = None
         self._rows = Rows(csv, EXTREMES if method == "svd" else None)
         self._bar = Progress(None if isinstance(progress, bool) else progress, shown=progress is not False)
         self._fingerprint = checkpoint.fingerprint(space, self.tangent, self._run)
-
-    @property
-    def _run(self) -> Run:
-        require_whole(self._state)
-        return self._state
-
-    @property
-    def steps(self) -> int:
-        """Number of updates so far, the transient included."""
-        return self._run.steps
 
     def update(self, op: HessianOperator) -> None:
         """Takes the deviations through the step that the optimizer is about to do on the operator's batch.
@@ -163,99 +151,6 @@ class LyapunovAnalyzer:
         if self._rows.wanted:
             self._rows.write(self.steps, self._run.row())
         self._unwritten = None
-
-    def exponents(self) -> Tensor:
-        """float64 [k], descending, in nats per step, of the steps so far.
-
-        Of "svd" a read-out, about as costly as some dozens of QR factorisations, and kept until the next update.
-
-        Raises:
-            ValueError: there was no step after the transient yet.
-        """
-        return self._run.exponents().clone()
-
-    def errors(self) -> Tensor:
-        """How far each exponent may be off, in their order [k].
-
-        Of "qr" one standard error, by block means over the run: NaN until there are four blocks. It describes the
-        scatter of a stationary run; in a run that changes with time, that change counts as scatter. Of "svd" the bound
-        of rounding errors of ``finite_time()``.
-        """
-        return self._run.uncertainty()
-
-    @property
-    def local_exponents(self) -> Tensor:
-        """Of "qr", growth per step over the last block between two re-orthonormalisations, float64 [k].
-
-        ln R_ii of that block divided by its steps, in nats per step and in the order of ``exponents()``.
-
-        Raises:
-            ValueError: no block has been measured yet. UnsupportedError: ``method="svd"``.
-        """
-        return required(self._run, Asymptotic, "local_exponents").local_exponents()
-
-    @property
-    def history(self) -> History:
-        """Of "qr", running exponents after each block (of a long run, of merged blocks); raises as ``exponents()``."""
-        return running_history(required(self._run, Asymptotic, "history"))
-
-    @property
-    def extremes(self) -> Extremes:
-        """Of "svd", the largest and smallest exponent at every multiple of ``every`` steps, with their tolerances."""
-        return required(self._run, FiniteTime, "extremes").extremes()
-
-    def finite_time(self) -> FiniteTimeSpectrum:
-        """Of "svd", the exponents with their tolerances, the neutral ones, and more; raises as ``exponents()``."""
-        return spectrum_of(required(self._run, FiniteTime, "finite_time"), self._neutral_tol)
-
-    @property
-    def neutral(self) -> Tensor:
-        """Of "svd", which exponents are zero within tolerance, neither chaotic nor stable, bool [k]."""
-        return self.finite_time().neutral
-
-    def singular_vectors(self, side: str = "right") -> Tensor:
-        """Of "svd", orthonormal columns by descending exponent [S, k] (theta's rows [P, k] with ``state="theta"``).
-
-        Those of close singular values are accurate to the gap between them only. Buffers are in the units of
-        ``TangentMap.units``.
-
-        Args:
-            side: "right", the initial directions that grow by sigma_i, or "left", where they end.
-
-        Raises:
-            ValueError: another side, no step yet. MemoryBudgetError: six matrices [k, k] beside the run do not fit.
-            UnsupportedError: ``method="qr"``; the left side of a run that NaN or infinity has stopped.
-        """
-        return required(self._run, FiniteTime, "singular_vectors").singular_vectors(side)
-
-    def directions(self) -> Tensor:
-        """Of "qr", orthonormal columns [S, k]: the first j span the j directions that have grown fastest.
-
-        Rows are theta, then buffers, these in the units of ``TangentMap.units``.
-        """
-        return required(self._run, Asymptotic, "directions").reading().directions.clone()
-
-    def log_gali(self) -> Tensor:
-        """Of "qr", ln GALI_1 .. ln GALI_k of the free deviations since the transient, float64 [k].
-
-        GALI_j is the volume of the parallelepiped of the first j deviations, each of length one, were they never
-        re-orthonormalised (Skokos, Bountis, Antonopoulos 2007): it falls exponentially in a chaotic run.
-
-        Raises:
-            ValueError: the analyzer was made without ``gali=True``.
-        """
-        gali = required(self._run, Asymptotic, "log_gali").reading().log_gali
-        if gali is None:
-            raise ValueError("log_gali: expected an analyzer made with gali=True")
-        return gali
-
-    def kaplan_yorke_dimension(self) -> float:
-        """Of the exponents so far; see ``chaos_ext.kaplan_yorke_dimension``."""
-        return kaplan_yorke_dimension(self.exponents(), self.tangent.size)
-
-    def sum_of_positive_exponents(self) -> float:
-        """In nats per step."""
-        return sum_of_positive_exponents(self.exponents())
 
     def state_dict(self) -> dict[str, Any]:
         """What a bit-identical continuation needs beside the checkpoints of model and optimizer of the same moment."""

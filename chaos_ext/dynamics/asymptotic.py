@@ -43,5 +43,5 @@ class Asymptotic(Benettin):
 
     def options(self) -> dict[str, Any]:
         """What a saved state must have been made with."""
-        gali = self.gali is not None
-        return {"k": self.Y.shape[1], "qr_every": self.every, "transient": self.transient, "gali": gali}
+        gali, own = self.gali is not None, {} if self.record is None else {"covariant": True}
+        return {"k": self.Y.shape[1], "qr_every": self.every, "transient": self.transient, "gali": gali, **own}

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.contents import array, count, number, parts, refusing, require, same_run
 from ..base.parameters import ParameterSpace
 from ..errors import CheckpointError
+from .factors import check_record
 from .finite_time.run import FiniteTime
 from .finite_time.storage import check, packed, restore
 from .methods import Run
@@ -86,6 +87,8 @@ def _check_run(state: Any, own: dict[str, Any], transient: int) -> None:
         _like("Y", state["Y"], own["Y"])
     _check_history(state, own["growth"], transient)
     _check_gali(state["gali"], own["gali"])
+    if "record" in own:
+        check_record(state["record"], own["Y"], state["steps"] - state["pending"])
 
 
 def _check_history(state: dict[str, Any], growth: Tensor, transient: int) -> None:

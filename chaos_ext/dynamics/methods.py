@@ -14,6 +14,7 @@ from ..base.tensors import fresh
 from ..errors import TornStateError, UnsupportedError
 from .asymptotic import Asymptotic
 from .benettin import KEEP
+from .covariant import record_for
 from .finite_time.run import EVERY, FiniteTime, Shape
 from .start import check_count, check_every, start_block
 
@@ -28,7 +29,7 @@ class Options(NamedTuple):
     Attributes:
         method: "qr" or "svd".
         k: number of columns; None: all.
-        qr_every, gali: of "qr".
+        qr_every, gali, covariant: of "qr".
         every: of "svd"; None: the default.
         transient: first steps that are not measured.
         seed: of the first deviations.
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     transient: int
     seed: int
     budget: int | None = None
+    covariant: bool = False
 
 
 def check_options(o: Options) -> None:
@@ -55,7 +57,7 @@ def check_options(o: Options) -> None:
         require_int("every", o.every, 1)
     if o.method == "qr" and o.every is not None:
         raise ValueError(f"every: only of method='svd', got {o.every!r}; qr_every is that of method='qr'")
-    for name, given in (("qr_every", o.qr_every != "auto"), ("gali", o.gali)):
+    for name, given in (("qr_every", o.qr_every != "auto"), ("gali", o.gali), ("covariant", o.covariant)):
         if o.method == "svd" and given:
             raise ValueError(f"{name}: only of method='qr', got {getattr(o, name)!r} with method='svd'")
 
@@ -84,7 +86,9 @@ def run_for(o: Options, size: int, rows: int, name: str, dtype: torch.dtype, dev
     k = check_count(o.k, size, name)
     # Deviations, their product with H, and two copies while they are orthonormalised; factors and history.
     _require(o, k, size, device, 4 * size * k * dtype.itemsize + (4 * k * k + KEEP * k) * 8)
-    return Asymptotic(start_block(size, k, dtype, device, o.seed, generic=o.gali), o.qr_every, o.transient, o.gali)
+    start = start_block(size, k, dtype, device, o.seed, generic=o.gali)
+    record = record_for(start, o.budget) if o.covariant else None
+    return Asymptotic(start, o.qr_every, o.transient, o.gali, record)
 
 
 _T = TypeVar("_T", Asymptotic, FiniteTime)

@@ -44,7 +44,7 @@ class Ensemble:
 
     Example:
         >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
+            >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
         >>> losses = twins.step(x, y)
         >>> twins.distances().shape
         torch.Size([5])
@@ -214,7 +214,7 @@ class Ensemble:
 
         Example:
             >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
+            >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
             >>> tangent, Y = ce.TangentMap(opt), (twins.thetas[1:] - twins.thetas[0]).T.contiguous()
             >>> op = ce.HessianOperator(model, loss_fn, x, y)
             >>> _ = tangent.apply_(op, Y)
