@@ -93,3 +93,18 @@ def require_like(ens: ce.Ensemble, alone: Sequence[Alone], tolerance: float) -> 
     for i, one in enumerate(alone):
         error = float((ens.thetas[i] - one.theta).norm() / one.theta.norm())
         assert error <= tolerance, f"member {i}: {error:.2g}"
+
+
+def around(model: nn.Module | None = None, opt: Optimizer | None = None, m: int = 3, **options: Any) -> ce.Ensemble:
+    """A model and m twins next to it, by default with momentum."""
+    model = model or mlp()
+    opt = opt or SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return ce.Ensemble.around(model, CE, opt, deltas(model, m), **options)
+
+
+def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Raises AssertionError unless two states of ensembles have the same bits."""
+    a, b = dict(a), dict(b)
+    assert a.pop("fingerprint") == b.pop("fingerprint")
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    return True

@@ -15,17 +15,15 @@ from ..errors import NonFiniteError
 from .benettin import Benettin
 from .covariant import MOST, CovariantVectors, covariant_of
 from .factors import Record
-from .maps import lyapunov_spectrum
+from .linearised import Jvp, Step, linearised
+from .maps import initial_state, lyapunov_spectrum
 from .start import check_count
-
-Step = Callable[[Tensor], Tensor]
-Jvp = Callable[[Tensor, Tensor], Tensor]
 
 
 def covariant_vectors(
     step: Step,
-    tangent: Jvp,
-    x0: Tensor,
+    tangent: Jvp | None = None,
+    x0: Tensor | None = None,
     *,
     steps: int,
     k: int | None = None,
@@ -46,7 +44,7 @@ def covariant_vectors(
 
     Args:
         step: x [d] -> the next x [d], as of ``lyapunov_spectrum``.
-        tangent: (x [d], V [d, k]) -> J(x) V, as of ``lyapunov_spectrum``.
+        tangent: (x [d], V [d, k]) -> J(x) V; None: by torch.func. As of ``lyapunov_spectrum``.
         x0: initial state, float64 or float32.
         steps: length of the window in which vectors are wanted.
         k: number of leading vectors, at most 64; None: all d.
@@ -68,7 +66,8 @@ def covariant_vectors(
     Raises:
         ValueError, TypeError: arguments out of range; ``step`` or ``tangent`` returns something else than it should.
         NonFiniteError: NaN or infinity in state or deviations. MemoryBudgetError: the vectors do not fit.
-        UnsupportedError: the map is singular: k includes a direction that vanishes.
+        UnsupportedError: the map is singular: k includes a direction that vanishes; no tangent, and torch.func cannot
+            differentiate the step.
 
     Example:
         >>> henon = ce.systems.henon()
@@ -86,6 +85,8 @@ def covariant_vectors(
         ("every", every, 1),
     ):
         require_int(name, value, least)
+    x0 = initial_state(x0)
+    tangent = linearised(step, x0) if tangent is None else tangent
     first = lyapunov_spectrum(step, tangent, x0, steps=transient, k=k, full_output=True, seed=seed)
     Y = first.directions.contiguous()
     k = check_count(k, len(x0), "d")

@@ -164,7 +164,8 @@ def lyapunov_spectrum(
     options = Options(method, k, qr_every, gali, every, transient, seed)
     check_options(options)
     check_neutral(neutral_tol)
-    x = _check(x0, steps)
+    require_int("steps", steps, 1)
+    x = initial_state(x0)
     run = run_for(options, len(x), len(x), "d", x.dtype, x.device)
     tangent = linearised(step, x) if tangent is None else tangent
     _check_tangent(tangent, x, k or len(x))
@@ -269,13 +270,16 @@ def _check_tangent(tangent: Jvp, x: Tensor, k: int) -> None:
         )
 
 
-def _check(x0: Tensor | None, steps: int) -> Tensor:
-    """The initial state, a copy: step may write to its argument."""
+def initial_state(x0: Tensor | None) -> Tensor:
+    """A copy of x0, since step may write to its argument.
+
+    Raises:
+        ValueError, TypeError, NonFiniteError: no state.
+    """
     if not isinstance(x0, Tensor) or x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x0: expected a float32 or float64 tensor, got {getattr(x0, 'dtype', type(x0).__name__)}")
     if x0.dim() != 1 or not len(x0):
         raise ValueError(f"x0: expected shape [d] with d >= 1, got {tuple(x0.shape)}")
     if not bool(torch.isfinite(x0).all()):
         raise NonFiniteError("x0: expected finite values, got NaN or infinity")
-    require_int("steps", steps, 1)
     return x0.detach().clone()
