@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._version import __version__
-from .experiments import fig1_options, finite_time_options
+from .experiments import fig1_options, fig2_options, finite_time_options, spectrum_options
 from .experiments.interruption import Interrupted, handled
 
 # The module that runs NAME is ``experiments.NAME``, with underscores.
-_EXPERIMENTS = (fig1_options, finite_time_options)
+_EXPERIMENTS = (fig1_options, fig2_options, finite_time_options, spectrum_options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Figures as functions: each takes arrays or the CSV of an experiment and returns the matplotlib axes it drew on.
 
 Without ``ax`` a function makes a ``matplotlib.figure.Figure`` of its own, free of pyplot and its global state, so it
-works without a display; ``ax.figure.savefig(...)`` writes it.
+works without a display; ``ax.figure.savefig(...)`` writes it. All raise ImportError where matplotlib is not installed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LABELS = {
 # Okabe and Ito's palette: told apart with every common form of colour blindness, and in print.
 COLORS = {"sgd": "#000000", "chaotic": "#D55E00", "negative": "#0072B2", "positive": "#009E73"}
 _MORE_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+_MORE_STYLES = ((0, (1, 1.2)), (0, (6, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (2, 2)))
 # "chaotic" and "negative" nearly coincide while no eigenvalue passes 2/lr: the dashes leave the other one visible.
 # "positive" has a pattern of its own for prints in grey.
 _STYLES = {"negative": (0, (4, 3)), "positive": (0, (8, 1.5, 1.5, 1.5))}
@@ -70,9 +71,6 @@ def new_axes(figsize: tuple[float, float] = (6.4, 4.2)) -> Axes:
 
     Args:
         figsize: width and height in inches.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
     import_numpy()
     from matplotlib.figure import Figure
@@ -94,7 +92,6 @@ def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Se
     Raises:
         ValueError: a column is missing, or a step or value is no number.
         OSError: the file cannot be read.
-        ImportError: matplotlib is not installed.
     """
     np = import_numpy()
     points: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
@@ -153,6 +150,7 @@ def plot_training(
     metric: str = "loss",
     window: int = 50,
     runs: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
     raw: bool = True,
     legend: bool = True,
 ) -> Axes:
@@ -167,6 +165,7 @@ def plot_training(
         metric: column of the CSV, and the label of the y axis.
         window: steps that the moving average spans; 1 draws the values themselves.
         runs: which runs, in drawing order; default all, the known ones first.
+        labels: run -> its text in the legend, where that is not its name; those of Figure 1 have theirs.
         raw: whether to draw the unsmoothed curves. A curve of more than 1000 steps is drawn as a band that holds the
             middle half of the values of each fortieth of the steps.
         legend: whether to draw the legend.
@@ -176,16 +175,18 @@ def plot_training(
 
     Raises:
         ValueError: ``runs`` names one that the source does not have, the CSV lacks a column, or ``window`` is below 1.
-        ImportError: matplotlib is not installed.
     """
     series = _series(source, metric)
     if unknown := [r for r in runs or () if r not in series]:
         raise ValueError(f"runs: expected some of {', '.join(series)}, got {', '.join(unknown)}")
     chosen = list(runs) if runs is not None else sorted(series, key=lambda r: RUNS.index(r) if r in RUNS else len(RUNS))
     ax = new_axes() if ax is None else ax
-    for i, run in enumerate(chosen):
-        color = COLORS.get(run, _MORE_COLORS[i % len(_MORE_COLORS)])
-        _draw_run(ax, run, [s for s in series[run] if len(s[0])], color, window, raw)
+    others = [r for r in chosen if r not in COLORS]
+    for run in chosen:
+        more = (others.index(run) if run in others else 0) % len(_MORE_COLORS)
+        look = COLORS.get(run, _MORE_COLORS[more]), _STYLES.get(run, "-" if run in COLORS else _MORE_STYLES[more])
+        label = {**LABELS, **(labels or {})}.get(run, run)
+        _draw_run(ax, label, [s for s in series[run] if len(s[0])], look, window, raw)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(_METRIC_LABELS.get(metric, metric))
     ax.margins(x=0.01)
@@ -195,11 +196,11 @@ def plot_training(
     return ax
 
 
-def _draw_run(ax: Axes, run: str, seeds: list[_Seed], color: str, window: int, raw: bool) -> None:
+def _draw_run(ax: Axes, label: str, seeds: list[_Seed], look: tuple[str, Any], window: int, raw: bool) -> None:
     np = import_numpy()
+    color, style = look
     if raw and window > 1 and seeds:
         _draw_raw(ax, seeds, color)
-    label, style = LABELS.get(run, run), _STYLES.get(run, "-")
     length = min((len(s) for s, _ in seeds), default=0)
     if length == 0:
         ax.plot([], [], color=color, linestyle=style, label=f"{label} (no data)")
@@ -228,33 +229,34 @@ def _draw_raw(ax: Axes, seeds: list[_Seed], color: str) -> None:
     ax.fill_between(centres, low, high, color=color, alpha=0.13, linewidth=0, zorder=1)
 
 
-def figure_training(source: Source, *, window: int = 50, title: str | None = None) -> Figure:
-    """The two panels of the paper's Figure 1: training accuracy and training loss of every run.
+def figure_training(
+    source: Source,
+    *,
+    window: int = 50,
+    title: str | None = None,
+    runs: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """The two panels of the paper's Figure 1, training accuracy and loss of every run, with one legend.
 
     Args:
         source: a metrics CSV of ``chaos-ext reproduce fig1``. Arrays, too, but both panels show the same ones then.
-        window: steps that the moving average spans.
+        window, runs, labels: as of ``plot_training``, which also says what is raised.
         title: above both panels; None for none.
-
-    Returns:
-        A new figure with one legend for both panels.
-
-    Raises:
-        ValueError: as in ``plot_training``.
-        ImportError: matplotlib is not installed.
     """
     import_numpy()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
-    plot_training(source, left, metric="accuracy", window=window, legend=False)
-    plot_training(source, right, metric="loss", window=window, legend=False)
+    for ax, metric in ((left, "accuracy"), (right, "loss")):
+        plot_training(source, ax, metric=metric, window=window, runs=runs, labels=labels, legend=False)
     left.set_ylim(-0.02, 1.02)
     right.set_ylim(bottom=0)
-    lines, labels = right.get_legend_handles_labels()
+    lines, texts = right.get_legend_handles_labels()
     if lines:  # one legend for both panels, where it hides no curve
-        figure.legend(lines, labels, loc="outside lower center", ncols=len(lines), frameon=False)
+        columns = 4 if max(map(len, texts)) < 30 else 3
+        figure.legend(lines, texts, loc="outside lower center", ncols=columns, frameon=False)
     if title:
         figure.suptitle(title, fontsize="medium")
     return figure
@@ -276,7 +278,6 @@ def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: ``lr`` is negative or not finite.
-        ImportError: matplotlib is not installed.
     """
     np = import_numpy()
     values = torch.as_tensor(eigenvalues).detach().cpu().double()

@@ -13,7 +13,7 @@ from emulator import build
 from emulator.ops import EmulatedOps, thread_order
 
 from chaos_ext import _ops, data
-from chaos_ext.experiments import fig1
+from chaos_ext.experiments import fig1, study
 
 
 def _cuda_missing() -> str | None:
@@ -104,7 +104,10 @@ def digits_cache(_cache_folder: Path) -> Iterator[None]:
 @pytest.fixture
 def fake_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of everything but the figures, which take most of the time of so short a run."""
-    monkeypatch.setattr(fig1, "_draw", lambda settings, out: [(out.path / f).touch() for f in fig1.FIGURES])
+    monkeypatch.setattr(fig1.Fig1, "draw", lambda *_: None)
+    monkeypatch.setattr(
+        study, "write_figure", lambda path, _: [path.with_suffix(f".{k}").touch() for k in ("png", "pdf")]
+    )
 
 
 @pytest.fixture

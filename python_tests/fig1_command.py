@@ -27,7 +27,7 @@ STRESS = ("--seeds", "3", "--prune", "chaotic", "--k", "5", "--order", "random",
 def reproduce(out: Path, *options: str, steps: int = 7) -> int:
     """Runs the command in this process with so few steps for --quick and returns its exit status."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fig1, "_QUICK_STEPS", steps)
+        patch.setattr(fig1.Fig1, "quick_steps", steps)
         try:
             return cli.main(["reproduce", "fig1", "--quick", "--out", str(out), *options])
         except SystemExit as end:
@@ -57,7 +57,7 @@ from pathlib import Path
 from chaos_ext import cli
 from chaos_ext.experiments import fig1
 
-fig1._QUICK_STEPS = int(sys.argv[1])
+fig1.Fig1.quick_steps = int(sys.argv[1])
 
 def checkpoints():
     return {p.name: p.stat().st_mtime_ns for p in Path(sys.argv[5], "parts").glob("*.ckpt")}

@@ -7,22 +7,23 @@ from fig1_command import manifest, read, reproduce
 
 from chaos_ext import NonFiniteError
 from chaos_ext.data import load
-from chaos_ext.experiments import fig1, fig1_options, pool, report, unit
+from chaos_ext.experiments import fig1, fig1_options, pool, pruned, report, study
 from chaos_ext.experiments.output import OutputFolder, WorkerError
-from chaos_ext.experiments.settings import RUNS, Unit
+from chaos_ext.experiments.settings import Unit
+from chaos_ext.figures import RUNS
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
 
 def test_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch, capsys, fake_figures):
-    measure = unit.Trainer._measure_and_step
+    measure = pruned.PrunedTraining.measure_and_step
 
-    def diverge(trainer, index):
+    def diverge(trainer, x, y):
         if trainer.unit.run == "chaotic" and trainer.step == 4:
             raise NonFiniteError("loss: got NaN")
-        return measure(trainer, index)
+        return measure(trainer, x, y)
 
-    monkeypatch.setattr(unit.Trainer, "_measure_and_step", diverge)
+    monkeypatch.setattr(pruned.PrunedTraining, "measure_and_step", diverge)
     assert reproduce(tmp_path) == 1
     assert "chaotic" in capsys.readouterr().err
     steps = {run: sum(r["run"] == run for r in read(tmp_path)) for run in RUNS}
@@ -59,6 +60,7 @@ def test_error_in_a_worker_process_is_reported(tmp_path):
     out.parts.mkdir()
     parser = ArgumentParser()
     fig1_options.add_arguments(parser)
-    settings = fig1._settings(parser.parse_args(["--prune", "negative"]), "a fingerprint that the data do not have")
+    args, own = parser.parse_args(["--prune", "negative"]), fig1.Fig1()
+    settings = own.settings(args, study._common(own, args, "a fingerprint that the data do not have"))
     with pytest.raises(WorkerError, match="data set changed"):
-        pool.run_units(settings, load("digits"), None, out, jobs=2, every=1, report=lambda *a: None)
+        pool.run_units(own.work, settings, load("digits"), None, out, jobs=2, every=1, report=lambda *a: None)

@@ -12,14 +12,14 @@ from fig1_command import OUTPUTS, manifest, read, reproduce
 from torch import nn
 
 from chaos_ext.data import BatchOrder, load
-from chaos_ext.experiments import fig1, rows, unit
-from chaos_ext.experiments.settings import RUNS, Settings
+from chaos_ext.experiments import fig1, pruned, rows, study, training
+from chaos_ext.figures import RUNS
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
 COLUMNS = (
     "run,seed,step,loss,accuracy,val_loss,val_accuracy,n_negative,n_zero,n_positive,n_chaotic,lambda_min,lambda_max,"
-    "share_negative,share_zero,share_positive,share_chaotic"
+    "share_negative,share_zero,share_positive,share_chaotic,share_removed"
 )
 
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory, digits_cache):
     """A finished run of all four curves for two seeds, 12 steps each over the end of an epoch; not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fig1, "load", few_digits)
+        patch.setattr(study, "load", few_digits)
         assert reproduce(out, "--seeds", "42,7", "--lr", "0.05", steps=12) == 0
     return out
 
@@ -68,7 +68,7 @@ def test_sgd_rows_are_those_of_torch_sgd(finished):
     """Loss and accuracy at theta(t) before the step, validation after it, from a plain torch loop."""
     data = few_digits().to(torch.float64)
     settings = settings_of(finished)
-    model = unit.build_model(settings, 42)
+    model = training.build_model(settings, 42)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     order = BatchOrder(77, 8, 42)
     for r in (r for r in read(finished) if r["run"] == "sgd" and r["seed"] == "42"):
@@ -91,13 +91,13 @@ def test_sgd_rows_are_those_of_torch_sgd(finished):
 def settings_of(out):
     stored = manifest(out)["settings"]
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    return Settings(**tuples)
+    return fig1.Fig1Settings(**tuples)
 
 
 def test_runs_of_a_seed_start_at_the_same_point_and_seeds_do_not(finished):
     first = {(r["seed"], r["run"]): r for r in read(finished) if r["step"] == "0"}
     for seed in ("42", "7"):
-        values = [{**first[seed, run], "run": ""} for run in RUNS]
+        values = [{**first[seed, run], "run": "", "share_removed": ""} for run in RUNS]
         assert all(v == values[0] for v in values)
     assert first["42", "sgd"]["loss"] != first["7", "sgd"]["loss"]
 
@@ -156,4 +156,4 @@ def test_manifest_says_how_to_repeat_the_run(finished):
 
 
 def test_metrics_have_no_timing_columns():
-    assert not any("second" in c or "time" in c for c in rows.COLUMNS)
+    assert not any("second" in c or "time" in c for c in {**rows.TRAINING, **pruned.COLUMNS})

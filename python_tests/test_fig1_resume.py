@@ -6,14 +6,14 @@ import pytest
 from fig1_command import OUTPUTS, STRESS, read, reproduce
 
 from chaos_ext import CheckpointError
-from chaos_ext.experiments import rows, unit
+from chaos_ext.experiments import rows, training, unit
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
 
 def interrupted(out, monkeypatch, after, *options):
     """A run that stops after some steps, as by Ctrl-C, with a checkpoint after each of them."""
-    count, advance = iter(range(10_000)), unit.Trainer.advance
+    count, advance = iter(range(10_000)), training.Training.advance
 
     def stop(trainer):
         if next(count) == after:
@@ -21,7 +21,7 @@ def interrupted(out, monkeypatch, after, *options):
         return advance(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(unit.Trainer, "advance", stop)
+        patch.setattr(training.Training, "advance", stop)
         assert reproduce(out, "--checkpoint-every", "1e-9", *options) == 130
 
 
@@ -71,8 +71,8 @@ def test_resume_continues_instead_of_starting_anew(tmp_path, monkeypatch, small)
     out = tmp_path / "out"
     interrupted(out, monkeypatch, 10, *STRESS)
     taken = []
-    advance = unit.Trainer.advance
-    monkeypatch.setattr(unit.Trainer, "advance", lambda t: (taken.append(t.step), advance(t))[1])
+    advance = training.Training.advance
+    monkeypatch.setattr(training.Training, "advance", lambda t: (taken.append(t.step), advance(t))[1])
     assert reproduce(out, *STRESS, "--resume") == 0
     assert taken == [3, 4, 5, 6]  # of the second run: 7 + 3 steps were done
     assert (out / "metrics.csv").read_bytes() == small
@@ -122,7 +122,7 @@ def test_resume_succeeds_on(before, tmp_path, fake_figures):
 
 def test_finished_run_is_not_repeated(tmp_path, monkeypatch, fake_figures):
     assert reproduce(tmp_path, "--prune", "none") == 0
-    monkeypatch.setattr(unit.Trainer, "advance", lambda t: pytest.fail("trained although finished"))
+    monkeypatch.setattr(training.Training, "advance", lambda t: pytest.fail("trained although finished"))
     assert reproduce(tmp_path, "--prune", "none", "--resume") == 0
 
 

@@ -9,9 +9,9 @@ from fig1_command import STRESS, read, refused, reproduce
 from chaos_ext.base.files import read_sealed, write_sealed
 from chaos_ext.data import load
 from chaos_ext.errors import CheckpointError, NonFiniteError
-from chaos_ext.experiments import unit
+from chaos_ext.experiments import fig1, pruned, training, unit
 from chaos_ext.experiments.output import OutputFolder, UsageError
-from chaos_ext.experiments.settings import Settings, Unit
+from chaos_ext.experiments.settings import Unit
 
 pytestmark = pytest.mark.usefixtures("digits_cache", "fake_figures")
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("digits_cache", "fake_figures")
 @pytest.fixture
 def half(tmp_path, monkeypatch):
     """A folder whose second run has 3 of its 7 steps, and what metrics.csv has to be in the end."""
-    advance = unit.Trainer.advance
+    advance = training.Training.advance
 
     def stop(trainer):
         if trainer.unit.run == "chaotic" and trainer.step == 3:
@@ -28,14 +28,14 @@ def half(tmp_path, monkeypatch):
 
     assert reproduce(tmp_path / "whole", *STRESS) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(unit.Trainer, "advance", stop)
+        patch.setattr(training.Training, "advance", stop)
         assert reproduce(tmp_path / "out", *STRESS, "--checkpoint-every", "1e-9") == 130
     return tmp_path / "out", (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
 def parts(out):
     stored = json.loads((out / "manifest.json").read_text())["settings"]
-    settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    settings = fig1.Fig1Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
     return settings, Unit(3, "chaotic"), load("digits"), OutputFolder(out)
 
 
@@ -63,9 +63,9 @@ def test_a_whole_checkpoint_with_a_bad_part_means_starting_anew(half, name, capl
         write_sealed(path, {**content, "state": {**content["state"], name: value}})
         path.with_suffix(".csv").write_bytes(rows)
         with unit.RowFile(folder.rows(which)) as file:
-            trainer = unit._restore(settings, which, data, folder, file)
+            trainer = unit._restored(fig1.Fig1().work, settings, which, data, folder, file)
             assert file.mark()["length"] == trainer.step == 0
-        fresh = unit.build_model(settings, which.seed)
+        fresh = training.build_model(settings, which.seed)
         assert all(bool((a == b).all()) for a, b in zip(trainer.model.parameters(), fresh.parameters()))
     assert caplog.text.count("starts anew") == len(BAD[name])
     assert reproduce(out, *STRESS, "--resume") == 0
@@ -166,25 +166,25 @@ def test_a_link_in_the_folder_is_not_written_through(tmp_path):
 @pytest.mark.parametrize("steps", [7, 185])
 def test_a_checkpoint_of_a_run_that_broke_off_or_is_done_is_believed(tmp_path, monkeypatch, caplog, steps):
     """With 7 steps and with an epoch (180) behind it; the first run diverges, the third is interrupted."""
-    advance, measure = unit.Trainer.advance, unit.Trainer._measure_and_step
+    advance, measure = training.Training.advance, pruned.PrunedTraining.measure_and_step
 
-    def diverge(trainer, index):
+    def diverge(trainer, x, y):
         if trainer.unit.run == "sgd" and trainer.step == steps - 2:
             raise NonFiniteError("loss: got NaN")
-        return measure(trainer, index)
+        return measure(trainer, x, y)
 
     def stop(trainer):
         if trainer.unit.run == "negative":
             raise KeyboardInterrupt
         return advance(trainer)
 
-    monkeypatch.setattr(unit.Trainer, "_measure_and_step", diverge)
+    monkeypatch.setattr(pruned.PrunedTraining, "measure_and_step", diverge)
     options = ("--prune", "chaotic,negative")
     with monkeypatch.context() as patch:
-        patch.setattr(unit.Trainer, "advance", stop)
+        patch.setattr(training.Training, "advance", stop)
         assert reproduce(tmp_path, *options, steps=steps) == 130
     taken = []
-    monkeypatch.setattr(unit.Trainer, "advance", lambda t: (taken.append(t.unit.run), advance(t))[1])
+    monkeypatch.setattr(training.Training, "advance", lambda t: (taken.append(t.unit.run), advance(t))[1])
     assert reproduce(tmp_path, *options, "--resume", steps=steps) == 1
     assert set(taken) == {"negative"}
     assert "starts anew" not in caplog.text

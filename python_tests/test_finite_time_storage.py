@@ -247,7 +247,7 @@ def _study(tmp_path, folder):
     data = ce.data.load("digits")
     settings = finite_time_run.FiniteTimeSettings(
         data="digits", data_fingerprint=data.fingerprint(), model="mlp", activation="relu", epochs=1, max_steps=60,
-        lr=1e-2, batch_size=8, momentum=0.0, seeds=(1,), runs=("sgd",), k=5, order="top_abs", device="cpu",
+        lr=1e-2, batch_size=8, momentum=0.0, seeds=(1,), runs=("sgd",), k=5, device="cpu", state="auto",
         dtype="float64", threads=1, chaos_ext="", torch="", every=7,
     )  # fmt: skip
     (tmp_path / folder).mkdir(exist_ok=True)

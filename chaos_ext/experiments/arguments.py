@@ -35,5 +35,6 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
     if device.type not in ("cpu", "cuda"):
         parser.error(f"argument --device: expected cpu or cuda, got {args.device!r}")
     size = sum(p.numel() for p in MODELS[args.model](seed=0).parameters())
-    if args.k is not None and args.k > size:
-        parser.error(f"argument --k: expected at most P = {size}, the number of parameters, got {args.k}")
+    k = getattr(args, "k", None)
+    if k is not None and k > size:
+        parser.error(f"argument --k: expected at most P = {size}, the number of parameters, got {k}")

@@ -1,151 +1,136 @@
 """Figure 1: SGD against SGD with its chaotic, negative or positive curvature directions pruned.
 
 Every run of a seed starts from the same parameters and sees the same batches. At each step the Hessian of the
-mini-batch is decomposed, and the gradient loses its components along the pruned eigenvectors.
+mini-batch is decomposed, and the gradient loses its components along the pruned eigenvectors. Controls
+(``pruned``) take as much out of it in random directions.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import logging
-import shutil
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import chaos_ext as ce
-
-from ..base.files import atomic_write
-from ..base.progress import Progress
-from ..data import Dataset, load
+from ..data import Dataset
 from ..figures import figure_training
-from . import report
-from .arguments import check_arguments, require_figures
+from . import pruned
 from .fig1_options import NAME, QUICK_STEPS
-from .output import METRICS, OutputFolder
-from .pool import run_units
-from .rows import COLUMNS
-from .settings import Settings
+from .findings import Finding, verdict
+from .pruned import Pruned, PrunedTraining
+from .report import Records
+from .series import last_epoch, spread
+from .settings import Settings, Unit
+from .study import Study, run_study
 
-log = logging.getLogger("chaos_ext")
-
-FIGURES = ("figure.png", "figure.pdf")
-_QUICK_STEPS = QUICK_STEPS
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Trains what is left to train and writes every result.
+@dataclass(frozen=True, kw_only=True)
+class Fig1Settings(Settings):
+    """Settings of ``chaos-ext reproduce fig1``.
 
-    Args:
-        args: as ``fig1_options`` has them parsed.
-        parser: refuses arguments that only show themselves wrong now, by ending the process with exit status 2.
-
-    Returns:
-        The exit status: 0, or 1 if a run diverged.
-
-    Raises:
-        UsageError: matplotlib is missing, or the output folder is not one to work in.
-        DatasetNotFoundError: the data set's files are missing or damaged.
-        WorkerError: a worker process died or raised; the same command with --resume continues.
-        Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
+    Attributes:
+        k: largest number of directions pruned per step, or None for all.
+        order: which of them, ``"top_abs"`` or ``"random"``.
+        noise: standard deviation of the runs with noise, or None.
     """
-    require_figures()
-    check_arguments(args, parser)
-    out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")
-    with out.claimed(args.resume):
-        data = load(args.data, args.root)
-        if args.batch_size > len(data.y_train):
-            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
-        settings = _settings(args, data.fingerprint())
-        manifest = out.begin(NAME, settings)
-        if not _finished(out, manifest):
-            manifest = _train(args, settings, data, out)
-        _finish(settings, data, out, manifest)
-    return _conclude(out, manifest)
+
+    k: int | None
+    order: str
+    noise: float | None
 
 
-def _settings(args: argparse.Namespace, fingerprint: str) -> Settings:
-    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "seeds", "k", "order", "dtype")
-    return Settings(
-        **{name: getattr(args, name) for name in copied},
-        data_fingerprint=fingerprint,
-        max_steps=_QUICK_STEPS if args.quick else None,
-        runs=("sgd", *args.prune),
-        device=str(torch.device(args.device)),
-        threads=args.threads,
-        chaos_ext=ce.__version__,
-        torch=str(torch.__version__),  # a str subclass, which a checkpoint would not load
+class Fig1(Study):
+    """SGD, SGD with sets of directions pruned, and controls."""
+
+    name, quick_steps = NAME, QUICK_STEPS
+    columns, means = pruned.COLUMNS, pruned.MEANS
+    shown = "n_chaotic", "n chaotic"
+
+    def settings(self, args: argparse.Namespace, common: dict[str, Any]) -> Settings:
+        """One run of plain SGD, and for each set its own, its controls and its noise."""
+        kinds = ("", *(f"-{c}" for c in args.controls), *(("-noise",) if args.noise is not None else ()))
+        runs = ("sgd", *(chosen + kind for chosen in args.prune for kind in kinds))
+        return Fig1Settings(**common, runs=runs, k=args.k, order=args.order, noise=args.noise)
+
+    def work(self, settings: Settings, unit: Unit, data: Dataset) -> PrunedTraining:
+        """A training that prunes what its run is named by."""
+        assert isinstance(settings, Fig1Settings)
+        s = settings
+        return PrunedTraining(s, unit, data, Pruned(s.lr, *pruned.parsed(unit.run), s.k, s.order, s.noise))
+
+    def figures(self, settings: Settings) -> tuple[str, ...]:
+        """The paper's, and one for the controls of each set."""
+        return ("figure", *sorted({f"controls-{r.partition('-')[0]}" for r in settings.runs if "-" in r}))
+
+    def draw(self, name: str, metrics: Path, settings: Settings) -> Figure:
+        """Accuracy and loss of runs: the paper's, or a set with its controls."""
+        chosen = name.partition("-")[2]
+        own = [r for r in settings.runs if "-" not in r]
+        runs = own if not chosen else ["sgd", *(r for r in settings.runs if r.partition("-")[0] == chosen)]
+        return figure_training(metrics, title=title_of(settings), runs=runs, labels={r: pruned.label(r) for r in runs})
+
+    def findings(self, metrics: Path, settings: Settings) -> list[Finding]:
+        """Whether losses are ordered, chaotic is negative, and random directions are something else."""
+        loss = last_epoch(metrics, "loss")
+        found = [_order(loss), _same(loss)] if {"sgd", *pruned.SETS} <= set(loss) else []
+        return found + [_told_apart(loss, kind) for kind in ("rank", "energy") if f"negative-{kind}" in loss]
+
+    def describe(self, record: dict[str, Any]) -> dict[str, Any]:
+        """How close to the zero tolerance a run came."""
+        return pruned.describe(record)
+
+    def remarks(self, records: Records) -> dict[str, Any]:
+        """The zero tolerance."""
+        return pruned.remarks(records)
+
+
+def title_of(s: Settings) -> str:
+    """What was trained."""
+    seeds = f"seed{'s' if len(s.seeds) > 1 else ''} {', '.join(map(str, s.seeds))}"
+    return f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, {seeds}"
+
+
+def _order(loss: dict[str, list[float]]) -> Finding:
+    runs = ("sgd", "positive", "negative")
+    held = [a < b < c for a, b, c in zip(*(loss[r] for r in runs), strict=True)]
+    return Finding(
+        claim="Pruning negative directions harms training most, pruning positive ones less",
+        where="Figure 1",
+        criterion="training loss of the last epoch: sgd < positive < negative in every seed (3 at least)",
+        numbers=f"{sum(held)} of {len(held)} seeds; "
+        + ", ".join(f"{r} {spread(loss[r])}" for r in ("sgd", "positive", "negative")),
+        verdict=verdict(held, max(3, len(held))),
     )
 
 
-def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
-    if manifest["status"] == "running":
-        return False
-    intact = report.metrics_intact(out, manifest["metrics"])
-    if not intact:
-        log.warning("%s is missing, or not the one that was written; it is computed anew", out.path / METRICS)
-    return intact
+def _same(loss: dict[str, list[float]]) -> Finding:
+    mean, sd = spread(loss["negative"])
+    gap = abs(spread(loss["chaotic"]).mean - mean)
+    return Finding(
+        claim="Pruning chaotic directions is pruning negative ones: no eigenvalue passes 2 / lr",
+        where="Figure 1",
+        criterion="mean losses of the last epoch differ by less than 1 standard deviation over seeds (3 at least)",
+        numbers=f"difference {gap:.2g}, standard deviation {sd:.2g}, {len(loss['negative'])} seeds",
+        verdict="undecided" if len(loss["negative"]) < 3 else "reproduced" if gap < sd else "not reproduced",
+    )
 
 
-def _train(args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
-    """Runs all units, writes metrics.csv and returns the manifest that describes them."""
-    steps = settings.steps(len(data.y_train))
-    with Progress(steps * len(settings.units), lines=NAME) as progress:
-        records = run_units(settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report)
-    failed = any(r["failure"] for r in records.values())
-    return {
-        "experiment": NAME,
-        "status": "failed" if failed else "complete",
-        "settings": settings.to_json(),
-        "samples": {"train": len(data.y_train), "test": len(data.y_test)},
-        "normalisation": {"mean": data.mean, "std": data.std},
-        "steps_per_run": steps,
-        "zero_tolerance": next((r["zero_tol"] for r in records.values() if r["zero_tol"] is not None), None),
-        "runs": report.describe_runs(settings.units, records),
-        "batch_hashes_per_epoch": report.require_twins(settings.units, records),
-        "metrics": report.write_metrics(out, settings.units),
-        "columns": COLUMNS,
-        **report.environment(settings, args.jobs),
-    }
+def _told_apart(loss: dict[str, list[float]], kind: str) -> Finding:
+    own, control = spread(loss["negative"]), spread(loss[f"negative-{kind}"])
+    sd = max(own.sd, control.sd)
+    what = "as many random directions" if kind == "rank" else "random directions with as large a part of the gradient"
+    apart = own.mean - control.mean > 2 * sd
+    return Finding(
+        claim=f"It is the negative directions that matter: pruning {what} harms less",
+        where="control, not in the paper",
+        criterion="last epoch's training loss is higher by more than 2 standard deviations over seeds (3 at least)",
+        numbers=f"negative {own}, control {control}, sgd {spread(loss['sgd'])}",
+        verdict="undecided" if len(loss["negative"]) < 3 else "reproduced" if apart else "not reproduced",
+    )
 
 
-def _finish(settings: Settings, data: Dataset, out: OutputFolder, manifest: dict[str, Any]) -> None:
-    """Writes what follows from metrics.csv, then the manifest, then lets go of the parts: safe to repeat."""
-    wanted = [out.path / name for name in (*FIGURES, report.SUMMARY)]
-    if out.parts.exists() or not all(p.exists() for p in wanted):
-        steps_per_epoch = -(-len(data.y_train) // settings.batch_size)
-        manifest["summary"] = report.write_summary(out, steps_per_epoch)
-        _draw(settings, out)
-        out.write_manifest(manifest)
-        shutil.rmtree(out.parts, ignore_errors=True)
-
-
-def _draw(settings: Settings, out: OutputFolder) -> None:
-    s, seeds = settings, ", ".join(map(str, settings.seeds))
-    title = f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, seed {seeds}"
-    figure = figure_training(out.path / METRICS, title=title)
-    for name in FIGURES:
-        kind = name.rpartition(".")[2]
-        # Without a creation date equal runs make equal files.
-        metadata = {"CreationDate": None} if kind == "pdf" else None
-        write = functools.partial(figure.savefig, format=kind, metadata=metadata, dpi=200)
-        atomic_write(out.path / name, write)
-
-
-def _conclude(out: OutputFolder, manifest: dict[str, Any]) -> int:
-    """Tells what came out."""
-    print(f"{'run':<10}{'steps':>8}{'train loss':>12}{'val loss':>10}{'val accuracy':>14}{'n chaotic':>11}")
-    for row in manifest["summary"]:
-        columns = {"train_loss": 12, "val_loss": 10, "val_accuracy": 14, "mean_n_chaotic": 11}
-        numbers = ("-" if row[c] is None else f"{row[c]:.4g}" for c in columns)
-        cells = "".join(f"{n:>{width}}" for n, width in zip(numbers, columns.values(), strict=True))
-        print(f"{row['run']:<10}{row['steps']:>8}{cells}")
-    print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
-    failures = [r for r in manifest["runs"] if r["failure"]]
-    for r in failures:
-        message = f"run {r['run']}, seed {r['seed']} broke off at step {r['failure']['step']}: {r['failure']['error']}"
-        print(f"chaos-ext: {message}", file=sys.stderr)
-    return 1 if failures else 0
+run = functools.partial(run_study, Fig1())

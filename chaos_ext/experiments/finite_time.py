@@ -74,7 +74,6 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
         seeds=(args.seed,),
         runs=("sgd",),
         k=QUICK_COLUMNS if args.quick and args.k is None else args.k,
-        order="top_abs",
         device=str(torch.device(args.device)),
         chaos_ext=ce.__version__,
         torch=str(torch.__version__),

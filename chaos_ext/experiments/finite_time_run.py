@@ -23,7 +23,7 @@ from ..data import BatchOrder, Dataset
 from ..errors import CheckpointError
 from .interruption import Interrupted, between_steps
 from .settings import Settings
-from .unit import build_model
+from .training import build_model
 
 log = logging.getLogger("chaos_ext")
 
@@ -32,17 +32,19 @@ _TRAINING, _ANALYZER = "training.ckpt", "analyzer.ckpt"
 _CHUNK = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FiniteTimeSettings(Settings):
     """Settings of ``chaos-ext reproduce finite-time``: those of one SGD run, and how it is measured.
 
     Attributes:
+        k: number of columns, or None for all.
         state: as of ``TangentMap``.
         every: steps between two readings of the extremes.
     """
 
-    state: str = "auto"
-    every: int = 20
+    k: int | None
+    state: str
+    every: int
 
 
 class Training:

@@ -24,19 +24,27 @@ from . import interruption
 from .interruption import Interrupted
 from .output import OutputFolder, WorkerError
 from .settings import Settings, Unit
-from .unit import Report, run_unit
+from .unit import Make, Report, run_unit
 
 _REPORT_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0  # with a worker that is asked to end in the middle of a step
 
 
 def run_units(
-    settings: Settings, data: Dataset, root: str | None, out: OutputFolder, jobs: int, every: float, report: Report
+    make: Make,
+    settings: Settings,
+    data: Dataset,
+    root: str | None,
+    out: OutputFolder,
+    jobs: int,
+    every: float,
+    report: Report,
 ) -> dict[Unit, dict[str, Any]]:
     """Runs every unit of an experiment and returns their records.
 
     Args:
-        settings: of the experiment.
+        make: makes the work of a unit; of a module, so that worker processes find it.
+        settings: of the study.
         data: the data set, for a run in this process.
         root: where worker processes find the same data set.
         out: where units keep rows and checkpoints.
@@ -45,7 +53,7 @@ def run_units(
         report: told of steps that are done.
 
     Returns:
-        unit -> ``Trainer.record()`` at its end, in the order of ``settings.units``.
+        unit -> ``Work.record()`` at its end, in the order of ``settings.units``.
 
     Raises:
         WorkerError: a worker process died or raised; finished units and checkpoints are kept.
@@ -56,13 +64,14 @@ def run_units(
         threads = torch.get_num_threads()
         torch.set_num_threads(settings.threads)
         try:
-            return {unit: run_unit(settings, unit, data, out, every, report) for unit in units}
+            return {unit: run_unit(make, settings, unit, data, out, every, report) for unit in units}
         finally:
             torch.set_num_threads(threads)
-    return _run_parallel(settings, units, root, out, min(jobs, len(units)), every, report)
+    return _run_parallel(make, settings, units, root, out, min(jobs, len(units)), every, report)
 
 
 def _run_parallel(
+    make: Make,
     settings: Settings,
     units: Sequence[Unit],
     root: str | None,
@@ -78,7 +87,7 @@ def _run_parallel(
     try:
         for _ in range(jobs):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, settings, root, out, every), daemon=True)
+            process = context.Process(target=_work, args=(theirs, make, settings, root, out, every), daemon=True)
             process.start()
             theirs.close()  # the worker's copy is now the only one: its death closes the pipe
             processes.append(process)
@@ -136,26 +145,28 @@ def _receive(pipe: Connection, unit: Unit, report: Report) -> dict[str, Any] | N
     return finished
 
 
-def _work(pipe: Connection, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
+def _work(pipe: Connection, make: Make, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
     """Runs the units that come through the pipe until it breaks, or until the parent ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     try:
         with interruption.handled((signal.SIGTERM,)):
-            _run_waiting(pipe, settings, root, out, every)
+            _run_waiting(pipe, make, settings, root, out, every)
     except Interrupted as interrupted:
         with contextlib.suppress(ConnectionError):
             pipe.send(("saved", interrupted.saved))
 
 
-def _run_waiting(pipe: Connection, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
+def _run_waiting(
+    pipe: Connection, make: Make, settings: Settings, root: str | None, out: OutputFolder, every: float
+) -> None:
     unfinished = _Throttle(pipe)
     try:
         torch.set_num_threads(settings.threads)
         data = load(settings.data, root)
         if data.fingerprint() != settings.data_fingerprint:
-            raise RuntimeError("the data set changed while the experiment was starting")
+            raise RuntimeError("the data set changed while the study was starting")
         while True:
-            record = run_unit(settings, pipe.recv(), data, out, every, unfinished.report)
+            record = run_unit(make, settings, pipe.recv(), data, out, every, unfinished.report)
             unfinished.send()
             pipe.send(("done", record))
     except (EOFError, ConnectionError):

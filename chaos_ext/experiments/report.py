@@ -1,16 +1,12 @@
-"""What an experiment leaves behind: metrics.csv, summary.csv, figures and manifest.json."""
+"""What a study leaves behind: metrics.csv and manifest.json, with what was run where."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
-import math
 import platform
-import statistics
 import subprocess
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,27 +16,22 @@ import chaos_ext as ce
 
 from ..base.files import atomic_write
 from .output import METRICS, OutputFolder
-from .rows import COLUMNS, HEADER
+from .rows import header
 from .settings import Settings, Unit
 
 log = logging.getLogger("chaos_ext")
 
 SUMMARY = "summary.csv"
-_MEANS = tuple(c for c in COLUMNS if c.startswith(("n_", "share_", "lambda_")))
-SUMMARY_COLUMNS = (
-    *("run", "seeds", "steps", "train_loss", "train_loss_sd", "train_accuracy", "val_loss", "val_accuracy"),
-    *(f"mean_{c}" for c in _MEANS),
-)
 Records = Mapping[Unit, dict[str, Any]]
 
 
-def write_metrics(out: OutputFolder, units: Iterable[Unit]) -> dict[str, Any]:
+def write_metrics(out: OutputFolder, units: Iterable[Unit], columns: Iterable[str]) -> dict[str, Any]:
     """Joins the rows of all units into metrics.csv; returns its number of rows, size and SHA-256."""
     sha, size, rows = hashlib.sha256(), 0, -1  # the header is no row
 
     def write(f: BinaryIO) -> None:
         nonlocal size, rows
-        for piece in _pieces(out, units):
+        for piece in _pieces(out, units, columns):
             f.write(piece)
             sha.update(piece)
             size, rows = size + len(piece), rows + piece.count(b"\n")
@@ -49,8 +40,8 @@ def write_metrics(out: OutputFolder, units: Iterable[Unit]) -> dict[str, Any]:
     return {"rows": rows, "bytes": size, "sha256": sha.hexdigest()}
 
 
-def _pieces(out: OutputFolder, units: Iterable[Unit]) -> Iterable[bytes]:
-    yield HEADER
+def _pieces(out: OutputFolder, units: Iterable[Unit], columns: Iterable[str]) -> Iterable[bytes]:
+    yield header(columns)
     for unit in units:
         with out.rows(unit).open("rb") as f:
             while piece := f.read(1 << 20):
@@ -87,60 +78,10 @@ def require_twins(units: Iterable[Unit], records: Records) -> dict[str, list[str
     return seen
 
 
-class _Series:
-    """Running summary of one unit's rows."""
-
-    def __init__(self, last: int) -> None:
-        self.steps = 0
-        self.tail: deque[tuple[float, float]] = deque(maxlen=last)
-        self.sums = dict.fromkeys(_MEANS, 0.0)
-        self.val_loss = self.val_accuracy = float("nan")
-
-    def add(self, row: Mapping[str, str]) -> None:
-        self.steps += 1
-        self.tail.append((float(row["loss"]), float(row["accuracy"])))
-        for name in _MEANS:
-            self.sums[name] += float(row[name])
-        if row["val_loss"]:
-            self.val_loss, self.val_accuracy = float(row["val_loss"]), float(row["val_accuracy"])
-
-
-def write_summary(out: OutputFolder, last: int) -> list[dict[str, Any]]:
-    """Writes summary.csv, one row a run, from metrics.csv and returns its rows.
-
-    train_loss and train_accuracy are means over the last ``last`` steps (an epoch) of every seed, then over seeds;
-    train_loss_sd is the standard deviation over seeds (empty for one); val_* are those of the last evaluation, and
-    mean_* are means over all steps, both averaged over seeds.
-    """
-    series: dict[str, dict[str, _Series]] = {}
-    with (out.path / METRICS).open(newline="") as f:
-        for row in csv.DictReader(f):
-            series.setdefault(row["run"], {}).setdefault(row["seed"], _Series(last)).add(row)
-    rows = [_summarise(run, list(seeds.values())) for run, seeds in series.items()]
-
-    lines = [",".join(SUMMARY_COLUMNS)]
-    lines += [",".join("" if row[c] is None else str(row[c]) for c in SUMMARY_COLUMNS) for row in rows]
-    atomic_write(out.path / SUMMARY, "\n".join(lines) + "\n")
-    return rows
-
-
-def _summarise(run: str, seeds: list[_Series]) -> dict[str, Any]:
-    losses = [statistics.fmean(loss for loss, _ in s.tail) for s in seeds]
-    values: dict[str, Any] = {
-        "train_loss": statistics.fmean(losses),
-        "train_loss_sd": statistics.stdev(losses) if len(losses) > 1 else None,
-        "train_accuracy": statistics.fmean(statistics.fmean(a for _, a in s.tail) for s in seeds),
-        "val_loss": statistics.fmean(s.val_loss for s in seeds),
-        "val_accuracy": statistics.fmean(s.val_accuracy for s in seeds),
-    }
-    values |= {f"mean_{name}": statistics.fmean(s.sums[name] / s.steps for s in seeds) for name in _MEANS}
-    # No NaN: an evaluation that never came is as empty here as in metrics.csv, and JSON has no NaN.
-    rounded = {n: None if v is None or math.isnan(v) else float(f"{v:.6g}") for n, v in values.items()}
-    return {"run": run, "seeds": len(seeds), "steps": sum(s.steps for s in seeds), **rounded}
-
-
-def describe_runs(units: Iterable[Unit], records: Records) -> list[dict[str, Any]]:
-    """What the manifest says of each run: steps, time per step, closeness to the zero threshold, failure."""
+def describe_runs(
+    units: Iterable[Unit], records: Records, more: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the manifest says of each run: steps, time per step, failure, and what the study makes ``more`` of it."""
 
     def describe(unit: Unit) -> dict[str, Any]:
         record = records[unit]
@@ -151,8 +92,7 @@ def describe_runs(units: Iterable[Unit], records: Records) -> list[dict[str, Any
             "steps": steps,
             "seconds_per_step_mean": record["seconds"] / steps if steps else None,
             "seconds_per_step_min": record["fastest"] if steps else None,
-            "mean_n_near_threshold": record["near"][0] / steps if steps else None,
-            "mean_share_near_threshold": record["near"][1] / steps if steps else None,
+            **more(record),
             "failure": record["failure"],
         }
 

@@ -13,15 +13,18 @@ from typing import Any
 from ..base.contents import count, parts, refusing
 from ..errors import CheckpointError
 
-# A row describes theta(t), before step t, on the mini-batch of step t; val_* are the exception.
-COLUMNS = {
-    "run": "sgd, or the set of directions that is pruned: chaotic, negative or positive",
+# A row of a training describes theta(t), before step t, on the mini-batch of step t; val_* are the exception.
+TRAINING = {
+    "run": "what is done in training, as the study names it",
     "seed": "decides initialisation and batches",
     "step": "t, from 0",
     "loss": "loss of the mini-batch at theta(t)",
     "accuracy": "share of the mini-batch that is classified correctly at theta(t)",
     "val_loss": "mean loss over the test split at theta(t+1), at the end of an epoch or of the run; else empty",
     "val_accuracy": "accuracy over the test split, where val_loss is given",
+}
+# What a row may have of the mini-batch Hessian.
+SPECTRAL = {
     "n_negative": "eigenvalues of the mini-batch Hessian at theta(t) below -zero_tolerance max|lambda|",
     "n_zero": "eigenvalues within zero_tolerance max|lambda| of 0",
     "n_positive": "eigenvalues above zero_tolerance max|lambda|",
@@ -33,7 +36,11 @@ COLUMNS = {
     "share_positive": "the same for the positive eigenvectors",
     "share_chaotic": "the same for the chaotic eigenvectors",
 }
-HEADER = ",".join(COLUMNS).encode() + b"\n"
+
+
+def header(columns: Iterable[str]) -> bytes:
+    """The first line of a CSV file with these columns."""
+    return ",".join(columns).encode() + b"\n"
 
 
 def format_row(values: Sequence[Any]) -> bytes:

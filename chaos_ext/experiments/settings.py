@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-RUNS = ("sgd", "chaotic", "negative", "positive")
-
 
 @dataclass(frozen=True)
 class Unit:
     """One training run: the smallest piece of work, with its own rows and checkpoint.
 
     Attributes:
-        seed: decides the initialisation, the batches and, with ``order="random"``, what is pruned.
-        run: one of ``RUNS``; all runs of a seed share initialisation and batches.
+        seed: decides the initialisation, the batches and all other draws.
+        run: what is done with them, named by the study; all runs of a seed share initialisation and batches.
     """
 
     seed: int
@@ -26,9 +24,9 @@ class Unit:
         return f"seed{self.seed}-{self.run}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of ``chaos-ext reproduce fig1``, complete enough to repeat it bit by bit on the same machine.
+    """What every study has, complete enough to repeat it bit by bit on the same machine; a study adds its own.
 
     Attributes:
         data: name of the data set.
@@ -41,9 +39,7 @@ class Settings:
         batch_size: samples per step; the last batch of an epoch may be smaller.
         momentum: of the optimizer.
         seeds: in the order of the CSV.
-        runs: subset of ``RUNS``, in the order of the CSV.
-        k: largest number of directions pruned per step, or None for all.
-        order: which of them, ``"top_abs"`` or ``"random"``.
+        runs: of each seed, in the order of the CSV.
         device: torch device.
         dtype: ``"float32"`` or ``"float64"``.
         threads: torch threads of each process; sums may round differently with another number.
@@ -62,8 +58,6 @@ class Settings:
     momentum: float
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
-    k: int | None
-    order: str
     device: str
     dtype: str
     threads: int

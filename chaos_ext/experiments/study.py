@@ -1,0 +1,204 @@
+"""What all studies do alike: units, worker processes, rows, a manifest, a summary, figures, verdicts.
+
+A study is a subclass of ``Study`` in a file of its own, with its options in a file that imports nothing of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+import chaos_ext as ce
+
+from ..base.files import atomic_write
+from ..base.progress import Progress
+from ..data import Dataset, load
+from . import report
+from .arguments import check_arguments, require_figures
+from .findings import Finding
+from .output import METRICS, OutputFolder
+from .pool import run_units
+from .rows import TRAINING
+from .settings import Settings, Unit
+from .summary import write_summary
+from .unit import Work
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("chaos_ext")
+
+_SHOWN = {"train_loss": "train loss", "val_loss": "val loss", "val_accuracy": "val accuracy"}
+
+
+class Study(ABC):
+    """A study of trainings.
+
+    Attributes:
+        name: of its command.
+        columns: what its rows have beside those of every training, and what that is.
+        means: those of them whose means over steps the summary has.
+        quick_steps: of each run with ``--quick``.
+        shown: a mean of the summary that is told at the end, and its heading.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[Mapping[str, str]]
+    means: ClassVar[tuple[str, ...]] = ()
+    quick_steps: ClassVar[int]
+    shown: ClassVar[tuple[str, str] | None] = None
+
+    @abstractmethod
+    def settings(self, args: argparse.Namespace, common: dict[str, Any]) -> Settings:
+        """Of these arguments; ``common``: what every study has."""
+
+    @abstractmethod
+    def work(self, settings: Settings, unit: Unit, data: Dataset) -> Work:
+        """Of one unit, at its start."""
+
+    def figures(self, settings: Settings) -> tuple[str, ...]:
+        """Names of its figures."""
+        return ("figure",)
+
+    @abstractmethod
+    def draw(self, name: str, metrics: Path, settings: Settings) -> Figure:
+        """One of its figures, from the rows of all units."""
+
+    def findings(self, metrics: Path, settings: Settings) -> list[Finding]:
+        """What the rows say of the paper's claims."""
+        return []
+
+    def describe(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What the manifest says of one run beside steps, time and failure."""
+        return {}
+
+    def remarks(self, records: report.Records) -> dict[str, Any]:
+        """What the manifest says of all runs."""
+        return {}
+
+
+def run_study(study: Study, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Does the work that is left of a study and writes every result.
+
+    Args:
+        study: which one.
+        args: as its options have them parsed.
+        parser: refuses arguments that only show themselves wrong now, by ending the process with exit status 2.
+
+    Returns:
+        The exit status: 0, or 1 if a run diverged.
+
+    Raises:
+        UsageError: matplotlib is missing, or the output folder is not one to work in.
+        DatasetNotFoundError: the data set's files are missing or damaged.
+        WorkerError: a worker process died or raised; the same command with --resume continues.
+        Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
+    """
+    require_figures()
+    check_arguments(args, parser)
+    out = OutputFolder(args.out or Path("results") / f"{study.name}-{args.data}{'-quick' if args.quick else ''}")
+    with out.claimed(args.resume):
+        data = load(args.data, args.root)
+        if args.batch_size > len(data.y_train):
+            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
+        settings = study.settings(args, _common(study, args, data.fingerprint()))
+        manifest = out.begin(study.name, settings)
+        if not _finished(out, manifest):
+            manifest = _do(study, args, settings, data, out)
+        _finish(study, settings, data, out, manifest)
+    return _conclude(study, out, manifest)
+
+
+def _common(study: Study, args: argparse.Namespace, fingerprint: str) -> dict[str, Any]:
+    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "seeds", "dtype")
+    return {
+        **{name: getattr(args, name) for name in copied},
+        "data_fingerprint": fingerprint,
+        "max_steps": study.quick_steps if args.quick else None,
+        "device": str(torch.device(args.device)),
+        "threads": args.threads,
+        "chaos_ext": ce.__version__,
+        "torch": str(torch.__version__),  # a str subclass, which a checkpoint would not load
+    }
+
+
+def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
+    if manifest["status"] == "running":
+        return False
+    intact = report.metrics_intact(out, manifest["metrics"])
+    if not intact:
+        log.warning("%s is missing, or not the one that was written; it is computed anew", out.path / METRICS)
+    return intact
+
+
+def _do(study: Study, args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
+    """Runs all units, writes metrics.csv and returns the manifest that describes them."""
+    steps, columns = settings.steps(len(data.y_train)), {**TRAINING, **study.columns}
+    with Progress(steps * len(settings.units), lines=study.name) as progress:
+        records = run_units(
+            study.work, settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report
+        )
+    failed = any(r["failure"] for r in records.values())
+    return {
+        "experiment": study.name,
+        "status": "failed" if failed else "complete",
+        "settings": settings.to_json(),
+        "samples": {"train": len(data.y_train), "test": len(data.y_test)},
+        "normalisation": {"mean": data.mean, "std": data.std},
+        "steps_per_run": steps,
+        **study.remarks(records),
+        "runs": report.describe_runs(settings.units, records, study.describe),
+        "batch_hashes_per_epoch": report.require_twins(settings.units, records),
+        "metrics": report.write_metrics(out, settings.units, columns),
+        "columns": columns,
+        **report.environment(settings, args.jobs),
+    }
+
+
+def _finish(study: Study, settings: Settings, data: Dataset, out: OutputFolder, manifest: dict[str, Any]) -> None:
+    """Writes what follows from metrics.csv, then the manifest, then lets go of the parts: safe to repeat."""
+    figures = study.figures(settings)
+    wanted = [f"{name}.{kind}" for name in figures for kind in ("png", "pdf")]
+    if out.parts.exists() or not all((out.path / name).exists() for name in (*wanted, report.SUMMARY)):
+        steps_per_epoch = -(-len(data.y_train) // settings.batch_size)
+        manifest["summary"] = write_summary(out, steps_per_epoch, study.means)
+        whole = manifest["status"] == "complete"
+        manifest["findings"] = [f.to_json() for f in study.findings(out.path / METRICS, settings)] if whole else []
+        for name in figures:
+            write_figure(out.path / name, study.draw(name, out.path / METRICS, settings))
+        out.write_manifest(manifest)
+        shutil.rmtree(out.parts, ignore_errors=True)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """As PNG and PDF, whole or not at all; equal runs make equal files."""
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        write = functools.partial(figure.savefig, format=kind, metadata=metadata, dpi=200)
+        atomic_write(path.with_suffix(f".{kind}"), write)
+
+
+def _conclude(study: Study, out: OutputFolder, manifest: dict[str, Any]) -> int:
+    """Tells what came out."""
+    shown = _SHOWN | ({} if study.shown is None else {f"mean_{study.shown[0]}": study.shown[1]})
+    width = max(10, *(len(row["run"]) + 2 for row in manifest["summary"]))
+    print(f"{'run':<{width}}{'steps':>8}" + "".join(f"{text:>14}" for text in shown.values()))
+    for row in manifest["summary"]:
+        numbers = "".join(f"{'-' if row[c] is None else f'{row[c]:.4g}':>14}" for c in shown)
+        print(f"{row['run']:<{width}}{row['steps']:>8}{numbers}")
+    for finding in manifest["findings"]:
+        print(f"{finding['verdict']}: {finding['claim']} ({finding['numbers']})")
+    print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
+    failures = [r for r in manifest["runs"] if r["failure"]]
+    for r in failures:
+        message = f"run {r['run']}, seed {r['seed']} broke off at step {r['failure']['step']}: {r['failure']['error']}"
+        print(f"chaos-ext: {message}", file=sys.stderr)
+    return 1 if failures else 0
