@@ -185,6 +185,23 @@ def plain_kernels() -> Restoring[None]:
     return together(_out_of_inference(), internals.grad_mode(True), internals.plain_kernels())
 
 
+def no_autograd() -> Restoring[None]:
+    """Neither gradients nor inference mode, whose tensors cannot be written to later."""
+    return together(_out_of_inference(), internals.grad_mode(False))
+
+
+def without_autograd(function: Callable[_P, T]) -> Callable[_P, T]:
+    """Has it run in ``no_autograd``."""
+
+    @functools.wraps(function)
+    def inside(*args: _P.args, **kwargs: _P.kwargs) -> T:
+        modes = no_autograd()
+        with modes, modes:
+            return function(*args, **kwargs)
+
+    return inside
+
+
 def _out_of_inference() -> Restoring[None]:
     entered: list[tuple[torch.inference_mode]] = []
 

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base import memory
 from ..base.files import read_or_previous, write_keeping_previous
-from ..base.guards import refuse_autocast
+from ..base.guards import no_autograd, refuse_autocast, without_autograd
 from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..errors import TornStateError
@@ -84,7 +83,8 @@ class Ensemble:
         b, layout = len(thetas), Layout(space)
         need = (5 if adam else 3) * b * layout.width * space.dtype.itemsize
         memory.require(need, space.device, f"Ensemble of {b} members", "take fewer members")
-        with torch.no_grad(), torch.inference_mode(False):
+        modes = no_autograd()
+        with modes, modes:
             recurrence = Recurrence(opt, layout, b, options)
             theta = layout.zeros(b)
             layout.pack_(theta, thetas.detach())
@@ -137,8 +137,7 @@ class Ensemble:
         """The members' buffers by name, each [B, ...], as copies."""
         return {n.removeprefix("model."): b.clone() for n, b in self._whole().buffers.items()}
 
-    @torch.no_grad()
-    @torch.inference_mode(False)
+    @without_autograd
     def step(self, x: Any, y: Any, *, batched: bool = False) -> Tensor:
         """One step of every member.
 
@@ -273,7 +272,8 @@ class Ensemble:
         checkpoint.require_fit(state, self._members, self._fingerprint)
         if self._stream is not None:
             self._stream.resume(state["steps"])
-        with torch.no_grad(), torch.inference_mode(False):
+        modes = no_autograd()
+        with modes, modes:
             checkpoint.restore(state, self._members)
         self._choice.forget()
 

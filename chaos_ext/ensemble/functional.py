@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
+from ..base.restoring import together
+from ..base.torch_internals import grad_mode
 from ..base.traces import untouched
 from ..curvature.scalar import first_line
 from ..errors import ChaosExtError, UnsupportedError
@@ -35,7 +37,8 @@ class Functional:
         dim = 0 if own else None
         copies = {n: b.clone() for n, b in buffers.items()}  # forward writes to them
         run = vmap(self._one, in_dims=(0, 0, dim, dim), randomness="error")
-        with torch.enable_grad(), untouched(self.twin.tree.watched):
+        inside = together(grad_mode(True), untouched(self.twin.tree.watched))
+        with inside, inside:
             grads, (losses, after) = self._vectorised(lambda: run(list(theta), copies, x, y))
         for view, g in zip(out, grads, strict=True):
             view.copy_(g)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from ..base.torch_internals import has_hooks
+from ..base.torch_internals import grad_mode, has_hooks
 from ..rules.losses import as_module
 from .scratch import Scratch
 
@@ -71,6 +71,7 @@ def _squared(m: nn.MSELoss, z: Tensor, y: Tensor, scratch: Scratch) -> Result:
 
 
 def _vmapped(loss_fn: Callable[..., Tensor], z: Tensor, y: Target, own: bool) -> Result:
-    with torch.enable_grad():
+    mode = grad_mode(True)
+    with mode, mode:
         delta, losses = vmap(grad_and_value(loss_fn), in_dims=(0, 0 if own else None))(z, y)
     return losses.detach(), delta.detach()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..base.parameters import ParameterSpace
+from ..base.restoring import Restoring
 from ..base.tensors import all_finite
+from ..base.torch_internals import without_grad
 from ..errors import NonFiniteError
 from .members import Members
 from .twin import Twin
@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     accuracy: Tensor | None
 
 
-@torch.no_grad()
+@without_grad
 def displaced(space: ParameterSpace, deltas: object) -> Tensor:
     """theta, and theta plus each column of deltas [P, m], as rows [m + 1, P]."""
     if not isinstance(deltas, Tensor) or deltas.dim() != 2 or len(deltas) != space.size:
@@ -92,11 +92,12 @@ def nonlinearity(members: Members, predicted: Tensor, to: int) -> Tensor:
     return torch.where((error == 0) & (length == 0), 0.0, error / length)
 
 
-@torch.no_grad()
+@without_grad
 def evaluate(twin: Twin, members: Members, x: object, y: object) -> Evaluation:
     """One member after the other: at this size each is a large product of its own."""
     losses, accuracies = [], []
-    with evaluating(twin.model):
+    mode = evaluating(twin.model)
+    with mode, mode:
         for i in range(len(members)):
             params = [v[0] for v in members.views(slice(i, i + 1))]
             loss, output = twin.output(params, {n: b[i].clone() for n, b in members.buffers.items()}, x, y)
@@ -115,19 +116,18 @@ def accuracy(output: object, y: object) -> Tensor | None:
     return (output.argmax(1) == y).double().mean()
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Restoring[object]:
     """All modules in evaluation mode, and back in their own."""
     modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
+
+    def restore() -> None:
         for m, mode in modes:
             m.training = mode
 
+    return Restoring(model.eval, restore)
 
-@torch.no_grad()
+
+@without_grad
 def load_into(members: Members, model: nn.Module, i: int) -> None:
     """The model's parameters and buffers <- those of member i."""
     i, own = member(members, i), members.layout.space

@@ -13,7 +13,8 @@ from torch.func import functional_call
 from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.randomness import without_randomness
-from ..base.torch_internals import tree_map
+from ..base.restoring import together
+from ..base.torch_internals import grad_mode, tree_map
 from ..base.traces import untouched
 from ..curvature.scalar import Scalar
 from ..errors import UnsupportedError
@@ -43,7 +44,6 @@ class Twin:
         scalar: loss_fn(model(x), y) of the copies.
     """
 
-    @torch.inference_mode(False)
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn: expected a callable loss_fn(output, y), got {type(loss_fn).__name__}")
@@ -101,7 +101,8 @@ class Twin:
         named = list(zip(self._names, copies, strict=True))
         # Torch's recurrences make the list of their weights anew whenever these are substituted.
         watched = [m for m in self.tree.watched if not isinstance(m, nn.RNNBase)]
-        with torch.enable_grad(), untouched(self.tree.watched), untouched(watched) as written, refuse_edits(named):
+        inside = together(grad_mode(True), untouched(self.tree.watched))
+        with inside, inside, untouched(watched) as written, refuse_edits(named):
             loss = self._one_run(copies, buffers, x, y)
             self._refuse_written(written())
         if not loss.requires_grad:
