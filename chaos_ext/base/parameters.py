@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .overlap import refuse_overlap
 from .torch_internals import own_children, own_parameters
 from .traces import is_quiet
 
@@ -90,6 +91,7 @@ class ParameterSpace:
         self.names, self.params = zip(*pairs, strict=True)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         self._check()
+        refuse_overlap(self.names, self.params)
         self.shapes: tuple[torch.Size, ...] = tuple([p.shape for p in self.params])
         self.sizes: tuple[int, ...] = tuple([p.numel() for p in self.params])
         *offsets, self.size = accumulate(self.sizes, initial=0)
