@@ -320,3 +320,42 @@ def test_single_precision(name):
 def _assert_refused_single(model, x, y, named):
     with pytest.raises(ce.UnsupportedError, match=named):
         ce.hessian(model, LOSSES["torch"], x, y)
+
+
+def _observing(m):
+    m.between.register_full_backward_hook(lambda m, given, came: None)
+
+
+def _observing_before(m):
+    m.between.register_full_backward_pre_hook(lambda m, came: None)
+
+
+class _Same(torch.autograd.Function):
+    """Returns its very input, which torch replaces by a view."""
+
+    @staticmethod
+    def forward(ctx, a):
+        return a
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class _Applied(nn.Module):
+    def forward(self, a):
+        return _Same.apply(a)
+
+
+OBSERVED = {"hook": _observing, "before": _observing_before, "function": lambda m: setattr(m, "between", _Applied())}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", OBSERVED)
+def test_what_only_looks_at_gradients_is_no_surrogate(name, loss, caplog, monkeypatch):
+    monkeypatch.setattr("chaos_ext.curvature.examination._warned", set())
+    model, (x, y) = Net(nn.Identity()).double(), _batch()
+    J = differences.of_gradients(model, LOSSES[loss], x, y)
+    OBSERVED[name](model)
+    assert relative(ce.HessianOperator(model, LOSSES[loss], x, y, verify=True).dense(), J) < 1e-6
+    assert "not the derivative" not in caplog.text

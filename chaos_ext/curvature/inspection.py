@@ -118,7 +118,7 @@ class Watch(Mode):
 
     def _notice(self, func: Any, args: Any, kwargs: Any) -> None:
         self.forgets = self.forgets or (func is torch.autograd.grad and not kwargs.get("create_graph"))
-        how = _taken_out(func) or _padding(func, kwargs)
+        how = _taken_out(func, args) or _padding(func, kwargs)
         surrogate = _surrogate(func, kwargs) if torch.is_grad_enabled() else None
         if (how or surrogate) is None or not _any_tracked((args, kwargs)):
             return
@@ -156,7 +156,7 @@ class Constants(Mode):
         written = _written(func, args, kwargs)
         edits = _any_tracked(written) or any(written is v for v in self._views)
         self._is_edited = self._is_edited or edits
-        if _taken_out(func) is None or not _any_tracked((args, kwargs)) or self._functions.run():
+        if _taken_out(func, args) is None or not _any_tracked((args, kwargs)) or self._functions.run():
             return func(*args, **kwargs)
         found = func(*args, **kwargs)
         kept = self._kept_instead(found if written is None else written)
@@ -217,11 +217,14 @@ _VIEWS = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr
 _HARMLESS = ("size", "dim", "numel", "is_floating_point", "is_complex", "stride")
 
 
-def _taken_out(func: Any) -> str | None:
+def _taken_out(func: Any, args: Any) -> str | None:
     """How ``func`` makes a constant of what it is given, or None."""
     if torch.is_grad_enabled():
         return _TAKES_OUT.get(func)
-    return None if getattr(func, "__name__", "") in _HARMLESS else "torch.no_grad"
+    # t.view_as(t): what torch itself calls for an autograd Function that returns its input.
+    itself = func is Tensor.view_as and len(args) == 2 and args[0] is args[1]
+    harmless = itself or getattr(func, "__name__", "") in _HARMLESS
+    return None if harmless else "torch.no_grad"
 
 
 def _padding(func: Any, kwargs: Any) -> str | None:
