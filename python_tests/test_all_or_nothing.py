@@ -299,3 +299,50 @@ def test_ctrl_c_while_torch_fx_traces_leaves_nothing_patched(monkeypatch):
         assert (nn.Module.__call__, nn.Module.__getattr__) == (call, look)
         assert set(globals()) == scope
         assert torch.isfinite(_operator(model).loss)
+
+
+class _Counted(nn.Module):
+    """Its forward moves attributes, a buffer and a list."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.calls, self.log = nn.Linear(4, 5).double(), nn.Linear(5, 3).double(), 0, []
+        self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x):
+        self.calls += 1
+        self.log.append(self.calls)
+        z = self.b(torch.tanh(self.a(x)))
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(z.mean(0), alpha=0.1)
+        return z
+
+
+@pytest.mark.parametrize("where", ["commit_forward", "Deferred"])
+@pytest.mark.parametrize("prune", [None, "negative"])
+def test_what_forward_wrote_is_undone_with_its_step(where, prune, monkeypatch):
+    model = _Counted()
+    opt = ce.CGD(model.parameters(), lr=0.1, momentum=0.9, prune=prune)
+    opt.step(_operator(model))
+    before = _state(model, opt), model.calls, list(model.log)
+    op = _operator(model)
+    monkeypatch.setattr(f"chaos_ext.optim.cgd.{where}", _raising(where))
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(op)
+    assert _same(before, (_state(model, opt), model.calls, list(model.log)))
+    monkeypatch.undo()
+    opt.step(op)
+    assert (model.calls, model.log, opt.steps) == (2, [1, 2], 2)
+
+
+def _raising(where):
+    """Ctrl-C within forward, or when it is done and nothing of the step is."""
+    real = getattr(sys.modules["chaos_ext.optim.cgd"], where)
+
+    def raising(*args):
+        if where == "commit_forward":
+            real(*args)
+        raise KeyboardInterrupt
+
+    return raising

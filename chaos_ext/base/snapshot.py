@@ -7,7 +7,7 @@ from operator import is_
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import NonFiniteError, StaleOperatorError
 from . import torch_internals as internals
@@ -18,7 +18,10 @@ from .tensors import all_finite
 
 
 class _Surroundings:
-    """Which modules, in which modes, with which parameters and children; the values of what theta does not hold."""
+    """Which modules, in which modes, with which parameters and children; the values of what theta does not hold.
+
+    Values are compared, not version counters: edits through ``.data`` and numpy do not count there.
+    """
 
     def __init__(self, tree: ModuleTree) -> None:
         self._modules = modules = tree.modules
@@ -29,6 +32,7 @@ class _Surroundings:
         self._buffers = [own for m, own in pairs if own and not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
         self._seen, self._marks = self._look(), self._read_marks()
+        self._kept = [(t, t.detach().clone()) for t in self._constants() if t.layout == torch.strided]
 
     def _look(self) -> list[object]:
         """What has to be the very same objects: where these are, a walk through the model would find the same."""
@@ -36,14 +40,26 @@ class _Surroundings:
         return held + [m.training for m in self._modules] + [p.requires_grad for p in self._parameters]
 
     def _read_marks(self) -> list[int]:
-        """Where parameters and buffers lie, and how often constants were written."""
+        """Where parameters and buffers lie, and how often sparse ones were written."""
+        constants = self._constants()
+        sparse = [internals.version(t) for t in constants if t.layout != torch.strided]
+        return [internals.address(t) for t in (*self._parameters, *constants)] + sparse
+
+    def _constants(self) -> list[Tensor]:
         buffers = [b for own in self._buffers for b in own.values() if b is not None]
-        constants = buffers + [p for p in self._parameters if not p.requires_grad]
-        return [internals.address(t) for t in self._parameters + buffers] + [internals.version(t) for t in constants]
+        return buffers + [p for p in self._parameters if not p.requires_grad]
 
     def are_same(self) -> bool:
         now = self._look()
-        return len(now) == len(self._seen) and all(map(is_, now, self._seen)) and self._read_marks() == self._marks
+        same = len(now) == len(self._seen) and all(map(is_, now, self._seen)) and self._read_marks() == self._marks
+        return same and all(_is_same(t, kept) for t, kept in self._kept)
+
+
+def _is_same(t: Tensor, kept: Tensor) -> bool:
+    """NaN is NaN: nothing says that a buffer is used."""
+    if t.is_meta or torch.equal(t, kept):
+        return True
+    return t.shape == kept.shape and t.is_floating_point() and bool(t.isclose(kept, 0, 0, True).all())
 
 
 class Snapshot:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..base.signals import Deferred
 from ..base.snapshot import Origin
 from ..base.torch_internals import own_buffers, without_grad
+from ..base.traces import untouched
 from ..errors import ChaosExtError, CheckpointError
 
 _DAMAGE = (RuntimeError, TypeError, AttributeError, KeyError)
@@ -22,8 +23,8 @@ class Transaction:
     """Puts back all that a step writes, bit for bit, if the code inside raises before ``close``.
 
     That is: values of the trained parameters and of their optimizer state, which state there is, named attributes of
-    the optimizer, the random generator, and the buffers of the model's modules in training mode. Copies are made
-    before; the snapshot of an operator is one of its parameters already.
+    the optimizer, the random generator, the buffers of the model's modules in training mode, and what a forward of the
+    user's writes to its module. Copies are made before; the snapshot of an operator is one of its parameters already.
 
     Args:
         opt: the optimizer.
@@ -47,6 +48,7 @@ class Transaction:
         self._params = params
         self._before = [p.clone() for p in params] if origin is None else origin.snapshot.parts
         self._states = [None if s is None else s.copy() for s in map(opt.state.get, params)]
+        self._modules = untouched([] if origin is None else origin.snapshot.tree.watched)
         moving = [] if origin is None else _moving(origin.snapshot.tree.modules)
         moving += [t for state in self._states if state for t in state.values() if isinstance(t, Tensor)]
         self._values = [(t, t.clone()) for t in moving]
@@ -74,6 +76,7 @@ class Transaction:
         for t, value in (*zip(self._params, self._before, strict=True), *self._values):
             if not _same_bits(t, value):  # a tensor that was not written to is as fresh as it was
                 t.copy_(value)
+        self._modules.restore()
         vars(self._opt).update(self._attributes)
 
 
