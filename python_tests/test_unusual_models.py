@@ -280,3 +280,35 @@ def test_compiled_losses(backend):
     except ce.ChaosExtError:
         return  # refused: torch's compiler does not differentiate twice
     assert relative(H, 2 * double_backward(Two().double(), CE, x, y)) < 1e-10
+
+
+# modules compiled by torch.jit
+
+SCRIPTED = {
+    "script": lambda m: torch.jit.script(m),
+    "trace": lambda m: torch.jit.trace(m, _batch()[0]),
+    "layer": lambda m: nn.Sequential(torch.jit.script(m.a), nn.Tanh(), m.b),
+    "frozen layer": lambda m: nn.Sequential(torch.jit.script(m.a.requires_grad_(False)), nn.Tanh(), m.b),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@both
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_scripted_modules_are_refused_by_name_and_work_on(name, loss):
+    model, (x, y) = SCRIPTED[name](Two().double()), _batch()
+    before = model(x)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for use in (lambda: ce.HessianOperator(model, loss, x, y), lambda: ce.LyapunovAnalyzer(model, opt, k=2)):
+        with pytest.raises(ce.UnsupportedError, match="scripted or traced"):
+            use()
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@both
+def test_a_scripted_activation_is_exact(loss):
+    model, (x, y) = Two().double(), _batch()
+    scripted = nn.Sequential(model.a, torch.jit.script(nn.Tanh()), model.b)
+    H = ce.HessianOperator(scripted, loss, x, y).dense()
+    assert relative(H, double_backward(model, CE, x, y)) < 1e-10

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedError
 from .overlap import refuse_overlap
-from .torch_internals import own_children, own_parameters
+from .torch_internals import own_buffers, own_children, own_parameters
 from .traces import is_quiet
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
@@ -109,6 +110,12 @@ class ParameterSpace:
             if type(p) is not nn.Parameter and isinstance(p, nn.parameter.UninitializedParameter):
                 raise TypeError(
                     f"parameter {name!r}: expected an initialised parameter; run the lazy module once first"
+                )
+        for m in tree.watched:
+            if isinstance(m, torch.jit.ScriptModule) and (own_parameters(m) or own_buffers(m)):
+                raise UnsupportedError(
+                    f"model: its {m.original_name} was scripted or traced, so that nothing can take its parameters' "
+                    "places; pass the module that torch.jit was given"
                 )
         return cls(tree.named_parameters)
 
