@@ -45,7 +45,23 @@ def _within(m):
     m.a.bias = nn.Parameter(m.a.weight.detach()[:, 2])
 
 
-SHARED = {"data": _tied_by_data, "parameter": _tied_by_parameter, "part": _overlapping, "column": _within}
+def _buffer(m):
+    m.register_buffer("copy", m.a.weight.detach().t())
+
+
+def _teacher(m):
+    m.teacher = nn.Linear(4, 5).requires_grad_(False)
+    m.teacher.weight.data = m.a.weight.data
+
+
+SHARED = {
+    "buffer": _buffer,
+    "teacher": _teacher,
+    "data": _tied_by_data,
+    "parameter": _tied_by_parameter,
+    "part": _overlapping,
+    "column": _within,
+}
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -77,7 +93,19 @@ def _flat(m):
     m.a.weight, m.b.weight = nn.Parameter(base[20:].view(5, 4)), nn.Parameter(base[:20].view(4, 5))
 
 
-@pytest.mark.parametrize("place", [_chunks, _flat], ids=["interleaved", "flat"])
+def _constants_alone(m):
+    base = torch.randn(5, 1, dtype=torch.float64)
+    m.register_buffer("one", base.expand(5, 4)), m.register_buffer("other", base)  # nobody steps these
+
+
+def _channels_last(m):
+    m.a.weight = nn.Parameter(torch.randn(4, 5, dtype=torch.float64).t())
+
+
+ALONE = [_chunks, _flat, _constants_alone, _channels_last]
+
+
+@pytest.mark.parametrize("place", ALONE, ids=["interleaved", "flat", "constants", "transposed"])
 def test_parts_of_one_memory_without_an_element_in_common_are_exact(place):
     model, (x, y) = Three(), _batch()
     place(model)

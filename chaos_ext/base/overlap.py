@@ -1,4 +1,4 @@
-"""Parameters that share memory: two that are trained are then no two coordinates of theta."""
+"""Parameters that share memory with each other, or with constants: these are then no two coordinates of theta."""
 
 from __future__ import annotations
 
@@ -10,47 +10,61 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from .torch_internals import address
 
+Named = Sequence[tuple[str, Tensor]]
 
-def refuse_overlap(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Raises UnsupportedError where an element of one tensor is also another element, of the same one or of another.
 
-    A step would write it twice; derivatives would be those of independent values.
+def refuse_overlap(trained: Named, constants: Named = ()) -> None:
+    """Raises UnsupportedError where a step that writes to one element of a trained parameter moves another one, too.
+
+    Derivatives would be those of independent values, and of constants.
     """
-    spans = sorted([(address(t), t.nbytes if t.is_contiguous() else -1, i) for i, t in enumerate(tensors)])
+    named = [*trained, *constants]
+    spans = [(address(t), t.nbytes if t.is_contiguous() else _bytes(t)) for _, t in named]
+    spans.sort()
     end = 0
-    for start, size, _ in spans:
+    for start, size in spans:
         if size < 0 or start < end:
-            return _look_closely(names, tensors)
+            return _look_closely(named, len(trained))
         end = start + size
     return None
 
 
-def _look_closely(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """At every element, where it is not plain from the ends of the tensors that each has its own place."""
-    held = [(address(t), name, t) for name, t in zip(names, tensors, strict=True) if address(t) and t.numel()]
-    held.sort(key=lambda h: h[0])
-    for i, (start, name, t) in enumerate(held):
-        if not t.is_contiguous() and _repeats([t]):
+def _bytes(t: Tensor) -> int:
+    """From the first element of t to behind the last; -1 where it is not plain that each has its own place."""
+    behind = 1
+    for stride, n in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n > 1):
+        if stride < behind:
+            return -1
+        behind += stride * (n - 1)
+    return behind * t.element_size()
+
+
+def _look_closely(named: Named, trained: int) -> None:
+    """At every element."""
+    held = sorted((address(t), i) for i, (_, t) in enumerate(named) if address(t) and t.numel())
+    for place, (start, i) in enumerate(held):
+        name, t = named[i]
+        if i < trained and _bytes(t) < 0 and _repeats([t]):
             raise UnsupportedError(
                 f"parameter {name!r}: several of its elements lie at one place in memory (expand, strides); register "
                 "what it was expanded from, and expand it in forward"
             )
-        for other, u in [(other, u) for begin, other, u in held[i + 1 :] if begin < start + _extent(t)]:
-            if _repeats([t, u]):
+        for begin, j in held[place + 1 :]:
+            if begin < start + _extent(t) and min(i, j) < trained and _repeats([t, named[j][1]]):
                 raise UnsupportedError(
-                    f"parameters {name!r} and {other!r} share memory, but are two Parameter objects: a step would move "
-                    "it twice; register one, and use it (or a view of it) in forward where the other was"
+                    f"parameters {name!r} and {named[j][0]!r} share memory, but are two tensors of the model: a step "
+                    "would move both; register one parameter, and use it (or a view of it) in forward for the other"
                 )
 
 
 def _extent(t: Tensor) -> int:
-    """Bytes from the first element of t to behind the last."""
     return t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
 
 
 def _repeats(tensors: Sequence[Tensor]) -> bool:
-    places = torch.cat([_places(t) for t in tensors])
-    return len(places.unique()) < len(places)
+    """Whether two elements lie at one place: of one tensor, or of two (which repeat their own as they like)."""
+    places = [_places(t).unique() if len(tensors) > 1 else _places(t) for t in tensors]
+    return len(torch.cat(places).unique()) < sum(map(len, places))
 
 
 def _places(t: Tensor) -> Tensor:

@@ -73,8 +73,20 @@ def _own_parameters(named_modules: Iterable[tuple[str, nn.Module]]) -> list[tupl
     return list(named.values())
 
 
+def _constants(tree: ModuleTree) -> list[tuple[str, Tensor]]:
+    """Frozen parameters and buffers, with their own names for messages."""
+    held = [own for own in map(own_buffers, tree.modules) if own]
+    buffers = {id(b): (k, b) for own in held for k, b in own.items() if b is not None}
+    constants = [(n, p) for n, p in tree.named_parameters if not p.requires_grad] + list(buffers.values())
+    return [(n, t) for n, t in constants if t.layout == torch.strided] if constants else constants
+
+
 class ParameterSpace:
     """Names, shapes and offsets of the parameters that span theta [P].
+
+    Args:
+        named: parameters by name; those that require a gradient are taken.
+        constants: other tensors of the model, which must not share their memory.
 
     Attributes:
         names: qualified name of each parameter.
@@ -83,7 +95,7 @@ class ParameterSpace:
         size: P.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, named: Iterable[tuple[str, Tensor]], constants: Sequence[tuple[str, Tensor]] = ()) -> None:
         pairs = [(n, p) for n, p in named if p.requires_grad]
         if not pairs:
             raise ValueError("model: expected at least one parameter with requires_grad=True, got none; unfreeze one")
@@ -92,7 +104,7 @@ class ParameterSpace:
         self.names, self.params = zip(*pairs, strict=True)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         self._check()
-        refuse_overlap(self.names, self.params)
+        refuse_overlap(pairs, constants)
         self.shapes: tuple[torch.Size, ...] = tuple([p.shape for p in self.params])
         self.sizes: tuple[int, ...] = tuple([p.numel() for p in self.params])
         *offsets, self.size = accumulate(self.sizes, initial=0)
@@ -117,7 +129,7 @@ class ParameterSpace:
                     f"model: its {m.original_name} was scripted or traced, so that nothing can take its parameters' "
                     "places; pass the module that torch.jit was given"
                 )
-        return cls(tree.named_parameters)
+        return cls(tree.named_parameters, _constants(tree))
 
     def _check(self) -> None:
         dtype, device = self.dtype, self.device
