@@ -191,8 +191,7 @@ SYMMETRIC = {
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
-def test_a_symmetric_one_is_used_and_named(name, caplog, monkeypatch):
-    monkeypatch.setattr("chaos_ext.curvature.examination._warned", set())
+def test_a_symmetric_one_is_used_and_named(name, caplog):
     between, loss = SYMMETRIC[name]
     model, (x, y) = Net(between).double(), _batch()
     J = differences.of_gradients(model, loss, x, y)
@@ -269,9 +268,8 @@ CONSTANTS = {"detached estimator": _detached_estimator, "target": _target, "data
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_constants_stay_constants_and_are_named_where_they_matter(name, loss, caplog, monkeypatch):
+def test_constants_stay_constants_and_are_named_where_they_matter(name, loss, caplog):
     """H is that of the loss in which they do not move: differences of gradients with the constants of this theta."""
-    monkeypatch.setattr("chaos_ext.curvature.examination._warned", set())
     model, (x, y) = Net(CONSTANTS[name]).double(), _batch()
     with caplog.at_level(logging.WARNING, "chaos_ext"):
         H = ce.HessianOperator(model, LOSSES[loss], x, y, verify=True).dense()
@@ -352,8 +350,7 @@ OBSERVED = {"hook": _observing, "before": _observing_before, "function": lambda 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", OBSERVED)
-def test_what_only_looks_at_gradients_is_no_surrogate(name, loss, caplog, monkeypatch):
-    monkeypatch.setattr("chaos_ext.curvature.examination._warned", set())
+def test_what_only_looks_at_gradients_is_no_surrogate(name, loss, caplog):
     model, (x, y) = Net(nn.Identity()).double(), _batch()
     J = differences.of_gradients(model, LOSSES[loss], x, y)
     OBSERVED[name](model)

@@ -126,13 +126,19 @@ class refuse_edits(Restoring[None]):  # noqa: N801 - used as a function
             )
 
 
-def commit_forward(tree: ModuleTree, x: object) -> None:
+def commit_forward(tree: ModuleTree, x: object, loss: tuple[Callable[..., object], object] | None = None) -> None:
     """Runs forward once for what it leaves behind: running statistics, buffers and attributes that it moves.
+
+    With a loss, and its y, also that: as in training with a graph, which it may look at.
 
     Models of torch's own modules that have no running statistics to update leave nothing, and are not run. A graph is
     recorded only for a forward that cannot do without: what it leaves would hold on to it.
     """
-    if tree.watched or any(map(updates_running_stats, tree.modules)):
+    if loss is not None:
+        mode = internals.grad_mode(True)
+        with mode, mode:
+            loss[0](tree.model(x), loss[1])
+    elif tree.watched or any(map(updates_running_stats, tree.modules)):
         mode = internals.grad_mode(_needs_graph(tree, x))
         with mode, mode:
             tree.model(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import is_
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from .batch import Batch
 from .guards import refuse_autocast, updates_running_stats
 from .parameters import ModuleTree, ParameterSpace
 from .tensors import all_finite
+from .traces import plain_tensors
+
+_LARGE = 1 << 20  # numbers of a tensor
 
 
 class _Surroundings:
@@ -32,7 +35,9 @@ class _Surroundings:
         self._buffers = [own for m, own in pairs if own and not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
         self._seen, self._marks = self._look(), self._read_marks()
-        self._kept = [(t, t.detach().clone()) for t in self._constants() if t.layout == torch.strided]
+        strided = [t for t in self._constants() if t.layout == torch.strided and not t.is_meta]
+        self._kept = [(t, _content(t)) for t in strided]
+        self._kept += [(t, copy if t.numel() <= _LARGE else _content(t)) for t, copy in plain_tensors(tree.watched)]
 
     def _look(self) -> list[object]:
         """What has to be the very same objects: where these are, a walk through the model would find the same."""
@@ -55,11 +60,21 @@ class _Surroundings:
         return same and all(_is_same(t, kept) for t, kept in self._kept)
 
 
+def _content(t: Tensor) -> Tensor:
+    """A copy, or of a large tensor a checksum: a frozen backbone is not held twice."""
+    t = t.detach()
+    if t.numel() <= _LARGE:
+        return t.clone()
+    bits = {4: torch.int32, 8: torch.int64}.get(t.element_size()) if t.is_floating_point() else None
+    return (t if bits is None else t.view(bits)).sum(dtype=torch.int64)
+
+
 def _is_same(t: Tensor, kept: Tensor) -> bool:
     """NaN is NaN: nothing says that a buffer is used."""
-    if t.is_meta or torch.equal(t, kept):
+    now = t.detach() if t.numel() <= _LARGE else _content(t)
+    if torch.equal(now, kept):
         return True
-    return t.shape == kept.shape and t.is_floating_point() and bool(t.isclose(kept, 0, 0, True).all())
+    return now.shape == kept.shape and now.is_floating_point() and bool(now.isclose(kept, 0, 0, True).all())
 
 
 class Snapshot:
@@ -108,9 +123,11 @@ class Origin(NamedTuple):
 
     Attributes:
         unused: places in theta's order of the parameters that the loss does not depend on.
+        loss: the loss and what it is given as y, if calling it leaves something behind; else None.
     """
 
     model: nn.Module
     x: object
     snapshot: Snapshot
     unused: frozenset[int] = frozenset()
+    loss: tuple[Callable[..., object], object] | None = None

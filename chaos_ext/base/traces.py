@@ -37,8 +37,8 @@ def is_quiet(m: nn.Module) -> bool:
     return _torchs[cls] and "forward" not in vars(m) and not internals.has_hooks(m)
 
 
-def untouched(modules: Sequence[nn.Module]) -> Restoring[Callable[[], list[str]]]:
-    """Puts back what the code inside writes to modules; gives a function that names what it has written so far.
+def untouched(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Restoring[Callable[[], list[str]]]:
+    """Puts back what the code inside writes to modules and other objects; gives a function that names what it wrote.
 
     Restored are the attributes of every module, and the lists, dicts, sets, generators and plain objects that they
     hold, in place: whoever else holds one of these sees it restored too. Tensors and arrays among them get their values
@@ -46,14 +46,21 @@ def untouched(modules: Sequence[nn.Module]) -> Restoring[Callable[[], list[str]]
 
     Args:
         modules: ``ModuleTree.watched`` of the model that runs.
+        objects: containers and tensors, and cells of closures (``held.held_by``).
     """
-    found = list(_walk(modules))
+    found = list(_walk(modules, objects))
     kept = [(k,) for k in found]
 
     def written() -> list[str]:
         return [k.name for k in found if k.changed()]
 
     return Restoring(lambda: written, lambda: put_back(kept, _restore))
+
+
+def plain_tensors(modules: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    """Tensors within reach of the modules' attributes that are neither parameters nor buffers, and copies of them."""
+    values = [k for k in _walk(modules) if isinstance(k, _Values)]
+    return [(k.value, k.kept) for k in values if isinstance(k.value, Tensor)]
 
 
 def _restore(k: _Kept) -> None:
@@ -116,6 +123,19 @@ class _Values:
         self.value[...] = self.kept
 
 
+class _Cell:
+    """A variable of a closure, and which object it holds."""
+
+    def __init__(self, cell: types.CellType, name: str) -> None:
+        self.cell, self.name, self.kept = cell, name, cell.cell_contents
+
+    def changed(self) -> bool:
+        return not _same((self.cell.cell_contents,), (self.kept,))
+
+    def restore(self) -> None:
+        self.cell.cell_contents = self.kept
+
+
 class _Generator:
     """A source of random numbers, and its state."""
 
@@ -148,10 +168,11 @@ def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return all(x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(a, b, strict=True))
 
 
-def _walk(modules: Sequence[nn.Module]) -> Iterator[_Kept]:
-    """Everything within reach of the modules' attributes, once."""
+def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator[_Kept]:
+    """Everything within reach of the modules' attributes and of the objects, once."""
     seen: set[int] = set()
     todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
+    todo.extend((value, type(value).__name__) for value in objects)
     while todo and len(seen) < _MOST:
         value, name = todo.pop()
         if id(value) in seen:
@@ -170,7 +191,11 @@ def _walk(modules: Sequence[nn.Module]) -> Iterator[_Kept]:
             yield _Values(value, name, lambda a: a.copy(), _equal_arrays)
         elif isinstance(value, (torch.Generator, random.Random)) or _is_of_numpy(value, "random.Generator"):
             yield _Generator(value, name)
-        elif _has_attributes(value):
+        elif isinstance(value, types.CellType):
+            yield _Cell(value, name)
+            if not (isinstance(value.cell_contents, Tensor) and value.cell_contents.numel() > _MOST):
+                todo.append((value.cell_contents, name))
+        elif has_attributes(value):
             todo.append((vars(value), name))
 
 
@@ -192,7 +217,7 @@ def _is_restorable(t: Tensor) -> bool:
     return plain and not t.requires_grad and not t.is_inference()
 
 
-def _has_attributes(value: object) -> bool:
+def has_attributes(value: object) -> bool:
     """A plain object: no module (it has its turn), class or function, and nothing of torch's."""
     skipped = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
     return (

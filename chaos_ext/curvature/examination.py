@@ -34,6 +34,8 @@ class Program:
         stops: how it takes gradients out of the graph on purpose, or None: differences would see what is stopped.
         custom: what gives it gradients that need not be derivatives, by name, or None: another batch may show it.
         forgets: whether it takes derivatives without ``create_graph``.
+        apart: how forward takes out of the graph what the gradient changes with, so that H, to which it is a constant,
+            is not the derivative of the gradient; or None.
         doubt: on this batch, what gives it a gradient that is not the derivative of the loss, or None.
         path: the way that its products take, once that is decided.
     """
@@ -41,6 +43,7 @@ class Program:
     stops: str | None
     custom: str | None = None
     forgets: bool = False
+    apart: str | None = None
     doubt: str | None = None
     path: str | None = None
 
@@ -94,8 +97,9 @@ def program_of(engine: Differentiable) -> Program:
     programs[key] = program
     if wrong is None and program.custom is not None:
         warn_once(
-            f"{type(engine.model).__name__}: differences of the loss do not settle here (a kink, a jump, a constant), "
-            f"so that the gradient could not be checked ({program.custom})"
+            engine.model,
+            "differences of the loss do not settle here (a kink, a jump, a constant), so that the gradient could not "
+            f"be checked ({program.custom})",
         )
     return dataclasses.replace(program, doubt=program.custom, path=None) if wrong else program
 
@@ -145,14 +149,16 @@ def _contradicts(engine: Differentiable, program: Program) -> bool | None:
     return program.custom is not None or is_linear(loss, theta, u, v)
 
 
-_warned: set[str] = set()
+silent: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # copies of models: of these nobody knows
+_warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
-def warn_once(text: str) -> None:
-    """Of one kind of model; a run makes an operator every step."""
-    if text not in _warned:
-        _warned.add(text)
-        log.warning(text)
+def warn_once(model: nn.Module, text: str) -> None:
+    """Of one model; a run makes an operator every step."""
+    said = _warned.setdefault(model, set())
+    if text not in said and model not in silent:
+        said.add(text)
+        log.warning("%s: %s", type(model).__name__, text)
 
 
 def limits(dtype: torch.dtype) -> tuple[float, float, float]:

@@ -18,7 +18,6 @@ from ..base.guards import AutocastInside, refuse_edits, turns, twice_differentia
 from ..base.parameters import ParameterSpace
 from ..base.randomness import without_randomness
 from ..base.restoring import Restoring
-from ..base.signals import Deferred
 from ..base.tensors import all_finite, asymmetry, symmetrize_
 from ..base.torch_internals import entered, forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, NonFiniteError
@@ -26,7 +25,7 @@ from .dense import not_finite
 from .differences import Derivative
 from .examination import program_of
 from .inspection import Constants, Seen, Watch, look, reentrant_checkpoint, watched
-from .products import double_backward, forward_over_reverse
+from .products import Parts, double_backward, forward_over_reverse, require_same_gradient, uncut
 from .scalar import Scalar, first_line, in_double
 from .substitution import Substituted, backward
 from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences
@@ -51,6 +50,7 @@ class FunctionalEngine:
         gradient: [P].
         unused: places of the parameters that the loss does not depend on.
         output: what the model returned, detached.
+        loss_writes: whether calling the loss leaves something behind, which was put back.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class FunctionalEngine:
         self.seen: Seen | None = None
         self._substituted = Substituted(Scalar(model, loss_fn), space.names, x, y)
         self.loss, self.output, self.gradient, captured = self._first_pass()
+        self.loss_writes = self._substituted.loss_writes
         if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
         self._forced = path
@@ -88,7 +89,8 @@ class FunctionalEngine:
             self.seen = look(loss) if loss.requires_grad else None
             if self.seen is not None and self.seen.reentrant:
                 raise reentrant_checkpoint()
-            return loss.detach(), _detach(output), *self._gradient(loss, copies)
+            output = output.detach() if isinstance(output, Tensor) else output
+            return loss.detach(), output, *self._gradient(loss, copies)
 
         def run() -> tuple[Tensor, object, Tensor, bool]:
             mode = entered(AutocastInside(self.space.device))
@@ -139,6 +141,12 @@ class FunctionalEngine:
         if self._program is not None and not self._probed:
             self.path = choose_path(self, self._program)
         self._probed = True
+
+    @property
+    def apart(self) -> str | None:
+        """How forward cuts what the gradient changes with, so that H is not its derivative; see ``Program``."""
+        self._probe()
+        return None if self._program is None else self._program.apart
 
     @property
     def custom(self) -> str | None:
@@ -255,13 +263,16 @@ class FunctionalEngine:
         tangents = tuple(self._separate(v))
         at = self.space.params if theta is None else self._at(theta)
         forward = self.path == JVP_OF_GRAD and not forward_mode_is_active()
-        parts = self._forward_over_reverse(at, tangents) if forward else None
-        if parts is None:
+        found = self._forward_over_reverse(at, tangents) if forward else None
+        if found is None:
             # The parameters themselves, not copies: a loss may hold on to them.
             params = [p if p.is_leaf and theta is None else p.detach().requires_grad_() for p in at]
-            with _uncut():
-                parts = self._substituted(params, lambda loss, _: double_backward(loss, params, tangents))
-        return torch.cat([t.detach().reshape(len(v), -1) for t in parts], 1)
+            with uncut():
+                found = self._substituted(params, lambda loss, _: double_backward(loss, params, tangents))
+        products = torch.cat([t.detach().reshape(len(v), -1) for t in found[1]], 1)
+        if theta is None:
+            require_same_gradient(self.space.flatten([g.detach() for g in found[0]]), self.gradient, v, products)
+        return products
 
     def _separate(self, v: Tensor) -> list[Tensor]:
         """Rows v [k, P] as tensors [k, *shape] with memory of their own."""
@@ -272,10 +283,10 @@ class FunctionalEngine:
         """theta [P] as one tensor a parameter."""
         return [t[0] for t in self._separate(theta.unsqueeze(0))]
 
-    def _forward_over_reverse(self, at: Sequence[Tensor], tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _forward_over_reverse(self, at: Sequence[Tensor], tangents: Parts) -> tuple[Parts, Parts] | None:
         """None, and double backward from now on, where torch cannot."""
         try:
-            with _uncut():
+            with uncut():
                 return forward_over_reverse(self._loss_at, tuple(p.detach() for p in at), tangents)
         except (torch.OutOfMemoryError, ChaosExtError):
             raise
@@ -283,15 +294,6 @@ class FunctionalEngine:
             log.warning("forward-over-reverse failed (%s: %s); using double backward", type(e).__name__, first_line(e))
             self.path = DOUBLE_BACKWARD
             return None
-
-
-def _uncut() -> Deferred:
-    """Around vmap and jvp, which Ctrl-C leaves open: the process would stay inside. A second one comes through."""
-    return Deferred(insist=True)
-
-
-def _detach(output: object) -> object:
-    return output.detach() if isinstance(output, Tensor) else output
 
 
 def _asymmetry_limit(dtype: torch.dtype) -> float:

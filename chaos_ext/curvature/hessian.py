@@ -89,7 +89,8 @@ class HessianOperator:
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
         self.snapshot = Snapshot(self.space, Batch(x, y), tree)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
-        self.origin = Origin(model, x, self.snapshot, self._engine.unused)
+        loss = (loss_fn, y) if self._engine.loss_writes else None
+        self.origin = Origin(model, x, self.snapshot, self._engine.unused, loss)
         self.results = Results()
         if verify:
             self._verify()
@@ -283,6 +284,11 @@ class HessianOperator:
         need = size**2 * dtype.itemsize
         memory.require(need, self.device, what, "use op @ v or spectrum(op, k=...)", self._budget)
 
+    @property
+    def held_constant(self) -> str | None:
+        """How forward cuts (``detach``) what the gradient changes with, so that H is not its derivative; or None."""
+        return self._engine.apart
+
     def explain(self) -> list[LayerReport]:
         """The path that each layer takes, its cost and the reason."""
         if isinstance(self._engine, FunctionalEngine):
@@ -290,6 +296,5 @@ class HessianOperator:
         return list(self._engine.explain())
 
     def _verify(self) -> None:
-        args = self.origin.model, self._loss_fn, self.space, self.origin.x, self._y
-        v = probes(self.space)
+        args, v = (self.origin.model, self._loss_fn, self.space, self.origin.x, self._y), probes(self.space)
         verify_products(self @ v, FunctionalEngine(*args, path=DOUBLE_BACKWARD), v)

@@ -27,6 +27,9 @@ from .tape import Tape
 class LayerwiseEngine:
     """Loss, gradient and Hessian on tapes, one tape per dtype, all of the parameters' values ``theta``."""
 
+    # Losses with rules leave nothing behind, and H is the derivative of the gradient: else there is no program.
+    loss_writes, apart = False, None
+
     def __init__(
         self, program: Program, space: ParameterSpace, theta: Sequence[Tensor], x: Tensor, y: Tensor, rule: LossRule
     ) -> None:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from ..errors import UnsupportedError
+from ..base.signals import Deferred
+from ..errors import StaleOperatorError, UnsupportedError
 
 Parts = tuple[Tensor, ...]
 
 
-def forward_over_reverse(loss_at: Callable[..., Tensor], params: Parts, tangents: Parts) -> Parts:
-    """vmap of jvp of grad.
+def forward_over_reverse(loss_at: Callable[..., Tensor], params: Parts, tangents: Parts) -> tuple[Parts, Parts]:
+    """vmap of jvp of grad: the gradient that it is the derivative of, and the products.
 
     Args:
         loss_at: of all parameters, a scalar.
@@ -26,14 +27,15 @@ def forward_over_reverse(loss_at: Callable[..., Tensor], params: Parts, tangents
         tangents: [k, *shape] for each parameter.
 
     Returns:
-        [k, *shape] for each parameter.
+        [*shape] and [k, *shape] for each parameter.
     """
     gradient = grad(loss_at, argnums=tuple(range(len(params))))
-    return vmap(lambda *t: jvp(gradient, params, t)[1], randomness="error")(*tangents)
+    both = vmap(lambda *t: jvp(gradient, params, t), randomness="error")(*tangents)
+    return tuple(g[0] for g in both[0]), both[1]
 
 
-def double_backward(loss: Tensor, params: Sequence[Tensor], cotangents: Parts) -> Parts:
-    """Reverse over reverse, all columns at once, or one by one where torch cannot batch them.
+def double_backward(loss: Tensor, params: Sequence[Tensor], cotangents: Parts) -> tuple[Parts, Parts]:
+    """Reverse over reverse, all columns at once, or one by one where torch cannot batch them; the gradient first.
 
     Args:
         loss: a scalar with its graph.
@@ -44,16 +46,17 @@ def double_backward(loss: Tensor, params: Sequence[Tensor], cotangents: Parts) -
         UnsupportedError: autograd cannot differentiate it twice.
     """
     k = len(cotangents[0])
-    zero = tuple(p.new_zeros(k, *p.shape) for p in params)
+    zero, flat = tuple(p.new_zeros(k, *p.shape) for p in params), tuple(torch.zeros_like(p) for p in params)
     if not loss.requires_grad:
-        return zero
+        return flat, zero
     gradient = _grad([loss], params, None, create_graph=True)
+    found = tuple(z if g is None else g.detach() for z, g in zip(flat, gradient, strict=True))
     places = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
     if not places:
-        return zero
+        return found, zero
     outputs, own = [gradient[i] for i in places], [cotangents[i] for i in places]
     parts = _batched(outputs, params, own)
-    return tuple(z if t is None else t for z, t in zip(zero, parts, strict=True))
+    return found, tuple(z if t is None else t for z, t in zip(zero, parts, strict=True))
 
 
 def _batched(outputs: Sequence[Tensor | None], params: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -76,3 +79,28 @@ def _grad(
     except RuntimeError as e:
         raise UnsupportedError(f"model: autograd cannot differentiate it twice: {e}") from e
     return [t.to_dense() if t is not None and t.layout != torch.strided else t for t in parts]
+
+
+def require_same_gradient(now: Tensor, then: Tensor, tangents: Tensor, products: Tensor) -> None:
+    """Whether H is still that of the function whose gradient an operator has; it costs no pass of its own.
+
+    Args:
+        now, then: gradients [P].
+        tangents, products: v and H v [k, P], whose sizes say how large rounding may be at a minimum.
+
+    Raises:
+        StaleOperatorError: something that forward or the loss reads has changed.
+    """
+    eps, size = torch.finfo(then.dtype).eps, tangents.norm(dim=1).clamp_min(torch.finfo(then.dtype).tiny)
+    curvature = float((products.norm(dim=1) / size).nan_to_num(posinf=0.0).amax()) if len(products) else 0.0
+    limit = eps**0.5 * float(then.norm()) + 1e4 * eps * curvature
+    if float((now - then).norm()) > limit:
+        raise StaleOperatorError(
+            "operator: something that the model's forward or the loss reads (an attribute, a global, a hook) changed "
+            "after it was made: its gradient is another one now; make a new HessianOperator"
+        )
+
+
+def uncut() -> Deferred:
+    """Around vmap and jvp, which Ctrl-C leaves open: the process would stay inside. A second one comes through."""
+    return Deferred(insist=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..base.guards import dense_embeddings, own_tensors, without_running_stats
+from ..base.guards import borrowed_buffers, dense_embeddings, own_tensors, without_running_stats
+from ..base.held import held_by
 from ..base.parameters import ModuleTree
 from ..base.restoring import together
 from ..base.torch_internals import tree_map
@@ -24,12 +25,16 @@ class Substituted:
         scalar: the model with its loss.
         names: of the parameters that are given, as the model names them.
         x, y: the batch.
+
+    Attributes:
+        loss_writes: whether the loss has written to something of its own, which was put back.
     """
 
     def __init__(self, scalar: Scalar, names: Sequence[str], x: object, y: object) -> None:
         self.scalar, self._x, self._y = scalar, x, y
         self._names = ["model." + n for n in names]
-        self._watched = ModuleTree(scalar.model).watched
+        self._watched, self._held = ModuleTree(scalar.model).watched, held_by(scalar.loss_fn)
+        self.loss_writes = False
 
     def __call__(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
         """What ``then`` makes of the loss and of the model's output while these parameters are in their places."""
@@ -37,12 +42,22 @@ class Substituted:
         same = together(
             own_tensors(model), untouched(self._watched), without_running_stats(model), dense_embeddings(model)
         )
-        with same, same:
-            buffers = {n: b.detach().clone() for n, b in self.scalar.named_buffers()}
-            # A forward that edits its input in place edits a copy.
-            x = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._x)
-            named = dict(zip(self._names, params, strict=True))
-            return functional_call(self.scalar, {**buffers, **named}, (x, self._y, then))
+        if not self._held:
+            with same, same:
+                return self._run(params, then)
+        kept = untouched(self._held.modules, self._held.objects)
+        borrowed = borrowed_buffers(self._held.modules)
+        with same, same, kept, kept as written, borrowed, borrowed as moved:
+            found = self._run(params, then)
+            self.loss_writes = self.loss_writes or bool(written()) or moved()
+            return found
+
+    def _run(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
+        buffers = {n: b.detach().clone() for n, b in self.scalar.named_buffers()}
+        # A forward that edits its input in place edits a copy, and so does a loss.
+        x, y = (tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, part) for part in (self._x, self._y))
+        named = dict(zip(self._names, params, strict=True))
+        return functional_call(self.scalar, {**buffers, **named}, (x, y, then))
 
 
 def backward(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .differences import Derivative, along, directions, is_linear
@@ -39,21 +39,23 @@ def choose_path(engine: Differentiable, program: Program) -> str:
         names = ", ".join(seen.once_differentiable)
         raise UnsupportedError(f"model: autograd cannot differentiate it twice: {names} is once_differentiable")
     judge = engine.twin()
-    program.path = path = _judged(judge, program)
+    program.path = path = _judged(judge, program, engine.model)
     if judge is not engine:  # and in the engine's own dtype the formula that was found right
         engine.path = path
         path = _Comparison(engine, "").decide()
     return path
 
 
-def _judged(engine: Differentiable, program: Program) -> str:
-    comparison, name = _Comparison(engine, program.stops), type(engine.model).__name__
+def _judged(engine: Differentiable, program: Program, model: nn.Module) -> str:
+    comparison = _Comparison(engine, program.stops)
     if program.doubt is None:
         path = comparison.decide()
         if program.stops not in (None, "padding_idx") and not comparison.follows_the_gradient(path):
+            program.apart = program.stops
             warn_once(
-                f"{name}: to H, what forward takes out of the graph ({program.stops}) is a constant; the gradient "
-                "changes with it, so that H is not the derivative of the gradient, which training follows"
+                model,
+                f"to H, what forward takes out of the graph ({program.stops}) is a constant; the gradient changes with "
+                "it, so that H is not the derivative of the gradient, which training follows",
             )
         return path
     right = [path for path in (engine.path, DOUBLE_BACKWARD) if comparison.follows_the_gradient(path)]
@@ -64,8 +66,9 @@ def _judged(engine: Differentiable, program: Program) -> str:
             f"{comparison.findings()}; op.gradient and CGD(prune=None) work; for H use a differentiable forward"
         )
     warn_once(
-        f"{name}: the gradient is not the derivative of the loss ({program.doubt}); H is the derivative of the "
-        "gradient, which training follows, and not the loss's Hessian"
+        model,
+        f"the gradient is not the derivative of the loss ({program.doubt}); H is the derivative of the gradient, which "
+        "training follows, and not the loss's Hessian",
     )
     return right[0]
 

@@ -23,6 +23,7 @@ from ..rules.losses import rule_for
 from ..rules.rule import NotLayerwise
 from ..rules.table import is_registered
 from .differences import Derivative
+from .examination import silent
 from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .scalar import ForwardError, forward_failed
@@ -46,6 +47,7 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     except Exception as e:  # whatever the user's module raises
         return f"it cannot be copied for validation ({type(e).__name__}: {e})"
     twin.double()
+    silent.add(twin)
     x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
     tree = ModuleTree(twin)
     with refuse_edits(tree.named_parameters):  # of a copy
@@ -62,6 +64,8 @@ def validate(program: Program, model: nn.Module, x: Tensor) -> str | None:
     if alone and reference.custom is not None:
         return f"its gradients have to be checked on every batch: {reference.custom}"
     try:
+        if alone and reference.apart is not None:
+            return f"its forward takes out of the graph what its gradient changes with: {reference.apart}"
         product = reference.hvp(_direction(reference.space))
     except ChaosExtError as e:
         return str(e)

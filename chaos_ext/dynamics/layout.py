@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base.parameters import ParameterSpace
 from ..curvature.hessian import HessianOperator
+from ..errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,15 @@ def require_same(
 
 
 def check_deviations(Y: object, op: HessianOperator, size: int) -> None:
-    """Raises TypeError or ValueError unless Y is [S, k] in the dtype and on the device of the operator."""
+    """Raises TypeError or ValueError unless Y is [S, k] in the dtype and on the device of the operator.
+
+    And UnsupportedError where H is not the derivative of the gradient that the optimizer follows.
+    """
+    if op.held_constant is not None:
+        raise UnsupportedError(
+            f"model: its forward takes something out of the graph ({op.held_constant}) that the gradient changes with: "
+            "H holds it constant, and so would the tangent map, which is another one than that of the step that is done"
+        )
     if not isinstance(Y, Tensor) or Y.dtype != op.dtype or Y.device != op.device:
         got = f"{Y.dtype} on {Y.device}" if isinstance(Y, Tensor) else type(Y).__name__
         raise TypeError(f"Y: expected a {op.dtype} tensor on {op.device}, got {got}")

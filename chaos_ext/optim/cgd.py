@@ -166,7 +166,7 @@ class CGD(Optimizer):
             updates = self._updates(resolved, pruned)
             info = StepInfo.of(self.steps, resolved.loss, pruned)
             if resolved.origin is not None:
-                commit_forward(resolved.origin.snapshot.tree, resolved.origin.x)
+                commit_forward(resolved.origin.snapshot.tree, resolved.origin.x, resolved.origin.loss)
             with Deferred():
                 for update in updates:
                     update.apply_()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..base.held import held_by
 from ..base.signals import Deferred
 from ..base.snapshot import Origin
 from ..base.torch_internals import own_buffers, without_grad
@@ -23,8 +24,8 @@ class Transaction:
     """Puts back all that a step writes, bit for bit, if the code inside raises before ``close``.
 
     That is: values of the trained parameters and of their optimizer state, which state there is, named attributes of
-    the optimizer, the random generator, the buffers of the model's modules in training mode, and what a forward of the
-    user's writes to its module. Copies are made before; the snapshot of an operator is one of its parameters already.
+    the optimizer, the random generator, the buffers of modules in training mode, and what a forward or a loss of the
+    user's writes to. Copies are made before; the snapshot of an operator is one of its parameters already.
 
     Args:
         opt: the optimizer.
@@ -48,8 +49,10 @@ class Transaction:
         self._params = params
         self._before = [p.clone() for p in params] if origin is None else origin.snapshot.parts
         self._states = [None if s is None else s.copy() for s in map(opt.state.get, params)]
-        self._modules = untouched([] if origin is None else origin.snapshot.tree.watched)
-        moving = [] if origin is None else _moving(origin.snapshot.tree.modules)
+        own_loss = held_by(None if origin is None or origin.loss is None else origin.loss[0])
+        watched = [] if origin is None else origin.snapshot.tree.watched
+        self._modules = untouched([*watched, *own_loss.modules], own_loss.objects)
+        moving = _moving([*([] if origin is None else origin.snapshot.tree.modules), *own_loss.modules])
         moving += [t for state in self._states if state for t in state.values() if isinstance(t, Tensor)]
         self._values = [(t, t.clone()) for t in moving]
         self._generators = [(g, _state(g)) for g in generators]

@@ -1,0 +1,63 @@
+"""What a callable may write to when it is called: modules, cells of its closure, attributes, containers."""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .traces import has_attributes, is_quiet
+
+
+class Held(NamedTuple):
+    """What there is to look after.
+
+    Attributes:
+        modules: all modules of those that are not torch's own.
+        objects: closure cells, dicts of attributes, containers, generators; for ``traces.untouched``.
+    """
+
+    modules: list[nn.Module]
+    objects: list[Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.objects)
+
+
+def held_by(function: object) -> Held:
+    """Of a loss: a module, a function, a bound method, a ``functools.partial``, any object with ``__call__``."""
+    held, todo = Held([], []), [function]
+    for value in todo:
+        if isinstance(value, nn.Module):
+            modules = list(value.modules())
+            held.modules.extend([] if all(map(is_quiet, modules)) else modules)
+        elif isinstance(value, functools.partial):
+            todo.extend([value.func, *value.args, *value.keywords.values()])
+        elif isinstance(value, types.MethodType):
+            todo.append(value.__self__)
+        elif isinstance(value, types.FunctionType):
+            cells = [c for c in value.__closure__ or () if _is_filled(c)]
+            held.objects.extend([*cells, vars(value)] if vars(value) else cells)
+            todo.extend([c.cell_contents for c in cells if _leads_on(c.cell_contents)])
+        elif isinstance(value, (list, dict, set, deque, torch.Generator, random.Random)):
+            held.objects.append(value)
+        elif has_attributes(value):
+            held.objects.append(vars(value))
+    return held
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - raises where there is nothing
+    except ValueError:
+        return False
+    return True
+
+
+def _leads_on(value: object) -> bool:
+    return isinstance(value, (nn.Module, functools.partial, types.MethodType, types.FunctionType))

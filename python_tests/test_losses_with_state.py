@@ -1,0 +1,291 @@
+"""Losses that write to something: a counter, an EMA, a closure. H is that of the loss as it is, and nothing moves.
+
+A CGD step leaves behind what one call of the loss leaves, as a step of torch.optim.SGD does.
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chaos_ext as ce
+from chaos_ext.base.guards import commit_forward
+
+LR = 0.1
+
+
+def _mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def _batch():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(6, 4, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+class WarmUp(nn.Module):
+    """Weight 2 from the ninth call on; keeps what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = 0, []
+
+    def forward(self, o, y):
+        self.calls += 1
+        self.seen.append(float(o.detach().sum()))
+        return F.cross_entropy(o, y) * (1.0 if self.calls <= 8 else 2.0)
+
+    def state(self):
+        return self.calls, list(self.seen)
+
+
+class Centred(nn.Module):
+    """Less a moving average of the outputs, as in self-distillation."""
+
+    def __init__(self, momentum=0.9):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3, dtype=torch.float64))
+        self.momentum = momentum
+
+    def forward(self, o, y):
+        loss = F.cross_entropy(o - self.centre, y)
+        self.centre.mul_(self.momentum).add_(o.detach().mean(0), alpha=1 - self.momentum)
+        return loss
+
+    def state(self):
+        return self.centre.tolist()
+
+
+class Plain:
+    """No module: an object that is called."""
+
+    def __init__(self):
+        self.calls, self.log = 0, {"last": None}
+
+    def __call__(self, o, y):
+        self.calls += 1
+        self.log["last"] = float(o.detach().sum())
+        return F.cross_entropy(o, y) * (1 + 0.1 * self.calls)
+
+    def loss(self, o, y):
+        return self(o, y)
+
+    def state(self):
+        return self.calls, dict(self.log)
+
+
+def _closure():
+    calls, total = [0], 0
+
+    def loss(o, y):
+        nonlocal total
+        calls[0] += 1
+        total += calls[0]
+        return F.cross_entropy(o, y) * (1 + 0.1 * total)
+
+    loss.state = lambda: (list(calls), total)
+    return loss
+
+
+def _partial():
+    held = WarmUp()
+    loss = functools.partial(lambda o, y, by: by(o, y), by=held)
+    return loss, held
+
+
+def _drawing():
+    g = torch.Generator().manual_seed(3)
+
+    def loss(o, y):
+        return F.cross_entropy(o + 0.1 * torch.randn(3, generator=g, dtype=torch.float64), y)
+
+    loss.state = lambda: g.get_state().tolist()
+    return loss
+
+
+def _pair(made):
+    """A loss, and what it holds."""
+    return made if isinstance(made, tuple) else (made, made)
+
+
+def _method():
+    held = Plain()
+    return held.loss, held
+
+
+MAKE = {
+    "counter": WarmUp,
+    "moving average": Centred,
+    "object": Plain,
+    "method": _method,
+    "closure": _closure,
+    "partial": _partial,
+    "generator": _drawing,
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_gradient_and_hessian_are_of_one_function_and_nothing_moves(name):
+    (x, y), (loss, held) = _batch(), _pair(MAKE[name]())
+    _, twin = _pair(MAKE[name]())
+    fresh = _pair(MAKE[name]())[0]
+    model = _mlp()
+    op = ce.HessianOperator(model, loss, x, y, verify=True)
+    H = op.dense()
+    v = torch.eye(len(H), dtype=torch.float64)
+    torch.testing.assert_close(op @ v, H, rtol=1e-9, atol=1e-9)
+    assert held.state() == twin.state()
+    value = fresh(model(x), y)  # the first call of one that was never called
+    torch.testing.assert_close(op.loss, value.detach(), rtol=1e-12, atol=0)
+    grads = torch.autograd.grad(value, list(model.parameters()), create_graph=True)
+    torch.testing.assert_close(op.gradient, torch.cat([g.flatten() for g in grads]).detach(), rtol=1e-10, atol=1e-14)
+    w = torch.randn(len(H), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product = torch.autograd.grad(torch.cat([g.flatten() for g in grads]) @ w, list(model.parameters()))
+    torch.testing.assert_close(H @ w, torch.cat([g.flatten() for g in product]), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_cgd_without_pruning_is_sgd(name):
+    (x, y), (loss, held), (theirs, twin) = _batch(), _pair(MAKE[name]()), _pair(MAKE[name]())
+    model, other = _mlp(), _mlp()
+    ours, sgd = ce.CGD(model.parameters(), lr=LR, prune=None), torch.optim.SGD(other.parameters(), lr=LR)
+    for _ in range(12):
+        ours.step(ce.HessianOperator(model, loss, x, y))
+        sgd.zero_grad()
+        theirs(other(x), y).backward()
+        sgd.step()
+    for a, b in zip(model.parameters(), other.parameters()):
+        assert torch.equal(a, b)
+    assert held.state() == twin.state()
+
+
+@pytest.mark.parametrize("name", ["counter", "moving average", "closure"])
+def test_a_step_that_fails_leaves_the_loss_as_it_was(name, monkeypatch):
+    (x, y), (loss, held) = _batch(), _pair(MAKE[name]())
+    model = _mlp()
+    opt = ce.CGD(model.parameters(), lr=LR, prune="negative")
+    opt.step(ce.HessianOperator(model, loss, x, y))
+    before, theta = copy.deepcopy(held.state()), [p.clone() for p in model.parameters()]
+
+    def fail(*given):
+        commit_forward(*given)
+        assert held.state() != before
+        raise KeyboardInterrupt
+
+    op = ce.HessianOperator(model, loss, x, y)
+    with monkeypatch.context() as m:
+        m.setattr("chaos_ext.optim.cgd.commit_forward", fail)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(op)
+    assert held.state() == before
+    assert all(map(torch.equal, model.parameters(), theta))
+
+
+def test_a_loss_that_edits_its_targets_edits_copies():
+    def loss(o, t):
+        return F.mse_loss(o, t.clamp_(max=0.1))
+
+    x, _ = _batch()
+    t = torch.randn(6, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    kept, model = t.clone(), _mlp()
+    op = ce.HessianOperator(model, loss, x, t)
+    op.dense()
+    assert torch.equal(t, kept)
+
+
+@pytest.mark.parametrize("name", ["counter", "moving average", "object", "closure"])
+def test_members_of_an_ensemble_cannot_share_a_loss_with_state(name):
+    (x, y), (loss, _) = _batch(), _pair(MAKE[name]())
+    model = _mlp()
+    ens = ce.Ensemble.around(model, loss, torch.optim.SGD(model.parameters(), lr=LR), torch.zeros(43, 1).double())
+    with pytest.raises(ce.UnsupportedError, match="loss_fn: it writes to what it holds"):
+        ens.step(x, y)
+
+
+class Net(nn.Module):
+    """Reads attributes of every kind."""
+
+    factor = 1.0  # of the class
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+        self.scale, self.t = 1.0, torch.ones((), dtype=torch.float64)
+        self.held = {"t": torch.ones((), dtype=torch.float64)}
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x))) * self.t * self.held["t"] * self.scale * self.factor
+
+
+EDITS = {
+    "tensor": lambda m: m.t.fill_(2.0),
+    "through numpy": lambda m: m.t.numpy().fill(2.0),
+    "in a dict": lambda m: m.held["t"].fill_(2.0),
+    "number": lambda m: setattr(m, "scale", 2.0),
+    "of the class": lambda m: setattr(m, "factor", 2.0),
+    "hook": lambda m: m.b.register_forward_hook(lambda *a: 2 * a[2]),
+    "function": lambda m: setattr(m, "forward", lambda x: 2 * Net.forward(m, x)),
+}
+LOSSES = {"rules": nn.CrossEntropyLoss(), "torch": lambda o, y: F.cross_entropy(o, y) + 0.0}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", EDITS)
+def test_what_forward_reads_is_edited_after_the_operator_was_made(name, loss):
+    """H is the old one, or the operator says that it is stale; never one of both, and never beside an old gradient."""
+    (x, y), model = _batch(), Net()
+    before = ce.HessianOperator(model, LOSSES[loss], x, y).dense()
+    op = ce.HessianOperator(model, LOSSES[loss], x, y)
+    EDITS[name](model)
+    for read in (op.dense, lambda: op @ torch.eye(len(before), dtype=torch.float64)):
+        try:
+            H = read()
+        except ce.StaleOperatorError:
+            continue
+        torch.testing.assert_close(H, before, rtol=1e-9, atol=1e-9)
+
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.w * self.w.detach() * x
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_step_whose_gradient_holds_something_constant_has_no_tangent_map(inner):
+    """d(step)/dtheta by differences is 1.146 here, 1 - lr H would be 0.982."""
+    x = torch.ones(4, 1, dtype=torch.float64)
+    model = nn.Sequential(Cut(), nn.Linear(1, 1).double()) if inner else Cut()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    op = ce.HessianOperator(model, nn.MSELoss(), x, x)
+    assert op.held_constant == "detach"
+    Y = torch.eye(op.space.size, dtype=torch.float64)
+    for use in (
+        lambda: ce.TangentMap(opt).apply_(op, Y),
+        lambda: ce.LyapunovAnalyzer(model, opt).update(op),
+        lambda: ce.LyapunovAnalyzer(model, opt, method="svd").update(op),
+    ):
+        with pytest.raises(ce.UnsupportedError, match="takes something out of the graph"):
+            use()
+    assert torch.equal(Y, torch.eye(op.space.size, dtype=torch.float64))
+
+
+def test_a_detach_that_changes_nothing_is_none():
+    class Logging(nn.Sequential):
+        def forward(self, x):
+            out = super().forward(x)
+            self.last = out.detach().mean()
+            return out
+
+    (x, y), model = _batch(), Logging(*_mlp())
+    op = ce.HessianOperator(model, LOSSES["torch"], x, y)
+    assert op.held_constant is None
+    ce.TangentMap(torch.optim.SGD(model.parameters(), lr=0.1)).apply_(op, torch.eye(43, dtype=torch.float64))
