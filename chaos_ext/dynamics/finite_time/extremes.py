@@ -7,9 +7,9 @@ With T = diag(e^l) U, v in the space of initial deviations and w in the coordina
 over a subspace that grows by residuals: for the first the Krylov space of Golub-Kahan-Lanczos, which converges also
 where sigma_1 / sigma_2 is near 1 and power steps stall; for the second generalised Davidson, where Y is nearly
 orthonormal, so that its Gram matrix needs no inverse but the lengths of its columns. T v and T^-1 w last as long as the
-block, so the subspace of the last reading costs one product with Y; a random vector joins it, lest a direction that
-overtakes be missed. What is returned with a value is the bound of the residual, the distance to *a* singular value
-relative to it; the value itself is more accurate, by its square.
+block, so the subspace of the last reading costs one product with Y. Lest a direction that overtakes be missed, the row
+of T that is the largest (smallest) now joins it, and a random vector. What is returned with a value is the bound of the
+residual, the distance to *a* singular value relative to it; the value itself is more accurate, by its square.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 _KEPT = 6  # vectors that go from one reading to the next
 _MOST = 40  # vectors of a basis
 _BREAKDOWN = 1e-13
+_NEW = 1e-6  # of a vector: less than this beside a subspace is not worth a product
 
 Map = Callable[[Tensor], Tensor]
 
@@ -33,6 +34,7 @@ class Factors(NamedTuple):
 
     Attributes:
         Y: the block [n, k], of any floating dtype.
+        lengths: of its columns, float64 [k].
         l: log scales [k].
         U, inverse: unit rows [k, k], and U^-1.
         lean: about 1 / sigma_min of Y with columns of length one.
@@ -40,6 +42,7 @@ class Factors(NamedTuple):
     """
 
     Y: Tensor
+    lengths: Tensor
     l: Tensor
     U: Tensor
     inverse: Tensor
@@ -49,6 +52,10 @@ class Factors(NamedTuple):
     def block(self, X: Tensor) -> Tensor:
         """Y X, float64."""
         return product(self.Y, X.to(self.Y.dtype)).double()
+
+    def scales(self) -> Tensor:
+        """ln of the sizes of Y diag(e^l), column by column [k]."""
+        return self.l + self.lengths.log()
 
     def transposed(self, X: Tensor) -> Tensor:
         """Y^T X, float64."""
@@ -105,6 +112,10 @@ class _Largest:
     def pair(self, W: Tensor, image: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
         return Z, W
 
+    def likely(self) -> Tensor:
+        """The row of the largest scale now, [k, 1]."""
+        return self.f.U[self.f.scales().argmax()].unsqueeze(1)
+
     def residual(self, w: Tensor, image: Tensor, z: Tensor, size: float) -> tuple[Tensor, Tensor]:
         """Of the triplet, and the next vector of the basis."""
         r = (self.f.U.mT @ (self.scale * self.f.transposed(z / size))) - size * w
@@ -119,7 +130,7 @@ class _Smallest:
     def __init__(self, f: Factors) -> None:
         self.f, self.end = f, float(f.l.min())
         self.scale = (self.end - f.l).exp().unsqueeze(1)
-        self.lengths = torch.linalg.vector_norm(f.Y, dim=0, dtype=torch.float64).unsqueeze(1)
+        self.lengths = f.lengths.unsqueeze(1)
 
     def image(self, W: Tensor) -> Tensor:
         return product(self.f.inverse, self.scale * W)
@@ -132,6 +143,12 @@ class _Smallest:
 
     def pair(self, W: Tensor, image: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
         return image, Z
+
+    def likely(self) -> Tensor:
+        """The coordinate of the smallest scale now, [k, 1]."""
+        w = torch.zeros_like(self.lengths)
+        w[self.f.scales().argmin()] = 1.0
+        return w
 
     def residual(self, w: Tensor, image: Tensor, z: Tensor, size: float) -> tuple[Tensor, Tensor]:
         r = self.scale * (self.f.inverse.mT @ (image / size)) - size * self.f.transposed(z)
@@ -177,7 +194,7 @@ def _search(side: _Largest | _Smallest, basis: Basis | None, tol: float) -> Extr
 
 
 def _begin(side: _Largest | _Smallest, basis: Basis | None) -> tuple[Tensor, Tensor]:
-    """Vectors and images to begin with: those of the last reading, and a random one."""
+    """Vectors and images to begin with: those of the last reading, the likely one of now, and a random one."""
     k = len(side.f.l)
     if basis is None:
         W = torch.linalg.qr(_random(k, min(k, _KEPT), 0, side.f.l)).Q
@@ -187,11 +204,13 @@ def _begin(side: _Largest | _Smallest, basis: Basis | None) -> tuple[Tensor, Ten
     else:
         W = torch.linalg.qr(side.old(basis)).Q
         image = side.image(W)
-    if W.shape[1] == k:
-        return W, image
-    new = _orthogonal(_random(k, 1, side.f.serial, side.f.l), W)
-    new = new / new.norm()
-    return torch.cat([W, new], 1), torch.cat([image, side.image(new)], 1)
+    known = W.shape[1]
+    for x in (side.likely(), _random(k, 1, side.f.serial, side.f.l)):
+        new = _orthogonal(x, W)
+        length = float(new.norm())
+        if W.shape[1] < k and length > _NEW * float(x.norm()):
+            W = torch.cat([W, new / length], 1)
+    return W, image if W.shape[1] == known else torch.cat([image, side.image(W[:, known:])], 1)
 
 
 def _kept(W: Tensor, image: Tensor, Z: Tensor, serial: int) -> Basis:

@@ -162,7 +162,8 @@ class ProductSVD:
         """The product as ``extremes`` wants it; until the next ``factor_`` or ``decomposition``."""
         lean = math.exp(min(self._rate * self.pending, _STEEPEST))
         Y = self.Y if rows is None else self.Y[:rows]
-        return Factors(Y, self.l, self.U, self._inverse(), lean, self.conditioning.blocks)
+        lengths = torch.linalg.vector_norm(Y, dim=0, dtype=torch.float64)
+        return Factors(Y, lengths, self.l, self.U, self._inverse(), lean, self.conditioning.blocks)
 
     def _inverse(self) -> Tensor:
         """U^-1 [k, k], in the array that R has when a block ends.
