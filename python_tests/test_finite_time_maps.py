@@ -85,6 +85,33 @@ def test_a_rotation_is_neutral():
     assert result.tolerance.max() < 1e-9
 
 
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_map_that_loses_every_direction(d):
+    """The superstable orbit of the logistic map: its derivative vanishes."""
+    x0 = torch.full((d,), 0.5, dtype=torch.float64)
+    found = ce.lyapunov_spectrum(lambda x: 2 * x * (1 - x), x0=x0, steps=5, method="svd", full_output=True)
+    assert found.exponents.tolist() == [-math.inf] * d
+    assert not found.neutral.any()
+    assert torch.equal(found.right.abs(), torch.eye(d, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_extremes_follow_a_direction_that_overtakes(sign):
+    """One direction leads for 40 steps, then stands still while another overtakes it after 80."""
+    d, every = 50, 5
+    logs = sign * torch.linspace(0, -0.02, d, dtype=torch.float64).repeat(160, 1)
+    logs[:40, 3], logs[40:, 3], logs[40:, 25] = sign * 0.05, 0.0, sign * 0.06
+
+    def tangent(x, V):
+        return logs[int(x[0])].exp().unsqueeze(1) * V
+
+    x0 = torch.zeros(d, dtype=torch.float64)
+    found = ce.lyapunov_spectrum(lambda x: x + 1, tangent, x0, steps=160, method="svd", every=every, full_output=True)
+    sums, t = logs.cumsum(0)[every - 1 :: every], found.extremes.steps
+    values, truth = (found.extremes.largest, sums.amax(1)) if sign > 0 else (found.extremes.smallest, sums.amin(1))
+    assert ((values * t - truth)[t > 80].abs() < 1e-4).all()
+
+
 def test_restricted_to_fewer_columns():
     A = torch.diag(torch.tensor([3.0, 2.0, 0.5], dtype=F64))
     result = ce.lyapunov_spectrum(

@@ -47,6 +47,8 @@ def rotated(l: Tensor, U: Tensor, vectors: bool = False) -> tuple[Tensor, Tensor
 
 def _rounds(n: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """All pairs of n, each once, in rounds of disjoint pairs (the circle method)."""
+    if not n:  # every direction was lost
+        return []
     even = n + n % 2
     ring = torch.arange(1, even, device=device)
     rounds = []
