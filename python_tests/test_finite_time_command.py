@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+import chaos_ext as ce
 from chaos_ext import cli
 
 pytest.importorskip("matplotlib")
@@ -66,6 +67,37 @@ def test_momentum_has_two_spectra(tmp_path):
     for state, k in (("theta", 4), ("full", 4)):
         assert command("--steps", 9, "--k", k, "--momentum", 0.9, "--state", state, "--out", tmp_path / state) == 0
         assert len(rows(tmp_path / state / "exponents.csv")) == k
+
+
+def test_with_the_whole_state_there_are_twice_as_many_columns_as_parameters(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command("--k", 10701, "--momentum", 0.9, "--out", tmp_path)
+    assert "at most 2 P = 10700" in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """What ends a process at once, as far as its files are concerned."""
+
+
+def test_killed_twice_between_the_two_files_of_a_checkpoint(tmp_path, monkeypatch):
+    options = ["--steps", 12, "--k", 4, "--every", 2, "--checkpoint-every", 1e-9]
+    assert command(*options, "--out", tmp_path / "whole") == 0
+    save, left = ce.LyapunovAnalyzer.save, []
+
+    def save_until(self, path):
+        if not left.pop():
+            raise Killed
+        save(self, path)
+
+    monkeypatch.setattr(ce.LyapunovAnalyzer, "save", save_until)
+    for written, more in ((3, []), (0, ["--resume"])):
+        left[:] = [False, *[True] * written]
+        with pytest.raises(Killed):
+            command(*options, "--out", tmp_path / "cut", *more)
+    monkeypatch.undo()
+    assert command(*options, "--out", tmp_path / "cut", "--resume") == 0
+    for name in ("exponents.csv", "extremes.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

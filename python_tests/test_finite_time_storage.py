@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_of_a_study_falls_back_or_says_so(tmp_path, caplog)
     with caplog.at_level(logging.WARNING):
         again.restore()
     assert again.step == again.analyzer.steps == 1
-    (folder / "training.ckpt.previous").unlink()
+    (folder / "training.ckpt").unlink()
     with pytest.raises(ce.CheckpointError, match=r"no whole training\.ckpt of step 1"):
         _study(tmp_path, "run").restore()
     (folder / "analyzer.ckpt.previous").write_bytes(b"chaos_ext sealed 1\nno")

@@ -35,6 +35,9 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
     if device.type not in ("cpu", "cuda"):
         parser.error(f"argument --device: expected cpu or cuda, got {args.device!r}")
     size = sum(p.numel() for p in MODELS[args.model](seed=0).parameters())
+    what = f"P = {size}, the number of parameters"
+    if getattr(args, "state", "theta") != "theta" and args.momentum > 0:  # exponents of the whole state
+        size, what = 2 * size, f"2 P = {2 * size}, parameters and momentum buffers"
     k = getattr(args, "k", None)
     if k is not None and k > size:
-        parser.error(f"argument --k: expected at most P = {size}, the number of parameters, got {k}")
+        parser.error(f"argument --k: expected at most {what}, got {k}")

@@ -7,6 +7,7 @@ first, then ``analyzer.ckpt``; each keeps the one before it, so at any moment th
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ class Training:
                 log.warning("%s", error)
                 continue
             if state["step"] == step:
+                # A newer one, whose analyzer never came to be, would take the place of this one's at the next save.
+                os.replace(candidate, path)
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.step, self.seconds = step, dict(state["seconds"])
