@@ -327,3 +327,24 @@ def _scaled(factor, params, lr):
     opt = Scaled(params, lr=lr)
     opt.factor = factor
     return opt
+
+
+def test_what_a_stopped_run_of_the_theta_block_has_lost_is_said():
+    torch.manual_seed(0)
+    model = nn.Linear(2, 3)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    an = ce.LyapunovAnalyzer(model, opt, method="svd", state="theta", every=2)
+    x, zero = torch.randn(8, 2), torch.zeros(8, 3)
+    for _ in range(5):
+        an.update(ce.HessianOperator(model, nn.MSELoss(), x, zero))
+        nn.MSELoss()(model(x), zero).backward()
+        opt.step()
+        opt.zero_grad()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-18)
+    with pytest.raises(ce.NonFiniteError, match="step 5"):
+        an.update(ce.HessianOperator(model, nn.MSELoss(), 1e18 * x, zero))  # the curvature is finite, J Y is not
+    with pytest.raises(ce.UnsupportedError, match="stopped at step 5"):
+        an.exponents()
+    assert an.extremes.steps.tolist() == [2, 4]

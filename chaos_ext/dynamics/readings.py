@@ -45,7 +45,8 @@ class Readings:
         Of "svd" a read-out, about as costly as some dozens of QR factorisations, and kept until the next update.
 
         Raises:
-            ValueError: there was no step after the transient yet.
+            ValueError: there was no step after the transient yet. UnsupportedError: ``state="theta"`` of an optimizer
+            with buffers, after NaN or infinity in the deviations: those of its last block are lost, ``extremes`` stay.
         """
         return self._run.exponents().clone()
 

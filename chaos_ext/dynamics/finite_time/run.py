@@ -203,6 +203,11 @@ class FiniteTime:
 
     def _reading(self, vectors: bool) -> tuple[int, Decomposition, Tensor, float]:
         product = self.product
+        if self.stopped is not None and self.steps > self.transient and not self.measured:
+            raise UnsupportedError(
+                f"exponents: the run stopped at step {self.stopped}, and which rows of its last block are theta's is "
+                "lost with it; extremes are kept; load a saved state for exponents until then"
+            )
         if product is None or not self.measured:
             raise ValueError("exponents: expected at least one step after the transient, got none yet")
         known = self._read
