@@ -201,6 +201,19 @@ def test_refusals():
         ce.covariant_vectors(lambda x: x**3, lambda x, V: V, torch.full((2,), 1.03).double(), **{**good, "steps": 100})
 
 
+@pytest.mark.parametrize("wrong", [{"tol": 0.0}, {"tol": "tight"}, {"expanding": 3}, {"neutral": -1}, {"k": 3}])
+def test_arguments_are_looked_at_before_the_first_step(wrong):
+    henon, taken = ce.systems.henon(), []
+
+    def step(x):
+        taken.append(x)
+        return henon.step(x)
+
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ce.covariant_vectors(step, henon.tangent, henon.x0, steps=20, transient=10, settle=10, **wrong)
+    assert not taken
+
+
 def test_progress_and_arguments_that_callables_write_to():
     s, seen = ce.systems.henon(), []
 

@@ -19,6 +19,7 @@ from ..errors import UnsupportedError
 from .benettin import Benettin
 from .exponents import count_signs
 from .factors import Record
+from .start import check_count
 
 MOST = 64  # vectors
 KEPT = 64  # frames of a run whose steps are not known before
@@ -120,8 +121,7 @@ def covariant_of(
     record, blocks = run.record, run.recorded
     if record is None or not blocks:
         raise ValueError("covariant vectors: expected a run that records its factors, and at least one block of it")
-    if not tol > 0:
-        raise ValueError(f"tol: expected a number > 0, got {tol!r}")
+    _check_tol(tol)
     steps = record.steps[: blocks + 1]
     places = blocks + 1 if last is None else sum(s <= last for s in steps)
     spaces = _spaces(run, expanding, neutral)
@@ -211,10 +211,28 @@ def _spaces(run: Benettin, expanding: int | None, neutral: int | None) -> tuple[
     reading = run.reading()
     signs = count_signs(reading.growth / reading.steps, reading.steps)
     sizes = (signs.chaotic if expanding is None else expanding, signs.neutral if neutral is None else neutral)
-    for name, value in zip(("expanding", "neutral"), sizes, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= len(reading.growth):
-            raise ValueError(f"{name}: expected an int in 0..k = {len(reading.growth)} or None, got {value!r}")
+    _check_sizes(len(reading.growth), *sizes)
     return sizes
+
+
+def check_spaces(k: int | None, size: int, expanding: int | None, neutral: int | None, tol: float) -> None:
+    """Raises ValueError for numbers out of range, before a run and not after it."""
+    k = check_count(k, size, "d")
+    if k > MOST:
+        raise ValueError(f"k: expected at most {MOST} covariant vectors, got {k}; ask for fewer")
+    _check_sizes(k, 0 if expanding is None else expanding, 0 if neutral is None else neutral)
+    _check_tol(tol)
+
+
+def _check_sizes(k: int, expanding: int, neutral: int) -> None:
+    for name, value in (("expanding", expanding), ("neutral", neutral)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= k:
+            raise ValueError(f"{name}: expected an int in 0..k = {k} or None, got {value!r}")
+
+
+def _check_tol(tol: float) -> None:
+    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not tol > 0:
+        raise ValueError(f"tol: expected a number > 0, got {tol!r}")
 
 
 def _angles(C: Tensor, expanding: int, neutral: int, tol: float) -> Tensor:

@@ -13,11 +13,10 @@ from ..base.arguments import require_int
 from ..base.progress import Progress
 from ..errors import NonFiniteError
 from .benettin import Benettin
-from .covariant import MOST, CovariantVectors, covariant_of
+from .covariant import CovariantVectors, check_spaces, covariant_of
 from .factors import Record
 from .linearised import Jvp, Step, linearised
 from .maps import initial_state, lyapunov_spectrum
-from .start import check_count
 
 
 def covariant_vectors(
@@ -86,12 +85,11 @@ def covariant_vectors(
     ):
         require_int(name, value, least)
     x0 = initial_state(x0)
+    check_spaces(k, len(x0), expanding, neutral, tol)
     tangent = linearised(step, x0) if tangent is None else tangent
     first = lyapunov_spectrum(step, tangent, x0, steps=transient, k=k, full_output=True, seed=seed)
     Y = first.directions.contiguous()
-    k = check_count(k, len(x0), "d")
-    if k > MOST:
-        raise ValueError(f"k: expected at most {MOST} covariant vectors, got {k}; ask for fewer")
+    k = Y.shape[1]
     frame = Y.numel() * Y.dtype.itemsize + 2 * k * k * 8
     memory.require(
         (steps // every + 1) * frame,

@@ -43,7 +43,7 @@ class Ensemble:
 
     Example:
         >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
+        >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
         >>> losses = twins.step(x, y)
         >>> twins.distances().shape
         torch.Size([5])
