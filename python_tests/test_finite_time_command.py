@@ -13,6 +13,7 @@ import torch
 
 import chaos_ext as ce
 from chaos_ext import cli
+from chaos_ext.experiments import finite_time_run
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -113,3 +114,29 @@ def test_terminated_and_resumed_it_writes_the_same_bytes(tmp_path):
     subprocess.run([*base, "--out", tmp_path / "cut", "--resume"], check=True)
     for name in ("exponents.csv", "extremes.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_a_training_that_diverges_leaves_what_was_measured_until_then(tmp_path, monkeypatch, capsys):
+    advance = finite_time_run.Training.advance
+
+    def diverge(training):
+        if training.step == 7:
+            raise ce.NonFiniteError("loss: the loss is NaN")
+        advance(training)
+
+    monkeypatch.setattr(finite_time_run.Training, "advance", diverge)
+    options = ["--steps", 12, "--k", 4, "--every", 2]
+    assert command(*options, "--out", tmp_path / "out") == 1
+    assert "training diverged at step 7: NonFiniteError: loss: the loss is NaN" in capsys.readouterr().err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["steps"], manifest["failure"]["step"]) == ("failed", 7, 7)
+    monkeypatch.undo()
+    assert command("--steps", 7, "--k", 4, "--every", 2, "--out", tmp_path / "whole") == 0
+    for name in ("exponents.csv", "extremes.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert command(*options, "--out", tmp_path / "out", "--resume") == 1  # it is known
+
+
+def test_a_training_that_diverges_at_once_is_an_error(tmp_path, capsys):
+    assert command("--steps", 12, "--k", 4, "--lr", 1e300, "--out", tmp_path / "out") == 1
+    assert "chaos-ext: " in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ..base import memory
 from ..base.arguments import require_int
 from ..base.progress import Progress
 from ..errors import NonFiniteError
@@ -166,6 +167,9 @@ def lyapunov_spectrum(
     check_neutral(neutral_tol)
     require_int("steps", steps, 1)
     x = initial_state(x0)
+    if method == "svd":  # the deviations are copied for tangent, and a few times more to look at what it does
+        need = (13 if tangent is None else 6) * len(x) * (k or len(x)) * x.element_size()
+        memory.require(need, x.device, f"the tangents of {k or len(x)} columns", "ask for fewer exponents")
     run = run_for(options, len(x), len(x), "d", x.dtype, x.device)
     tangent = linearised(step, x) if tangent is None else tangent
     _check_tangent(tangent, x, k or len(x))

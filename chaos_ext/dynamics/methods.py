@@ -15,6 +15,7 @@ from ..errors import TornStateError, UnsupportedError
 from .asymptotic import Asymptotic
 from .benettin import KEEP
 from .covariant import record_for
+from .finite_time.factors import BLOCK
 from .finite_time.run import EVERY, FiniteTime, Shape
 from .start import check_count, check_every, start_block
 
@@ -119,7 +120,9 @@ def _finite_time(o: Options, size: int, rows: int, name: str, dtype: torch.dtype
     shape = Shape(size, k, rows, dtype, device)
     # Deviations and a copy to factor (or their product with H); both factors, and a third where the copy cannot be it.
     third = 0 if dtype == torch.float64 and size >= k else 1
-    _require(o, k, size, device, 2 * size * k * dtype.itemsize + (2 + third) * k * k * 8)
+    theta = 0 if rows == size else 2  # R of theta's rows, and the copy that it is made of
+    slabs = 10 * BLOCK * k * 8
+    _require(o, k, size, device, 2 * size * k * dtype.itemsize + (2 + third + theta) * k * k * 8 + slabs)
     return FiniteTime(shape, functools.partial(_start, shape, o.seed), o.every or EVERY, o.transient)
 
 

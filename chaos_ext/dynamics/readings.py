@@ -54,8 +54,8 @@ class Readings:
         """How far each exponent may be off, in their order [k].
 
         Of "qr" one standard error, by block means over the run: NaN until there are four blocks. It describes the
-        scatter of a stationary run; in a run that changes with time, that change counts as scatter. Of "svd" the bound
-        of rounding errors of ``finite_time()``.
+        scatter of a stationary run; in a run that changes with time, that change counts as scatter. Of "svd" the
+        tolerances of ``finite_time()``, for rounding.
         """
         return self._run.uncertainty()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import chaos_ext as ce
 from ..base.files import atomic_write
 from ..base.progress import Progress
 from ..data import Dataset, load
+from ..errors import NonFiniteError
 from . import report
 from .arguments import check_arguments, require_figures
 from .finite_time_figure import figure_finite_time
@@ -38,12 +40,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser: refuses arguments that only show themselves wrong now, by ending the process with exit status 2.
 
     Returns:
-        The exit status, 0.
+        The exit status: 0, or 1 if training diverged; results are then those until that step.
 
     Raises:
         UsageError: matplotlib is missing, or the output folder is not one to work in.
         DatasetNotFoundError: the data set's files are missing or damaged.
-        ChaosExtError: training diverged, the run does not fit into memory, no good checkpoint.
+        ChaosExtError: the first step is not finite, the run does not fit into memory, no good checkpoint.
         Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
     """
     require_figures()
@@ -56,11 +58,13 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         settings = _settings(args, data.fingerprint())
         manifest = out.begin(NAME, settings)
         if manifest["status"] == "running":
-            _work(args, settings, data, out)
+            manifest = _work(args, settings, data, out)
         if not args.keep_checkpoint:
             shutil.rmtree(out.parts, ignore_errors=True)
     print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
-    return 0
+    if failure := manifest["failure"]:
+        print(f"chaos-ext: training diverged at step {failure['step']}: {failure['error']}", file=sys.stderr)
+    return 1 if failure else 0
 
 
 def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
@@ -80,27 +84,28 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
     )
 
 
-def _work(args: argparse.Namespace, settings: FiniteTimeSettings, data: Dataset, out: OutputFolder) -> None:
+def _work(args: argparse.Namespace, settings: FiniteTimeSettings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         training = Training(settings, data, out.parts, out.path / EXTREMES)
         with Progress(training.total, lines=NAME) as progress:
             train(training, args.checkpoint_every, progress.report)
-        _finish(args, settings, training, data, out)
+        if training.failure and not training.step:
+            raise NonFiniteError(f"training diverged at its first step: {training.failure['error']}")
+        return _finish(settings, training, data, out)
     finally:
         torch.set_num_threads(before)
 
 
-def _finish(
-    args: argparse.Namespace, settings: FiniteTimeSettings, training: Training, data: Dataset, out: OutputFolder
-) -> None:
+def _finish(settings: FiniteTimeSettings, training: Training, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     spec = training.analyzer.finite_time()
     _write_exponents(out.path / EXPONENTS, spec)
     _draw(settings, spec, out)
     manifest = {
         "experiment": NAME,
-        "status": "complete",
+        "status": "failed" if training.failure else "complete",
+        "failure": training.failure,
         "settings": settings.to_json(),
         "samples": {"train": len(data.y_train), "test": len(data.y_test)},
         "steps": spec.steps,
@@ -113,6 +118,7 @@ def _finish(
         **report.environment(settings, 1),
     }
     out.write_manifest(manifest)
+    return manifest
 
 
 def _peak_memory() -> int | None:

@@ -7,11 +7,13 @@ first, then ``analyzer.ckpt``; each keeps the one before it, so at any moment th
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ import chaos_ext as ce
 from ..base.contents import count, number, parts, refusing, require
 from ..base.files import read_sealed, write_keeping_previous
 from ..data import BatchOrder, Dataset
-from ..errors import CheckpointError
+from ..errors import CheckpointError, NonFiniteError
 from .interruption import Interrupted, between_steps
 from .settings import Settings
 from .training import build_model
@@ -55,6 +57,7 @@ class Training:
         step: optimizer steps taken.
         seconds: wall time of this run so far, over all processes, and of making operators and stepping.
         epoch_losses: mean training loss of each finished epoch.
+        failure: None, or the step at which training diverged, and why.
     """
 
     def __init__(self, settings: FiniteTimeSettings, data: Dataset, folder: Path, csv: Path) -> None:
@@ -73,6 +76,7 @@ class Training:
         self.folder, self.step = folder, 0
         self.seconds = {"total": 0.0, "operator": 0.0, "optimizer": 0.0, "checkpoints": 0.0}
         self.epoch_losses: list[float] = []
+        self.failure: dict[str, Any] | None = None
         self._loss = 0.0  # sum over the epoch so far
         self._batches: tuple[Tensor, ...] = ()
 
@@ -101,15 +105,16 @@ class Training:
             self.epoch_losses.append(self._loss / self.order.n)
             self._loss = 0.0
 
-    def evaluate(self) -> dict[str, float]:
-        """Loss and accuracy over the test split."""
+    def evaluate(self) -> dict[str, float | None]:
+        """Loss and accuracy over the test split; the loss None where it is not finite."""
         d, loss, hits = self.data, 0.0, 0
         with torch.no_grad():
             for x, y in zip(torch.split(d.x_test, _CHUNK), torch.split(d.y_test, _CHUNK), strict=True):
                 output = self.model(x)
                 loss += nn.functional.cross_entropy(output, y, reduction="sum").item()
                 hits += int((output.argmax(1) == y).sum())
-        return {"test_loss": loss / len(d.y_test), "test_accuracy": hits / len(d.y_test)}
+        mean = loss / len(d.y_test)
+        return {"test_loss": mean if math.isfinite(mean) else None, "test_accuracy": hits / len(d.y_test)}
 
     def save(self) -> None:
         """Writes both files."""
@@ -165,7 +170,7 @@ class Training:
 
 
 def train(training: Training, every: float, report: Callable[[int, bool], None]) -> None:
-    """Trains to the end, from a checkpoint if there is a good one.
+    """Trains to the end, or to where it diverges (``failure``), from a checkpoint if there is a good one.
 
     Args:
         training: at its start.
@@ -174,14 +179,17 @@ def train(training: Training, every: float, report: Callable[[int, bool], None])
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; a checkpoint of the last step was written.
-        NonFiniteError: training diverged.
     """
     training.restore()
     report(training.step, True)
     saved = mark = time.monotonic()
     with between_steps() as asked_to_end:
         while training.step < training.total:
-            training.advance()
+            try:
+                training.advance()
+            except NonFiniteError as error:
+                training.failure = {"step": training.step, "error": f"{type(error).__name__}: {error}"}
+                return
             report(1, False)
             now = time.monotonic()
             training.seconds["total"] += now - mark

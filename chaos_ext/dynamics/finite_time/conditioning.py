@@ -1,4 +1,4 @@
-"""How far rounding may have moved the singular values of a long product: about 4 eps times the sum of three things.
+"""How far rounding may have moved the singular values of a long product: 40 eps times the sum of three things.
 
 - Over blocks, their steps over sigma_min(B_b), B_b being the block with columns of length one: rounding in a block
   multiplies the product from the left by I + E, ||E|| about eps / sigma_min(B_b) a step. A step that nearly loses a
@@ -10,7 +10,8 @@
   stay contracted have none of it. c is followed in the logarithms of sizes, c_i <- max_j (ln|R_ij| + c_j).
 - cond U.
 
-The 4 is for the few operations that a step is made of, and for the sum over blocks that the leaks leave out.
+The 40 is for the operations that a step is made of, for the sum over blocks that the leaks leave out, and for what
+first order leaves out: of some thousand exact products none was off by more than 7 times as much with 4 in its place.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from .factors import BLOCK
 
 WORST = 4  # directions of a block whose conditioning is kept
-SAFETY = 4.0
+SAFETY = 40.0
 _ALL = 32  # up to this k leaks from every rank are followed, beyond from ranks 1, 2, 4, 8, ...
 
 
@@ -70,7 +71,7 @@ class Conditioning:
         self._leaks = torch.maximum(self._leaks, sources.unsqueeze(1))
 
     def errors(self, l: Tensor, eps: float) -> Tensor:
-        """About how far each ln sigma, in descending order, may be off but for cond U, float64 [k]; without the 4.
+        """About how far each ln sigma, in descending order, may be off but for cond U, float64 [k]; without the 40.
 
         Args:
             l: the scales now.
@@ -84,7 +85,9 @@ class Conditioning:
         pool = torch.cat([losses.flatten(), losses[:, -1].repeat_interleave(max(k - WORST, 0))])
         limits = pool.sort(descending=True).values[:k].unsqueeze(1)
         sums = torch.cat([(steps * torch.minimum(losses[:, 0], c)).sum(1) for c in limits.split(256)])
-        return eps * (sums.flip(0).to(l.device) + self._regrown(l))
+        own = eps * sums.flip(0).to(l.device)
+        own = torch.where(SAFETY * own < 1, own, torch.inf)  # to first order, which says nothing of more
+        return own + eps * self._regrown(l)
 
     def _regrown(self, l: Tensor) -> float:
         """exp of the largest min(c_i - L_m, c_i - L_i)."""

@@ -37,8 +37,9 @@ class Factors(NamedTuple):
         lengths: of its columns, float64 [k].
         l: log scales [k].
         U, inverse: unit rows [k, k], and U^-1.
-        lean: about 1 / sigma_min of Y with columns of length one.
+        lean: about 1 / sigma_min of Y with columns of length one, or of Y R^-1.
         serial: of the block; l, U and the coordinates of Y are the same within one.
+        R: upper triangular [k, k], with Y R^-1 nearly orthonormal, where Y itself is not; else None.
     """
 
     Y: Tensor
@@ -48,6 +49,7 @@ class Factors(NamedTuple):
     inverse: Tensor
     lean: float
     serial: int
+    R: Tensor | None = None
 
     def block(self, X: Tensor) -> Tensor:
         """Y X, float64."""
@@ -152,8 +154,11 @@ class _Smallest:
 
     def residual(self, w: Tensor, image: Tensor, z: Tensor, size: float) -> tuple[Tensor, Tensor]:
         r = self.scale * (self.f.inverse.mT @ (image / size)) - size * self.f.transposed(z)
-        r = r / self.lengths
-        return self.f.lean * r, r / self.lengths
+        if self.f.R is None:
+            r = r / self.lengths
+            return self.f.lean * r, r / self.lengths
+        r = torch.linalg.solve_triangular(self.f.R.mT, r, upper=False)
+        return self.f.lean * r, torch.linalg.solve_triangular(self.f.R, r, upper=True)
 
 
 def largest(f: Factors, basis: Basis | None, tol: float) -> Extreme:
@@ -174,7 +179,7 @@ def smallest(f: Factors, basis: Basis | None, tol: float) -> Extreme:
 def _search(side: _Largest | _Smallest, basis: Basis | None, tol: float) -> Extreme:
     W, image = _begin(side, basis)
     Z = side.moved(W, image)
-    k = len(W)
+    k, is_new = len(W), basis is None or basis.serial != side.f.serial
     while True:
         found = _quotient(*side.pair(W, image, Z))
         if found is None:
@@ -185,7 +190,9 @@ def _search(side: _Largest | _Smallest, basis: Basis | None, tol: float) -> Extr
         error = float(residual.norm()) / size
         following = _orthogonal(following, W)
         length = float(following.norm())
-        if error <= tol or W.shape[1] >= min(_MOST, k) or length <= _BREAKDOWN * size:
+        settled = error <= tol and not is_new  # in a new block one step more, to see what has overtaken
+        is_new = False
+        if settled or W.shape[1] >= min(_MOST, k) or length <= _BREAKDOWN * size:
             kept = _kept(W @ C[:, :_KEPT], image @ C[:, :_KEPT], Z @ C[:, :_KEPT], side.f.serial)
             return Extreme(side.end + side.sign * math.log(size), error, kept)
         w = following / length

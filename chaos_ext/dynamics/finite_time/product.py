@@ -54,6 +54,7 @@ class ProductSVD:
         self.conditioning = Conditioning(k, device)
         self._scratch: tuple[Tensor, Tensor] | None = None
         self._inverted = False  # whether U^-1 is in the second scratch array
+        self._leaning: tuple[int, int, Tensor] | None = None  # block, steps in it then, R of the rows that count
 
     def is_due(self, low: float, high: float) -> bool:
         """Whether one more step could pass the allowed stretch; ``low``, ``high``: extreme lengths of Y's columns."""
@@ -149,7 +150,7 @@ class ProductSVD:
         return self._scratch
 
     def errors(self) -> Tensor:
-        """About how far each ln sigma, in descending order, may be off, float64 [k]."""
+        """How far each ln sigma, in descending order, may be off, float64 [k]; inf where that cannot be told."""
         own = self.conditioning.errors(self.l, torch.finfo(self.Y.dtype).eps)
         return SAFETY * (own + torch.finfo(torch.float64).eps * self.condition())
 
@@ -158,12 +159,30 @@ class ProductSVD:
         inverse = self._inverse()
         return norm(self.U) * norm(inverse)
 
-    def factors(self, rows: int | None = None) -> Factors:
-        """The product as ``extremes`` wants it; until the next ``factor_`` or ``decomposition``."""
-        lean = math.exp(min(self._rate * self.pending, _STEEPEST))
-        Y = self.Y if rows is None else self.Y[:rows]
+    def factors(self, rows: int | None = None, anew: bool = False) -> Factors:
+        """The product as ``extremes`` wants it; until the next ``factor_`` or ``decomposition``.
+
+        Args:
+            rows: how many rows of Y count; None: all.
+            anew: whether R of these rows is to be that of now, and not that of earlier in the block.
+        """
+        Y, inverse = self.Y if rows is None else self.Y[:rows], self._inverse()
+        R, at = (None, 0) if len(Y) == len(self.Y) else self._triangle(Y, anew)
+        lean = math.exp(min(self._rate * (self.pending - at), _STEEPEST))
         lengths = torch.linalg.vector_norm(Y, dim=0, dtype=torch.float64)
-        return Factors(Y, lengths, self.l, self.U, self._inverse(), lean, self.conditioning.blocks)
+        return Factors(Y, lengths, self.l, self.U, inverse, lean, self.conditioning.blocks, R)
+
+    def _triangle(self, Y: Tensor, anew: bool) -> tuple[Tensor | None, int]:
+        """R of some rows of the block, and how many steps there were in it then: once a block, part of the state.
+
+        Such rows of orthonormal columns lean towards one another, from the first step of a block.
+        """
+        if anew or self._leaning is None or self._leaning[0] != self.conditioning.blocks:
+            R = self._leaning[2] if self._leaning is not None else fresh((len(self.l),) * 2, torch.float64, Y.device)
+            factored_(Y, torch.arange(len(self.l), device=Y.device), self._buffers()[0], R, None)
+            self._leaning = self.conditioning.blocks, self.pending, R
+        _, at, R = self._leaning
+        return (R, at) if bool((R.diagonal() > 0).all()) else (None, at)
 
     def _inverse(self) -> Tensor:
         """U^-1 [k, k], in the array that R has when a block ends.
@@ -185,7 +204,9 @@ class ProductSVD:
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-identical continuation needs; the large tensors are the run's own, not copies."""
         plain = {"pending": self.pending, "rate": self._rate, "allowed": self._allowed}
-        return {**plain, "Y": self.Y, "l": self.l, "U": self.U, **self.conditioning.state_dict()}
+        block, at, R = self._leaning or (0, 0, None)
+        leaning = {"leaning_block": block, "leaning_at": at, "leaning": R}
+        return {**plain, **leaning, "Y": self.Y, "l": self.l, "U": self.U, **self.conditioning.state_dict()}
 
     @classmethod
     def restored(cls, state: dict[str, Any], seconds: dict[str, float] | None = None) -> ProductSVD:
@@ -193,7 +214,8 @@ class ProductSVD:
         new = cls(state["Y"], seconds, state["U"])
         new.conditioning.load_state_dict(state)
         plain = {"pending": state["pending"], "_rate": state["rate"], "_allowed": state["allowed"]}
-        vars(new).update(plain, l=state["l"])
+        leaning = state["leaning_block"], state["leaning_at"], state["leaning"]
+        vars(new).update(plain, l=state["l"], _leaning=None if leaning[2] is None else leaning)
         return new
 
 

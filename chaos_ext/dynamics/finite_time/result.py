@@ -15,7 +15,7 @@ class FiniteTimeSpectrum:
 
     Attributes:
         exponents: float64 [k], descending, in nats per step; -inf for a direction that was lost exactly.
-        tolerance: how far rounding may have moved each ln sigma_i, to an order of magnitude, float64 [k]: by the
+        tolerance: how far rounding may have moved each ln sigma_i, float64 [k], inf where that cannot be told: by the
             condition of the factors, of each block of steps (a step with lr lambda near 1 conditions one exponent at
             the bottom), and of directions that shrank and grew again.
         neutral: |ln sigma_i| within ``neutral_tolerance``: neither chaotic nor stable, bool [k].
@@ -56,7 +56,7 @@ def spectrum_of(run: FiniteTime, neutral_tol: float | None, x: Tensor | None = N
     return FiniteTimeSpectrum(
         exponents=logs / run.measured,
         tolerance=tolerance.clone(),
-        neutral=(logs.abs() <= wanted) & logs.isfinite(),
+        neutral=(logs.abs() <= wanted) & logs.isfinite() & wanted.isfinite(),
         neutral_tolerance=wanted,
         steps=run.measured,
         transient=run.transient,

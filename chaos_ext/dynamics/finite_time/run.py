@@ -141,7 +141,8 @@ class FiniteTime:
             low, high = torch.stack(torch.aminmax(torch.linalg.vector_norm(product.Y, dim=0))).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
             self.stop()
-            raise NonFiniteError(f"step {self.steps}: the deviations have NaN or infinity; results until then are kept")
+            kept = "results" if self.shape.rows == self.shape.size else "extremes"
+            raise NonFiniteError(f"step {self.steps}: the deviations have NaN or infinity; {kept} until then are kept")
         product.pending += 1
         if product.is_due(low, high):
             product.factor_()
@@ -157,6 +158,8 @@ class FiniteTime:
         began = time.perf_counter()
         f = product.factors(self.shape.rows)
         top, bottom = (read(f, b, RESIDUAL) for read, b in zip((largest, smallest), self.bases, strict=True))
+        if bottom.tolerance > RESIDUAL and f.R is not None:  # which has become too old within the block
+            bottom = smallest(product.factors(self.shape.rows, anew=True), bottom.basis, RESIDUAL)
         self.rows.append((self.steps, top.log, bottom.log, top.tolerance, bottom.tolerance))
         self.bases = top.basis, bottom.basis
         self.seconds["extremes"] += time.perf_counter() - began

@@ -13,7 +13,9 @@ from .extremes import Basis
 from .product import ProductSVD
 from .run import FiniteTime
 
-_PRODUCT = ("Y", "l", "U", "leaks", "blocks", "pending", "rate", "allowed")
+_LEANING = ("leaning", "leaning_at", "leaning_block")
+_PRODUCT = ("Y", "l", "U", "leaks", "blocks", "pending", "rate", "allowed", *_LEANING)
+_LARGE = ("Y", "l", "U", "leaning")
 
 
 def packed(run: FiniteTime, copy: bool = True) -> dict[str, Any]:
@@ -38,7 +40,8 @@ def restore(run: FiniteTime, state: dict[str, Any], copy: bool = True) -> None:
     bases = [None if b is None else _basis(b, device) for b in state["bases"]]
     seconds = dict(state["seconds"])
     if state["product"] is not None:
-        content = {n: v.to(device, copy=copy) if n in ("Y", "l", "U") else v for n, v in state["product"].items()}
+        saved = state["product"]
+        content = saved | {n: saved[n].to(device, copy=copy) for n in _LARGE if saved[n] is not None}
         product = ProductSVD.restored(content, seconds)
     vars(run).update(
         steps=state["steps"],
@@ -88,6 +91,10 @@ def _check_product(run: FiniteTime, state: Any, finite: bool) -> None:
         t = _but_infinite(name, state[name], shape)
         require(not bool(torch.isnan(t).any()), name, "numbers or -inf", "NaN")
     count("pending", state["pending"])
+    if state["leaning"] is not None:
+        array("leaning", state["leaning"], (s.k, s.k), (torch.float64,))
+    for name in _LEANING[1:]:
+        count(name, state[name])
     count("allowed", state["allowed"], 1)
     number("rate", state["rate"])
 
