@@ -35,7 +35,7 @@ def without_randomness(run: Callable[[], _T], model: nn.Module, device: torch.de
     before.restore()
     names = [n for n, m in model.named_modules() if "Dropout" in type(m).__name__ and m.training]
     raise UnsupportedError(
-        f"model: its forward draws random numbers ({', '.join(names) or 'no Dropout module; see its forward'}), "
+        f"model: its forward draws random numbers ({', '.join(names) or 'no Dropout module; forward or loss_fn'}), "
         "so it has no single Hessian; call .eval() on these modules"
     )
 

@@ -14,6 +14,7 @@ from torch.func import grad, jvp, vmap
 
 from ..base.signals import Deferred
 from ..errors import StaleOperatorError, UnsupportedError
+from .scalar import first_line
 
 Parts = tuple[Tensor, ...]
 
@@ -77,7 +78,7 @@ def _grad(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as e:
-        raise UnsupportedError(f"model: autograd cannot differentiate it twice: {e}") from e
+        raise UnsupportedError(f"model, loss_fn: autograd cannot differentiate the loss twice: {first_line(e)}") from e
     return [t.to_dense() if t is not None and t.layout != torch.strided else t for t in parts]
 
 

@@ -71,4 +71,4 @@ def backward(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...
     except (torch.OutOfMemoryError, ChaosExtError):
         raise
     except RuntimeError as e:
-        raise UnsupportedError(f"model: autograd cannot differentiate the loss: {first_line(e)}") from e
+        raise UnsupportedError(f"model, loss_fn: autograd cannot differentiate the loss: {first_line(e)}") from e

@@ -37,7 +37,8 @@ def choose_path(engine: Differentiable, program: Program) -> str:
         return program.path
     if seen.once_differentiable:
         names = ", ".join(seen.once_differentiable)
-        raise UnsupportedError(f"model: autograd cannot differentiate it twice: {names} is once_differentiable")
+        why = f"{names} is once_differentiable"
+        raise UnsupportedError(f"model, loss_fn: autograd cannot differentiate the loss twice: {why}")
     judge = engine.twin()
     program.path = path = _judged(judge, program, engine.model)
     if judge is not engine:  # and in the engine's own dtype the formula that was found right
@@ -109,7 +110,7 @@ class _Comparison:
 
     def decide(self) -> str:
         if not self._products:
-            raise self._refusal or UnsupportedError("model: autograd cannot differentiate it twice")
+            raise self._refusal or UnsupportedError("model, loss_fn: autograd cannot differentiate the loss twice")
         sound = [path for path, p in self._products.items() if torch.isfinite(p).all()]
         if not sound:
             raise NonFiniteError("hessian: torch's second derivatives are NaN or inf on this batch")
