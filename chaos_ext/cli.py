@@ -18,11 +18,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._version import __version__
-from .experiments import fig1_options, fig2_options, finite_time_options, spectrum_options
+from .experiments import (
+    everything_options,
+    fig1_options,
+    fig2_options,
+    finite_time_options,
+    report_options,
+    spectrum_options,
+)
 from .experiments.interruption import Interrupted, handled
 
 # The module that runs NAME is ``experiments.NAME``, with underscores.
-_EXPERIMENTS = (fig1_options, fig2_options, finite_time_options, spectrum_options)
+_EXPERIMENTS = (fig1_options, fig2_options, finite_time_options, spectrum_options, everything_options)
+_MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         experiment.add_arguments(sub)
         sub.set_defaults(command=lambda args, e=experiment.NAME, p=sub: _reproduce(args, e, p))
         commands_with_options.append(sub)
+    sub = commands.add_parser(report_options.NAME, help=report_options.HELP, description=report_options.HELP)
+    report_options.add_arguments(sub)
+    sub.set_defaults(command=lambda args, p=sub: _reproduce(args, report_options.NAME, p))
+    commands_with_options.append(sub)
     for sub in commands_with_options:  # without a default, which would undo a -v before the command
         sub.add_argument(*verbose, action="store_true", default=argparse.SUPPRESS, help="log more")
     return parser
@@ -79,7 +91,8 @@ def _reproduce(args: argparse.Namespace, name: str, parser: argparse.ArgumentPar
     from .errors import ChaosExtError, DatasetNotFoundError
     from .experiments.output import UsageError, WorkerError
 
-    experiment = importlib.import_module(f".experiments.{name.replace('-', '_')}", __package__)
+    module = _MODULES.get(name, name.replace("-", "_"))
+    experiment = importlib.import_module(f".experiments.{module}", __package__)
     try:
         with handled():
             status: int = experiment.run(args, parser)

@@ -23,7 +23,9 @@ from ..data import Dataset, load
 from ..errors import NonFiniteError
 from . import report
 from .arguments import check_arguments, require_figures
+from .command import command_of
 from .finite_time_figure import figure_finite_time
+from .finite_time_findings import findings_of
 from .finite_time_options import NAME, QUICK_COLUMNS, QUICK_STEPS
 from .finite_time_run import EXTREMES, FiniteTimeSettings, Training, train
 from .output import OutputFolder
@@ -58,7 +60,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         settings = _settings(args, data.fingerprint())
         manifest = out.begin(NAME, settings)
         if manifest["status"] == "running":
-            manifest = _work(args, settings, data, out)
+            manifest = _work(settings, data, out, args.checkpoint_every)
+            out.write_manifest({**manifest, "command": command_of(NAME, args, parser)})
         if not args.keep_checkpoint:
             shutil.rmtree(out.parts, ignore_errors=True)
     print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
@@ -84,13 +87,13 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
     )
 
 
-def _work(args: argparse.Namespace, settings: FiniteTimeSettings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
+def _work(settings: FiniteTimeSettings, data: Dataset, out: OutputFolder, every: float) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         training = Training(settings, data, out.parts, out.path / EXTREMES)
         with Progress(training.total, lines=NAME) as progress:
-            train(training, args.checkpoint_every, progress.report)
+            train(training, every, progress.report)
         if training.failure and not training.step:
             raise NonFiniteError(f"training diverged at its first step: {training.failure['error']}")
         return _finish(settings, training, data, out)
@@ -102,7 +105,7 @@ def _finish(settings: FiniteTimeSettings, training: Training, data: Dataset, out
     spec = training.analyzer.finite_time()
     _write_exponents(out.path / EXPONENTS, spec)
     _draw(settings, spec, out)
-    manifest = {
+    return {
         "experiment": NAME,
         "status": "failed" if training.failure else "complete",
         "failure": training.failure,
@@ -111,14 +114,13 @@ def _finish(settings: FiniteTimeSettings, training: Training, data: Dataset, out
         "steps": spec.steps,
         "parameters": training.analyzer.tangent.parameters,
         "exponents": _counts(spec),
+        "findings": [f.to_json() for f in findings_of(spec)],
         "epoch_losses": training.epoch_losses,
         **training.evaluate(),
         "seconds": {**training.seconds, **spec.seconds},
         "peak_memory_bytes": _peak_memory(),
         **report.environment(settings, 1),
     }
-    out.write_manifest(manifest)
-    return manifest
 
 
 def _peak_memory() -> int | None:

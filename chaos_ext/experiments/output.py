@@ -99,7 +99,7 @@ class OutputFolder:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replaces manifest.json, all of it or not at all; a hash of the rest is its last entry."""
-        atomic_write(self.path / MANIFEST, json.dumps({**manifest, _DIGEST: _digest(manifest)}, indent=1) + "\n")
+        atomic_write(self.path / MANIFEST, json.dumps({**manifest, _DIGEST: digest(manifest)}, indent=1) + "\n")
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.path / MANIFEST
@@ -109,7 +109,7 @@ class OutputFolder:
             raise UsageError(
                 f"--out {self.path} holds no run to resume: no readable {MANIFEST}; give another"
             ) from error
-        whole = isinstance(manifest, dict) and manifest.pop(_DIGEST, None) == _digest(manifest)
+        whole = isinstance(manifest, dict) and manifest.pop(_DIGEST, None) == digest(manifest)
         needed = {"settings": dict, "experiment": str, "status": str}
         if not whole or not all(isinstance(manifest.get(name), kind) for name, kind in needed.items()):
             raise UsageError(
@@ -120,7 +120,7 @@ class OutputFolder:
         return own
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def digest(manifest: dict[str, Any]) -> str:
     """Of the values, however they are laid out in the file."""
     plain = {name: value for name, value in manifest.items() if name != _DIGEST}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,7 @@ from ..base.progress import Progress
 from ..data import Dataset, load
 from . import report
 from .arguments import check_arguments, require_figures
+from .command import command_of
 from .findings import Finding
 from .output import METRICS, OutputFolder
 from .pool import run_units
@@ -114,6 +115,7 @@ def run_study(study: Study, args: argparse.Namespace, parser: argparse.ArgumentP
         manifest = out.begin(study.name, settings)
         if not _finished(out, manifest):
             manifest = _do(study, args, settings, data, out)
+            manifest["command"] = command_of(study.name, args, parser)
         _finish(study, settings, data, out, manifest)
     return _conclude(study, out, manifest)
 

@@ -1,0 +1,140 @@
+"""``chaos-ext report`` and ``chaos-ext reproduce all``: one page, self-contained, of studies that have ended."""
+
+import argparse
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+from chaos_ext import cli
+from chaos_ext.experiments import fig1, fig2, fig2_options, finite_time_findings, page, spectrum
+from chaos_ext.experiments.command import command_of
+from chaos_ext.experiments.output import UsageError
+
+pytestmark = pytest.mark.usefixtures("digits_cache")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory, digits_cache):
+    """The folder of ``reproduce all --quick``, with still fewer steps."""
+    out = tmp_path_factory.mktemp("all") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        for study in (fig1.Fig1, spectrum.SpectrumStudy):
+            patch.setattr(study, "quick_steps", 3)
+        patch.setattr(fig2.Fig2, "quick_steps", 160)
+        assert cli.main(["reproduce", "all", "--quick", "--seeds", "3", "--out", str(out)]) == 0
+    return out
+
+
+def test_every_study_is_on_the_page(everything):
+    text, markdown = (everything / "report.html").read_text(), (everything / "report.md").read_text()
+    for name in ("fig1", "fig2", "spectrum", "finite-time"):
+        manifest = json.loads((everything / name / "manifest.json").read_text())
+        assert f"<h2>{name}</h2>" in text
+        assert f"## {name}" in markdown
+        assert manifest["findings"]
+        for finding in manifest["findings"]:
+            assert finding["verdict"] in text
+            assert finding["claim"].split(":")[0] in markdown
+    assert text.count("<img ") == len(list(everything.glob("*/*.png")))
+
+
+def test_the_page_needs_nothing_from_elsewhere(everything):
+    class Links(HTMLParser):
+        open, found = [], []
+
+        def handle_starttag(self, tag, attrs):
+            self.found.extend(v for k, v in attrs if k in ("src", "href"))
+            if tag not in ("meta", "img"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+    links = Links()
+    links.feed((everything / "report.html").read_text())
+    assert links.open == []
+    assert links.found
+    assert all(v.startswith("data:image/png;base64,") for v in links.found)
+
+
+def test_commands_can_be_given_again(everything):
+    command = json.loads((everything / "fig1" / "manifest.json").read_text())["command"]
+    words = ["chaos-ext", "reproduce", "fig1", "--seeds", "3", "--controls", "rank,energy", "--quick"]
+    assert sorted(command.split()) == sorted(words)
+    assert str(everything) not in command
+    assert cli._parser().parse_args(shlex.split(command)[1:]).controls == ("rank", "energy")
+
+
+def test_all_resumes_what_is_there(everything, capsys):
+    before = {p: p.read_bytes() for p in everything.glob("*/metrics.csv")}
+    with pytest.MonkeyPatch.context() as patch:
+        for study in (fig1.Fig1, spectrum.SpectrumStudy):
+            patch.setattr(study, "quick_steps", 3)
+        patch.setattr(fig2.Fig2, "quick_steps", 160)
+        assert cli.main(["reproduce", "all", "--quick", "--seeds", "3", "--out", str(everything), "--resume"]) == 0
+    assert {p: p.read_bytes() for p in everything.glob("*/metrics.csv")} == before
+
+
+def test_folders_that_are_none_are_refused(everything, tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    assert "expected the --out of a study" in capsys.readouterr().err
+    assert cli.main(["report", str(everything), "--out", str(tmp_path / "no" / "r.html")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(everything), "--out", str(tmp_path / "r.pdf")])
+    damaged = tmp_path / "study"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text((everything / "fig1" / "manifest.json").read_text().replace("fig1", "fig9"))
+    with pytest.raises(UsageError, match="damaged, edited, or of an older version"):
+        page.collect([damaged])
+
+
+def test_a_study_that_has_not_ended_is_refused(everything, tmp_path):
+    text = (everything / "fig1" / "manifest.json").read_text()
+    manifest = json.loads(text)
+    del manifest["sha256"]
+    manifest["status"] = "running"
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "sha256": page.digest(manifest)}))
+    with pytest.raises(UsageError, match="has not ended; continue it with --resume"):
+        page.collect([tmp_path])
+
+
+def test_text_of_a_study_is_no_markup(everything):
+    section = page.collect([everything / "fig1"])[0]
+    section.manifest["findings"][0]["claim"] = "<b>a | b</b>"
+    assert "<b>a" not in page.as_html([section])
+    assert "&lt;b&gt;a | b" in page.as_html([section])
+    assert re.search(r"\| <b>a \\\| b</b> \(Figure 1\) \|", page.as_markdown([section]))
+
+
+def test_a_command_has_what_decides_numbers_and_nothing_of_the_machine():
+    parser = argparse.ArgumentParser()
+    fig2_options.add_arguments(parser)
+    line = "--lr 0.01 --start 5,7 --prune none --root . --out x --jobs 3 --threads 2 --resume --quick"
+    command = command_of("fig2", parser.parse_args(line.split()), parser)
+    given = parser.parse_args(shlex.split(command)[3:])
+    assert (given.lr, given.start, given.prune, given.quick, given.threads) == (0.01, (5, 7), (), True, 2)
+    assert (given.root, given.out, given.jobs, given.resume) == (None, None, 1, False)
+
+
+def test_verdicts_of_a_finite_time_spectrum():
+    import torch
+
+    import chaos_ext as ce
+
+    s = ce.systems.henon()
+    found = ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=100, method="svd", every=4, full_output=True)
+    largest, smallest, signs = finite_time_findings.findings_of(found)
+    assert smallest.verdict == "reproduced"
+    assert "25 of 25" in smallest.numbers
+    assert signs.verdict == "not reproduced"  # as many above 0 as below
+    few = ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=10, method="svd", every=4, full_output=True)
+    assert {f.verdict for f in finite_time_findings.findings_of(few)[:2]} == {"undecided"}
+    assert largest.verdict in ("reproduced", "not reproduced")
+    assert isinstance(found.exponents, torch.Tensor)
