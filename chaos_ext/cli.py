@@ -23,13 +23,21 @@ from .experiments import (
     fig1_options,
     fig2_options,
     finite_time_options,
+    init_distance_options,
     report_options,
     spectrum_options,
 )
 from .experiments.interruption import Interrupted, handled
 
 # The module that runs NAME is ``experiments.NAME``, with underscores.
-_EXPERIMENTS = (fig1_options, fig2_options, finite_time_options, spectrum_options, everything_options)
+_EXPERIMENTS = (
+    fig1_options,
+    fig2_options,
+    finite_time_options,
+    spectrum_options,
+    init_distance_options,
+    everything_options,
+)
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names
 
 

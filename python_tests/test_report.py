@@ -1,18 +1,22 @@
 """``chaos-ext report`` and ``chaos-ext reproduce all``: one page, self-contained, of studies that have ended."""
 
 import argparse
+import csv
 import json
 import re
 import shlex
+import statistics
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+import chaos_ext as ce
 from chaos_ext import cli
-from chaos_ext.experiments import fig1, fig2, fig2_options, finite_time_findings, page, spectrum
+from chaos_ext.experiments import fig1, fig2, fig2_options, finite_time_findings, init_distance, page, spectrum
 from chaos_ext.experiments.command import command_of
 from chaos_ext.experiments.output import UsageError
 
@@ -33,7 +37,7 @@ def everything(tmp_path_factory, digits_cache):
 
 def test_every_study_is_on_the_page(everything):
     text, markdown = (everything / "report.html").read_text(), (everything / "report.md").read_text()
-    for name in ("fig1", "fig2", "spectrum", "finite-time"):
+    for name in ("fig1", "fig2", "spectrum", "finite-time", "init-distance"):
         manifest = json.loads((everything / name / "manifest.json").read_text())
         assert f"<h2>{name}</h2>" in text
         assert f"## {name}" in markdown
@@ -124,10 +128,6 @@ def test_a_command_has_what_decides_numbers_and_nothing_of_the_machine():
 
 
 def test_verdicts_of_a_finite_time_spectrum():
-    import torch
-
-    import chaos_ext as ce
-
     s = ce.systems.henon()
     found = ce.lyapunov_spectrum(s.step, s.tangent, s.x0, steps=100, method="svd", every=4, full_output=True)
     largest, smallest, signs = finite_time_findings.findings_of(found)
@@ -138,3 +138,30 @@ def test_verdicts_of_a_finite_time_spectrum():
     assert {f.verdict for f in finite_time_findings.findings_of(few)[:2]} == {"undecided"}
     assert largest.verdict in ("reproduced", "not reproduced")
     assert isinstance(found.exponents, torch.Tensor)
+
+
+def test_the_distance_of_initialisations_is_that_of_the_closed_form(tmp_path, capsys):
+    assert cli.main(["reproduce", "init-distance", "--draws", "200", "--out", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (finding,) = manifest["findings"]
+    assert finding["verdict"] == "not reproduced"
+    assert init_distance.expected(ce.models.paper_mlp(seed=0)) == pytest.approx(4.515, abs=5e-4)
+    with (tmp_path / "out" / "distances.csv").open(newline="") as f:
+        drawn = [float(r["distance"]) for r in csv.DictReader(f)]
+    assert len(drawn) == 200
+    assert statistics.fmean(drawn) == pytest.approx(4.515, abs=0.02)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "distances.csv",
+        "figure.pdf",
+        "figure.png",
+        "manifest.json",
+    ]
+    assert cli.main(["reproduce", "init-distance", "--draws", "200", "--out", str(tmp_path / "out"), "--resume"]) == 0
+    assert cli.main(["reproduce", "init-distance", "--draws", "9", "--out", str(tmp_path / "out"), "--resume"]) == 2
+    assert "draws: 200 there, 9 here" in capsys.readouterr().err
+
+
+def test_the_closed_form_is_right_for_convolutions_too():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 5), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+    variances = [(3 * 25, 2 * 3 * 25 + 2), (8, 4 * 8 + 4)]
+    assert init_distance.expected(model) == pytest.approx(sum(2 * p / (3 * n) for n, p in variances) ** 0.5)

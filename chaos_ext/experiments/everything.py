@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from . import fig1_options, fig2_options, finite_time_options, spectrum_options
+from . import fig1_options, fig2_options, finite_time_options, init_distance_options, spectrum_options
 from .page import write_page
 
 # With the options that its place in the report asks for.
@@ -15,6 +15,7 @@ _STUDIES = (
     (fig2_options, ()),
     (spectrum_options, ()),
     (finite_time_options, ()),
+    (init_distance_options, ()),
 )
 
 
@@ -42,10 +43,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _common(args: argparse.Namespace, name: str) -> list[str]:
-    words = ["--data", args.data, "--model", args.model, "--epochs", str(args.epochs)]
-    words += ["--checkpoint-every", str(args.checkpoint_every)]
+    words = [flag for flag, on in (("--resume", args.resume), ("--quick", args.quick)) if on]
+    words += ["--model", args.model]
+    if name == init_distance_options.NAME:  # nothing is trained
+        return [*words, "--seed", str(args.seeds[0])]
+    words += ["--data", args.data, "--epochs", str(args.epochs), "--checkpoint-every", str(args.checkpoint_every)]
     words += ["--root", args.root] if args.root else []
-    words += [flag for flag, on in (("--resume", args.resume), ("--quick", args.quick)) if on]
     if name == finite_time_options.NAME:  # one run, with all threads
         return [*words, "--seed", str(args.seeds[0])]
     return [*words, "--seeds", ",".join(map(str, args.seeds)), "--jobs", str(args.jobs)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.files import TEMPORARY_PREFIX, atomic_write
-from .settings import Settings, Unit
+from .settings import Recorded, Unit
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.csv"
@@ -80,7 +80,7 @@ class OutputFolder:
         except OSError as error:
             raise UsageError(f"--out {self.path} cannot be written: {error.strerror or error}") from error
 
-    def begin(self, experiment: str, settings: Settings) -> dict[str, Any]:
+    def begin(self, experiment: str, settings: Recorded) -> dict[str, Any]:
         """The manifest of the run in this folder; a new one in an empty folder.
 
         Raises:

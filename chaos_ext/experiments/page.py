@@ -53,11 +53,12 @@ class Section(NamedTuple):
 
     @property
     def facts(self) -> str:
-        """What was trained, on what, by which version."""
-        s, m = self.manifest["settings"], self.manifest["machine"]
-        seeds = ", ".join(map(str, s["seeds"]))
-        trained = f"{s['data']}, {s['model']} ({s['activation']}), lr {s['lr']:g}, batch size {s['batch_size']}"
-        return f"{trained}, seeds {seeds}, {s['dtype']}; {m['cpu']}; commit {self.manifest.get('commit') or 'unknown'}"
+        """What was done to what, by which version."""
+        s, cpu = self.manifest["settings"], self.manifest["machine"]["cpu"]
+        names = ("data", "model", "activation", "lr", "batch_size", "momentum", "epochs", "max_steps", "draws", "dtype")
+        said = [f"{n.replace('_', ' ')} {s[n]}" for n in names if s.get(n) is not None]
+        seeds = f"seeds {', '.join(map(str, s['seeds']))}"
+        return f"{', '.join([*said, seeds])}; {cpu}; commit {self.manifest.get('commit') or 'unknown'}"
 
 
 def collect(folders: Sequence[Path]) -> list[Section]:

@@ -17,7 +17,7 @@ import chaos_ext as ce
 from ..base.files import atomic_write
 from .output import METRICS, OutputFolder
 from .rows import header
-from .settings import Settings, Unit
+from .settings import Recorded, Unit
 
 log = logging.getLogger("chaos_ext")
 
@@ -99,7 +99,7 @@ def describe_runs(
     return [describe(unit) for unit in units]
 
 
-def environment(settings: Settings, jobs: int) -> dict[str, Any]:
+def environment(settings: Recorded, jobs: int) -> dict[str, Any]:
     """Versions, commit and machine, for the manifest."""
     try:
         import numpy

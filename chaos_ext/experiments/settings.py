@@ -25,8 +25,35 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every study has, complete enough to repeat it bit by bit on the same machine; a study adds its own.
+class Recorded:
+    """Settings that a folder of results records; studies add their own.
+
+    Attributes:
+        device: torch device.
+        threads: torch threads of each process; sums may round differently with another number.
+        chaos_ext: version of this package.
+        torch: version of torch.
+    """
+
+    device: str
+    threads: int
+    chaos_ext: str
+    torch: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, equal for equal settings."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def differences(self, stored: dict[str, Any]) -> list[str]:
+        """What a stored ``to_json`` has otherwise, as ``name: stored there, new here``."""
+        mine = self.to_json()
+        names = [*mine, *(n for n in stored if n not in mine)]
+        return [f"{n}: {stored.get(n)} there, {mine.get(n)} here" for n in names if stored.get(n) != mine.get(n)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Recorded):
+    """What every study of trainings has, complete enough to repeat it bit by bit on the same machine.
 
     Attributes:
         data: name of the data set.
@@ -40,11 +67,7 @@ class Settings:
         momentum: of the optimizer.
         seeds: in the order of the CSV.
         runs: of each seed, in the order of the CSV.
-        device: torch device.
         dtype: ``"float32"`` or ``"float64"``.
-        threads: torch threads of each process; sums may round differently with another number.
-        chaos_ext: version of this package.
-        torch: version of torch.
     """
 
     data: str
@@ -58,11 +81,7 @@ class Settings:
     momentum: float
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
-    device: str
     dtype: str
-    threads: int
-    chaos_ext: str
-    torch: str
 
     @property
     def units(self) -> list[Unit]:
@@ -73,13 +92,3 @@ class Settings:
         """Optimizer steps of one run on that many training samples."""
         total = self.epochs * -(-samples // self.batch_size)
         return total if self.max_steps is None else min(total, self.max_steps)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, equal for equal settings."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    def differences(self, stored: dict[str, Any]) -> list[str]:
-        """What a stored ``to_json`` has otherwise, as ``name: stored there, new here``."""
-        mine = self.to_json()
-        names = [*mine, *(n for n in stored if n not in mine)]
-        return [f"{n}: {stored.get(n)} there, {mine.get(n)} here" for n in names if stored.get(n) != mine.get(n)]
