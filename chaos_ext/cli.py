@@ -22,6 +22,7 @@ from .experiments import (
     everything_options,
     fig1_options,
     fig2_options,
+    fig3_options,
     finite_time_options,
     init_distance_options,
     report_options,
@@ -33,6 +34,7 @@ from .experiments.interruption import Interrupted, handled
 _EXPERIMENTS = (
     fig1_options,
     fig2_options,
+    fig3_options,
     finite_time_options,
     spectrum_options,
     init_distance_options,

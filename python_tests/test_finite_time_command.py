@@ -140,3 +140,11 @@ def test_a_training_that_diverges_leaves_what_was_measured_until_then(tmp_path, 
 def test_a_training_that_diverges_at_once_is_an_error(tmp_path, capsys):
     assert command("--steps", 12, "--k", 4, "--lr", 1e300, "--out", tmp_path / "out") == 1
     assert "chaos-ext: " in capsys.readouterr().err
+
+
+def test_training_ends_when_accuracy_settles(tmp_path):
+    assert command("--settle", 1.1, "--k", 2, "--every", 60, "--out", tmp_path / "out") == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["steps"]) == ("complete", 2 * 180)
+    assert len(manifest["epoch_accuracies"]) == len(manifest["epoch_losses"]) == 2
+    assert all(0 <= a <= 1 for a in manifest["epoch_accuracies"])

@@ -75,6 +75,7 @@ def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
     return FiniteTimeSettings(
         **{name: getattr(args, name) for name in copied},
         every=args.every,
+        settle=args.settle,
         threads=args.threads or torch.get_num_threads(),
         data_fingerprint=fingerprint,
         max_steps=QUICK_STEPS if args.quick else args.steps,
@@ -116,6 +117,7 @@ def _finish(settings: FiniteTimeSettings, training: Training, data: Dataset, out
         "exponents": _counts(spec),
         "findings": [f.to_json() for f in findings_of(spec)],
         "epoch_losses": training.epoch_losses,
+        "epoch_accuracies": training.epoch_accuracies,
         **training.evaluate(),
         "seconds": {**training.seconds, **spec.seconds},
         "peak_memory_bytes": _peak_memory(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_resuming, add_training, count
+from .options import add_resuming, add_training, count, positive
 
 NAME = "finite-time"
 HELP = "all finite-time Lyapunov exponents of a training run, and the extreme ones on the way"
@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser)
     add = parser.add_argument
     add("--steps", type=count, default=None, help="stop after so many steps (default: all epochs)")
+    add("--settle", type=positive, default=None, metavar="SHARE",
+        help="stop after an epoch whose mean accuracy is less than this from that of the one before")  # fmt: skip
     add("--state", default="auto", choices=("auto", "full", "theta"),
         help="with momentum: the whole state (2P exponents), or the block of theta, the paper's Eq. (8)")  # fmt: skip
     add("--seed", type=int, default=42, help="of initialisation and batches, as of fig1 (default: %(default)s)")

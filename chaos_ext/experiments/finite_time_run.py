@@ -43,11 +43,13 @@ class FiniteTimeSettings(Settings):
         k: number of columns, or None for all.
         state: as of ``TangentMap``.
         every: steps between two readings of the extremes.
+        settle: training ends after an epoch whose mean accuracy is less than this from that of the one before; or None.
     """
 
     k: int | None
     state: str
     every: int
+    settle: float | None = None
 
 
 class Training:
@@ -56,7 +58,7 @@ class Training:
     Attributes:
         step: optimizer steps taken.
         seconds: wall time of this run so far, over all processes, and of making operators and stepping.
-        epoch_losses: mean training loss of each finished epoch.
+        epoch_losses, epoch_accuracies: mean training loss and accuracy of each finished epoch.
         failure: None, or the step at which training diverged, and why.
     """
 
@@ -76,9 +78,17 @@ class Training:
         self.folder, self.step = folder, 0
         self.seconds = {"total": 0.0, "operator": 0.0, "optimizer": 0.0, "checkpoints": 0.0}
         self.epoch_losses: list[float] = []
+        self.epoch_accuracies: list[float] = []
         self.failure: dict[str, Any] | None = None
-        self._loss = 0.0  # sum over the epoch so far
+        self._loss, self._hits = 0.0, 0  # sums over the epoch so far
         self._batches: tuple[Tensor, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left, or training has settled."""
+        settle, found = self.settings.settle, self.epoch_accuracies
+        at_end = self.step % self.order.steps_per_epoch == 0 and len(found) > 1
+        return self.step >= self.total or (settle is not None and at_end and abs(found[-1] - found[-2]) < settle)
 
     def advance(self) -> None:
         """One step.
@@ -92,7 +102,9 @@ class Training:
         index = self._batches[position].to(self.settings.device)
         began = time.perf_counter()
         op = ce.HessianOperator(self.model, self.loss_fn, self.data.x_train[index], self.data.y_train[index])
-        loss = op.loss.item()
+        loss, output = op.loss.item(), op.output
+        assert isinstance(output, Tensor)
+        hits = int((output.argmax(1) == self.data.y_train[index]).sum())
         made = time.perf_counter()
         self.analyzer.update(op)
         measured = time.perf_counter()
@@ -100,10 +112,11 @@ class Training:
         self.seconds["operator"] += made - began
         self.seconds["optimizer"] += time.perf_counter() - measured
         self.step += 1
-        self._loss += loss * len(index)
+        self._loss, self._hits = self._loss + loss * len(index), self._hits + hits
         if position == self.order.steps_per_epoch - 1:
             self.epoch_losses.append(self._loss / self.order.n)
-            self._loss = 0.0
+            self.epoch_accuracies.append(self._hits / self.order.n)
+            self._loss, self._hits = 0.0, 0
 
     def evaluate(self) -> dict[str, float | None]:
         """Loss and accuracy over the test split; the loss None where it is not finite."""
@@ -119,7 +132,7 @@ class Training:
     def save(self) -> None:
         """Writes both files."""
         began = time.perf_counter()
-        names = ("step", "seconds", "epoch_losses", "_loss")
+        names = ("step", "seconds", "epoch_losses", "epoch_accuracies", "_loss", "_hits")
         state = {n.lstrip("_"): getattr(self, n) for n in names}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         content = {"settings": self.settings.to_json(), "state": state}
@@ -153,6 +166,7 @@ class Training:
                     require(content["settings"] == self.settings.to_json(), "settings", "these", "others")
                     count("step", state["step"], 0, self.total)
                     number("loss", state["loss"])
+                    count("hits", state["hits"])
             except FileNotFoundError:
                 continue
             except CheckpointError as error:
@@ -165,6 +179,7 @@ class Training:
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.step, self.seconds = step, dict(state["seconds"])
                 self.epoch_losses, self._loss = list(state["epoch_losses"]), state["loss"]
+                self.epoch_accuracies, self._hits = list(state["epoch_accuracies"]), state["hits"]
                 return True
         return False
 
@@ -184,7 +199,7 @@ def train(training: Training, every: float, report: Callable[[int, bool], None])
     report(training.step, True)
     saved = mark = time.monotonic()
     with between_steps() as asked_to_end:
-        while training.step < training.total:
+        while not training.done:
             try:
                 training.advance()
             except NonFiniteError as error:
@@ -195,7 +210,7 @@ def train(training: Training, every: float, report: Callable[[int, bool], None])
             training.seconds["total"] += now - mark
             mark = now
             signum = asked_to_end()
-            if signum is not None or training.step == training.total or now - saved >= every:
+            if signum is not None or training.done or now - saved >= every:
                 training.save()
                 saved = time.monotonic()
             if signum is not None:
