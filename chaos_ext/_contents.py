@@ -58,6 +58,7 @@ from .metrics import (
 )
 from .optim.cgd import CGD
 from .optim.pruning import StepInfo
+from .recorder import Recorder
 from .rules.rule import Leaf, Rule
 from .rules.table import register_rule, unregister_rule
 from .spectra.decompose import directions, spectrum
@@ -91,6 +92,7 @@ __all__: list[str] = [
     "MemoryBudgetError",
     "NonFiniteError",
     "NotConvergedError",
+    "Recorder",
     "Rule",
     "SharpnessDimension",
     "Signs",

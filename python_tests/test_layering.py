@@ -22,7 +22,7 @@ FLOORS = [
     {"chaos"},
     {"dynamics", "optim", "systems", "models", "data"},
     {"metrics", "ensemble"},
-    {"figures"},
+    {"figures", "recorder"},
     {"experiments"},
     {"cli"},
     {"__main__"},
