@@ -19,6 +19,7 @@ from typing import Any
 
 from ._version import __version__
 from .experiments import (
+    analyze_options,
     everything_options,
     fig1_options,
     fig2_options,
@@ -82,10 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         experiment.add_arguments(sub)
         sub.set_defaults(command=lambda args, e=experiment.NAME, p=sub: _reproduce(args, e, p))
         commands_with_options.append(sub)
-    sub = commands.add_parser(report_options.NAME, help=report_options.HELP, description=report_options.HELP)
-    report_options.add_arguments(sub)
-    sub.set_defaults(command=lambda args, p=sub: _reproduce(args, report_options.NAME, p))
-    commands_with_options.append(sub)
+    for own in (analyze_options, report_options):
+        sub = commands.add_parser(own.NAME, help=own.HELP, description=own.HELP)
+        own.add_arguments(sub)
+        sub.set_defaults(command=lambda args, e=own.NAME, p=sub: _reproduce(args, e, p))
+        commands_with_options.append(sub)
     for sub in commands_with_options:  # without a default, which would undo a -v before the command
         sub.add_argument(*verbose, action="store_true", default=argparse.SUPPRESS, help="log more")
     return parser
