@@ -206,6 +206,40 @@ def test_members_of_an_ensemble_cannot_share_a_loss_with_state(name):
         ens.step(x, y)
 
 
+class Weighted(nn.Module):
+    """Holds what it does not write to."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
+        self.options = {"scale": 2.0}
+
+    def forward(self, o, y):
+        return self.options["scale"] * F.cross_entropy(o, y, weight=self.weight)
+
+
+class WithLoss(nn.Sequential):
+    """A model that has its own loss, as with Lightning."""
+
+    def loss(self, o, y):
+        return F.cross_entropy(o, y) + 0.01 * sum(p.square().sum() for p in self.parameters())
+
+
+def test_losses_that_only_hold_something_are_not_run_once_more():
+    x, y = _batch()
+    model = WithLoss(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    weights, scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), [2.0]
+    for loss in (Weighted(), model.loss, lambda o, t: scale[0] * F.cross_entropy(o, t, weight=weights)):
+        assert ce.HessianOperator(model, loss, x, y).origin.loss is None
+
+
+def test_members_may_share_a_loss_that_only_holds_something():
+    (x, y), model = _batch(), _mlp()
+    opt = torch.optim.SGD(model.parameters(), lr=LR)
+    ens = ce.Ensemble.around(model, Weighted(), opt, torch.zeros(43, 1).double())
+    torch.testing.assert_close(ens.step(x, y), Weighted()(model(x), y).detach().expand(2), rtol=1e-12, atol=0)
+
+
 class Net(nn.Module):
     """Reads attributes of every kind."""
 

@@ -6,12 +6,15 @@ import functools
 import random
 import types
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .traces import has_attributes, is_quiet
+from .guards import borrowed_buffers
+from .restoring import Restoring
+from .traces import has_attributes, is_quiet, untouched
 
 
 class Held(NamedTuple):
@@ -49,6 +52,25 @@ def held_by(function: object) -> Held:
         elif has_attributes(value):
             held.objects.append(vars(value))
     return held
+
+
+def unmoved(held: Held) -> Restoring[Callable[[], list[str]]]:
+    """Puts back what the code inside writes to it; gives a function that names what it wrote."""
+    borrowed, kept = borrowed_buffers(held.modules), list[Restoring[Callable[[], list[str]]]]()
+
+    def change() -> Callable[[], list[str]]:
+        moved = borrowed.change()
+        if not kept:  # not before: to borrow buffers is to write to their modules
+            kept.append(untouched(held.modules, held.objects))
+        written = kept[0].change()
+        return lambda: written() + (["a buffer"] if moved() else [])
+
+    def restore() -> None:
+        for k in kept:
+            k.restore()
+        borrowed.restore()
+
+    return Restoring(change, restore)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..base.guards import borrowed_buffers, dense_embeddings, own_tensors, without_running_stats
-from ..base.held import held_by
+from ..base.guards import dense_embeddings, own_tensors, without_running_stats
+from ..base.held import held_by, unmoved
 from ..base.parameters import ModuleTree
 from ..base.restoring import together
 from ..base.torch_internals import tree_map
@@ -45,11 +45,10 @@ class Substituted:
         if not self._held:
             with same, same:
                 return self._run(params, then)
-        kept = untouched(self._held.modules, self._held.objects)
-        borrowed = borrowed_buffers(self._held.modules)
-        with same, same, kept, kept as written, borrowed, borrowed as moved:
+        own = unmoved(self._held)
+        with same, same, own, own as written:
             found = self._run(params, then)
-            self.loss_writes = self.loss_writes or bool(written()) or moved()
+            self.loss_writes = self.loss_writes or bool(written())
             return found
 
     def _run(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:

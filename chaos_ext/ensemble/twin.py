@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..base.guards import borrowed_buffers, refuse_edits
-from ..base.held import held_by
+from ..base.guards import refuse_edits
+from ..base.held import held_by, unmoved
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.randomness import without_randomness
-from ..base.restoring import Restoring, together
+from ..base.restoring import together
 from ..base.torch_internals import grad_mode, tree_map
 from ..base.traces import untouched
 from ..curvature.scalar import Scalar
@@ -103,7 +103,13 @@ class Twin:
         # Torch's recurrences make the list of their weights anew whenever these are substituted.
         watched = [m for m in self.tree.watched if not isinstance(m, nn.RNNBase)]
         inside = together(grad_mode(True), untouched(self.tree.watched))
-        with inside, inside, untouched(watched) as written, refuse_edits(named), self._of_loss() as by_loss:
+        with (
+            inside,
+            inside,
+            untouched(watched) as written,
+            refuse_edits(named),
+            unmoved(held_by(self.scalar.loss_fn)) as by_loss,
+        ):
             loss = self._one_run(copies, buffers, x, y)
             _refuse_written("model: its forward writes to attributes", written())
             _refuse_written("loss_fn: it writes to what it holds", by_loss())
@@ -136,20 +142,6 @@ class Twin:
                 "of which members could have neither the same nor their own as a model alone has them; call .eval() on "
                 "these modules before the ensemble is made"
             ) from None
-
-    def _of_loss(self) -> Restoring[Callable[[], list[str]]]:
-        held = held_by(self.scalar.loss_fn)
-        kept, buffers = untouched(held.modules, held.objects), borrowed_buffers(held.modules)
-
-        def change() -> Callable[[], list[str]]:
-            written, moved = kept.change(), buffers.change()
-            return lambda: written() + (["a buffer"] if moved() else [])
-
-        def restore() -> None:
-            kept.restore()
-            buffers.restore()
-
-        return Restoring(change, restore)
 
 
 def _refuse_written(what: str, names: Sequence[str]) -> None:
