@@ -22,7 +22,7 @@ img { width: 100%; height: auto; } code { background: #f2f2f2; padding: .1em .3e
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .5rem; overflow-wrap: anywhere; }
 tr { border-bottom: 1px solid #ddd; } .verdict { white-space: nowrap; font-weight: 600; }
-.facts { color: #555; font-size: .9rem; }
+.facts { color: #555; font-size: .9rem; overflow-wrap: anywhere; }
 @media (max-width: 45rem) {
  thead { display: none; } tr, td { display: block; padding: .1rem 0; } tr { padding: .6rem 0; }
 }
@@ -43,8 +43,8 @@ class Section(NamedTuple):
 
     @property
     def figures(self) -> list[Path]:
-        """Its figures as PNG, in the order of their names."""
-        return sorted(self.folder.glob("*.png"))
+        """Its figures as PNG: the paper's first, others by name."""
+        return sorted(self.folder.glob("*.png"), key=lambda p: (p.stem != "figure", p.stem))
 
     @property
     def findings(self) -> list[dict[str, str]]:
