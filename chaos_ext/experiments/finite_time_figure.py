@@ -42,7 +42,8 @@ def _draw_spectrum(ax: Any, spec: ce.FiniteTimeSpectrum) -> None:
     for wanted, color, name in ((False, COLORS["sgd"], "finite"), (True, COLORS["positive"], "neutral")):
         shown = [(i + 1, v) for i, (v, n) in enumerate(zip(values, neutral, strict=True)) if n == wanted]
         points = ([i for i, _ in shown], [v for _, v in shown])
-        ax.plot(*points, ".", markersize=5 if wanted else 2, color=color, label=f"{name} ({len(shown)})", rasterized=True)
+        look = {"color": color, "markersize": 5 if wanted else 2, "label": f"{name} ({len(shown)})"}
+        ax.plot(*points, ".", **look, rasterized=True)
     ax.set_yscale("symlog", linthresh=1 / max(spec.steps, 1))  # one e-fold over the run
     _finish(ax, "index" + (" (restricted map)" if spec.is_restricted else ""))
 
