@@ -1,6 +1,7 @@
 """``chaos-ext reproduce finite-time``: its files, its refusals, and that it ends between two steps."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -105,13 +106,14 @@ def test_killed_twice_between_the_two_files_of_a_checkpoint(tmp_path, monkeypatc
 def test_terminated_and_resumed_it_writes_the_same_bytes(tmp_path):
     options = ["--steps", "300", "--k", "8", "--every", "10", "--threads", "1"]
     base = [sys.executable, "-m", "chaos_ext", "reproduce", "finite-time", *options]
-    subprocess.run([*base, "--out", tmp_path / "whole"], check=True)
-    process = subprocess.Popen([*base, "--out", tmp_path / "cut"])
+    run = functools.partial(subprocess.run, check=True, cwd=tmp_path)  # from the source tree -m would find that
+    run([*base, "--out", tmp_path / "whole"])
+    process = subprocess.Popen([*base, "--out", tmp_path / "cut"], cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "cut" / "extremes.csv").exists():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) in (143, 0)
-    subprocess.run([*base, "--out", tmp_path / "cut", "--resume"], check=True)
+    run([*base, "--out", tmp_path / "cut", "--resume"])
     for name in ("exponents.csv", "extremes.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
