@@ -5,6 +5,7 @@ A CGD step leaves behind what one call of the loss leaves, as a step of torch.op
 
 import copy
 import functools
+from collections import Counter
 
 import pytest
 import torch
@@ -323,3 +324,169 @@ def test_a_detach_that_changes_nothing_is_none():
     op = ce.HessianOperator(model, LOSSES["torch"], x, y)
     assert op.held_constant is None
     ce.TangentMap(torch.optim.SGD(model.parameters(), lr=0.1)).apply_(op, torch.eye(43, dtype=torch.float64))
+
+
+class Counting(nn.Module):
+    """Counts in a Counter, whose update adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.c = nn.Linear(4, 3).double(), Counter()
+        self.c["n"] = 5
+
+    def forward(self, x):
+        self.c["n"] += 1
+        return torch.tanh(self.l(x))
+
+
+class Odd(dict):
+    """Overrides what writes to it."""
+
+    def update(self, *_, **__):
+        raise AssertionError("not ours to call")
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value + 100)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda o, y: F.cross_entropy(o, y) + 0.0])
+def test_containers_that_override_their_methods(loss):
+    (x, y), model = _batch(), Counting()
+    model.odd = Odd()
+    dict.__setitem__(model.odd, "a", 1)
+    op = ce.HessianOperator(model, loss, x, y)
+    op.dense()
+    assert (model.c["n"], dict(model.odd)) == (5, {"a": 1})
+
+
+class Slotted:
+    __slots__ = ("calls",)
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, o, y):
+        self.calls += 1
+        return F.cross_entropy(o, y) * (1 + 1e-4 * self.calls)
+
+
+class Holder:
+    """A plain object that holds a module with a buffer."""
+
+    def __init__(self):
+        self.inner = Centred(0.999)
+
+    def __call__(self, o, y):
+        return self.inner(o, y)
+
+
+def _of_modules():
+    held = [Centred(0.9), Centred(0.99)]
+    return lambda o, y: held[0](o, y) + held[1](o, y)
+
+
+def _by_default():
+    def loss(o, y, state={"n": 0}):  # noqa: B006 - the very thing
+        state["n"] += 1
+        return F.cross_entropy(o, y) * (1 + 1e-4 * state["n"])
+
+    return loss
+
+
+def _numpys():
+    numpy = pytest.importorskip("numpy")
+    r = numpy.random.RandomState(3)
+    return lambda o, y: F.cross_entropy(o, y) * (1 + 1e-3 * r.rand())
+
+
+def _bytes():
+    held = bytearray(1)
+
+    def loss(o, y):
+        held[0] += 1
+        return F.cross_entropy(o, y) * (1 + 1e-4 * held[0])
+
+    return loss
+
+
+HIDDEN = {"slots": Slotted, "object": Holder, "list": _of_modules, "default": _by_default, "bytes": _bytes}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_states_wherever_they_hide(name, dtype):
+    (x, y), model, other = _batch(), _mlp().to(dtype), _mlp().to(dtype)
+    loss, theirs = HIDDEN[name](), HIDDEN[name]()
+    for made in (loss, theirs):
+        for m in [getattr(made, "inner", None), *(_held_modules(made))]:
+            if m is not None:
+                m.to(dtype)
+    ours, sgd = ce.CGD(model.parameters(), lr=LR, prune=None), torch.optim.SGD(other.parameters(), lr=LR)
+    for _ in range(4):
+        ours.step(ce.HessianOperator(model, loss, x.to(dtype), y))
+        sgd.zero_grad()
+        theirs(other(x.to(dtype)), y).backward()
+        sgd.step()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+def _held_modules(function):
+    cells = getattr(function, "__closure__", None) or ()
+    return [m for c in cells if isinstance(c.cell_contents, list) for m in c.cell_contents if isinstance(m, nn.Module)]
+
+
+CALLS = [0]
+
+
+def _global(o, y):
+    CALLS[0] += 1
+    return F.cross_entropy(o, y) * (1 + 1e-6 * CALLS[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["global", "numpy"])
+def test_states_that_cannot_be_put_back_are_refused_by_name(name, dtype):
+    (x, y), model, loss = _batch(), _mlp().to(dtype), _global if name == "global" else _numpys()
+    with pytest.raises(ce.UnsupportedError, match="something that cannot be put back"):
+        ce.HessianOperator(model, loss, x.to(dtype), y)
+
+
+def test_nan_and_what_cannot_be_written_to_are_left_alone():
+    numpy = pytest.importorskip("numpy")
+    fixed = numpy.array([1.0, float("nan")])
+    fixed.setflags(write=False)
+    x, y = _batch()
+    model = Net()
+    model.fixed, model.wide = fixed, torch.full((1,), float("nan"), dtype=torch.float64).expand(4)
+    model.z = torch.full((3,), complex(float("nan"), 0.0))
+    model.register_buffer("q", torch.full((3,), complex(float("nan"), 0.0)))
+    model.register_buffer("halves", torch.zeros(3, dtype=torch.complex32))
+    nan = model.nan = torch.tensor([float("nan")])
+    version = nan._version
+    op = ce.HessianOperator(model, LOSSES["torch"], x, y)
+    op.dense()
+    op @ torch.ones(len(op.gradient), dtype=torch.float64)
+    assert nan._version == version
+    assert op.origin.loss is None
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64, torch.int64, torch.bool]
+)
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_edits_of_large_constants_are_noticed(dtype, kind):
+    (x, y), model = _batch(), Net()
+    t = (torch.arange(1 << 21) % 251).to(dtype)
+    if kind == "buffer":
+        model.register_buffer("large", t)
+    else:
+        model.large = t
+    op = ce.HessianOperator(model, LOSSES["rules"], x, y)
+    op.dense()
+    t[5] = not t[5] if dtype == torch.bool else 0.25 if dtype.is_floating_point else 77
+    with pytest.raises(ce.StaleOperatorError):
+        op @ torch.ones(len(op.gradient), dtype=torch.float64)
+    op = ce.HessianOperator(model, LOSSES["rules"], x, y)
+    t.copy_(t.flip(0))  # the same numbers in another order
+    with pytest.raises(ce.StaleOperatorError):
+        op.dense()

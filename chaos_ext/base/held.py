@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import random
 import types
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from .guards import borrowed_buffers
 from .restoring import Restoring
-from .traces import has_attributes, is_quiet, untouched
+from .traces import holds_something, is_filled, is_quiet, untouched
 
 
 class Held(NamedTuple):
@@ -22,7 +19,7 @@ class Held(NamedTuple):
 
     Attributes:
         modules: all modules of those that are not torch's own.
-        objects: closure cells, dicts of attributes, containers, generators; for ``traces.untouched``.
+        objects: the function itself, if it leads to anything that can be written to; for ``traces.untouched``.
     """
 
     modules: list[nn.Module]
@@ -34,24 +31,23 @@ class Held(NamedTuple):
 
 def held_by(function: object) -> Held:
     """Of a loss: a module, a function, a bound method, a ``functools.partial``, any object with ``__call__``."""
-    held, todo = Held([], []), [function]
+    modules: list[nn.Module] = []
+    todo, seen = [function], set[int]()
     for value in todo:
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         if isinstance(value, nn.Module):
-            modules = list(value.modules())
-            held.modules.extend([] if all(map(is_quiet, modules)) else modules)
+            own = list(value.modules())
+            modules.extend([] if all(map(is_quiet, own)) else own)
         elif isinstance(value, functools.partial):
             todo.extend([value.func, *value.args, *value.keywords.values()])
         elif isinstance(value, types.MethodType):
             todo.append(value.__self__)
         elif isinstance(value, types.FunctionType):
-            cells = [c for c in value.__closure__ or () if _is_filled(c)]
-            held.objects.extend([*cells, vars(value)] if vars(value) else cells)
-            todo.extend([c.cell_contents for c in cells if _leads_on(c.cell_contents)])
-        elif isinstance(value, (list, dict, set, deque, torch.Generator, random.Random)):
-            held.objects.append(value)
-        elif has_attributes(value):
-            held.objects.append(vars(value))
-    return held
+            todo.extend([c.cell_contents for c in value.__closure__ or () if is_filled(c)])
+    quiet = isinstance(function, nn.Module) and not modules
+    return Held(modules, [function] if not quiet and holds_something(function) else [])
 
 
 def unmoved(held: Held) -> Restoring[Callable[[], list[str]]]:
@@ -71,15 +67,3 @@ def unmoved(held: Held) -> Restoring[Callable[[], list[str]]]:
         borrowed.restore()
 
     return Restoring(change, restore)
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises where there is nothing
-    except ValueError:
-        return False
-    return True
-
-
-def _leads_on(value: object) -> bool:
-    return isinstance(value, (nn.Module, functools.partial, types.MethodType, types.FunctionType))

@@ -47,6 +47,35 @@ def symmetrize_(h: Tensor) -> None:
         h[b, a] = mean.T
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors on one device hold the same; NaN is NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.is_meta or b.is_meta:
+        return a.shape == b.shape and a.dtype == b.dtype
+    if a.dtype.is_complex:
+        a, b = (torch.view_as_real(t.detach().resolve_conj()) for t in (a, b))
+    if torch.equal(a, b):
+        return True
+    return a.is_floating_point() and torch.equal(_bits(a), _bits(b))
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(t: Tensor) -> Tensor:
+    """The same memory as integers; a copy where it has gaps."""
+    return t.detach().resolve_neg().contiguous().view(_INTEGERS[t.element_size()])
+
+
+def checksum(t: Tensor) -> Tensor:
+    """Of the bits of a large tensor and of their places, int64; products wrap around."""
+    t = torch.view_as_real(t.detach().resolve_conj()) if t.dtype.is_complex else t.detach()
+    flat, total = _bits(t).view(-1), torch.zeros((), dtype=torch.int64, device=t.device)
+    for i, part in enumerate(flat.split(1 << 20)):
+        places = torch.arange(len(part), dtype=torch.int64, device=t.device) + (i << 20)
+        total += ((places * 0x1E3779B97F4A7C15) | 1).mul_(part.to(torch.int64) + 0x5851F42D4C957F2D).sum()
+    return total
+
+
 def all_finite(t: Tensor) -> bool:
     """Whether a floating point tensor holds neither NaN nor infinity.
 

@@ -6,11 +6,13 @@ values of a tracer where numbers belong. Modules of torch itself write to buffer
 
 from __future__ import annotations
 
+import array
+import functools
 import operator
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -19,9 +21,12 @@ from torch import Tensor, nn
 
 from . import torch_internals as internals
 from .restoring import Restoring, put_back
+from .tensors import same_values
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
+_BYTES = (array.array, bytearray)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_CONTAINERS = (OrderedDict, dict, list, set, deque)
 _OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
 
 
@@ -57,6 +62,11 @@ def untouched(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Rest
     return Restoring(lambda: written, lambda: put_back(kept, _restore))
 
 
+def holds_something(value: object) -> bool:
+    """Whether anything that can be written to is within reach of it."""
+    return next(_walk([], [value]), None) is not None
+
+
 def plain_tensors(modules: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """Tensors within reach of the modules' attributes that are neither parameters nor buffers, and copies of them."""
     values = [k for k in _walk(modules) if isinstance(k, _Values)]
@@ -82,6 +92,8 @@ class _Container:
 
     def __init__(self, container: Any, name: str) -> None:
         self.container, self.name = container, name
+        # Its own kind's methods: those of a subclass may do more (Counter.update adds).
+        self.kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
         self.items = _items(container)
 
     def changed(self) -> bool:
@@ -91,23 +103,24 @@ class _Container:
     def restore(self) -> None:
         if isinstance(self.container, dict):
             self._restore_dict()
-        elif isinstance(self.container, list):
-            self.container[:] = [item for (item,) in self.items]
+        elif self.kind is list:
+            list.__setitem__(self.container, slice(None), [item for (item,) in self.items])
         else:
-            self.container.clear()
-            add = self.container.update if isinstance(self.container, set) else self.container.extend
-            add([item for (item,) in self.items])
+            self.kind.clear(self.container)
+            add = set.update if self.kind is set else deque.extend
+            add(self.container, [item for (item,) in self.items])
 
     def _restore_dict(self) -> None:
         """Key by key: a module without attributes, even for a moment, is none."""
-        was, now = dict(self.items), self.container
-        for key in [k for k in now if k not in was]:
-            del now[key]
-        now.update(was)
-        if list(now) != list(was):
+        was, now, kind = dict(self.items), self.container, self.kind
+        for key in [k for k in kind.__iter__(now) if k not in was]:
+            kind.__delitem__(now, key)
+        for key, value in was.items():
+            kind.__setitem__(now, key, value)
+        if list(kind.__iter__(now)) != list(was):
             for key, value in was.items():
-                del now[key]
-                now[key] = value
+                kind.__delitem__(now, key)
+                kind.__setitem__(now, key, value)
 
 
 class _Values:
@@ -120,7 +133,7 @@ class _Values:
         return not self._same(self.value, self.kept)
 
     def restore(self) -> None:
-        self.value[...] = self.kept
+        self.value[slice(None) if isinstance(self.value, _BYTES) else ...] = self.kept
 
 
 class _Cell:
@@ -134,6 +147,20 @@ class _Cell:
 
     def restore(self) -> None:
         self.cell.cell_contents = self.kept
+
+
+class _Slots:
+    """Attributes of an object that has no dict for them."""
+
+    def __init__(self, owner: object, names: list[str], name: str) -> None:
+        self.owner, self.name, self.kept = owner, name, {n: getattr(owner, n) for n in names if hasattr(owner, n)}
+
+    def changed(self) -> bool:
+        return any(not _same((getattr(self.owner, n, None),), (v,)) for n, v in self.kept.items())
+
+    def restore(self) -> None:
+        for n, v in self.kept.items():
+            object.__setattr__(self.owner, n, v)
 
 
 class _Generator:
@@ -161,7 +188,10 @@ def _state_of(generator: Any) -> Any:
 
 
 def _items(container: Any) -> list[tuple[Any, ...]]:
-    return list(container.items()) if isinstance(container, dict) else [(item,) for item in container]
+    if isinstance(container, dict):
+        return list(dict.items(container))
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    return [(item,) for item in kind.__iter__(container)]
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -170,7 +200,7 @@ def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator[_Kept]:
     """Everything within reach of the modules' attributes and of the objects, once."""
-    seen: set[int] = set()
+    seen, given = set[int](), {id(m) for m in modules}
     todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
     todo.extend((value, type(value).__name__) for value in objects)
     while todo and len(seen) < _MOST:
@@ -186,17 +216,33 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
             todo.extend((item, name) for item in value)
         elif isinstance(value, Tensor):
             if _is_restorable(value):
-                yield _Values(value, name, lambda t: t.detach().clone(), torch.equal)
+                yield _Values(value, name, lambda t: t.detach().clone(), same_values)
         elif _is_of_numpy(value, "ndarray"):
             yield _Values(value, name, lambda a: a.copy(), _equal_arrays)
+        elif isinstance(value, _BYTES):
+            yield _Values(value, name, lambda a: a[:], operator.eq)
         elif isinstance(value, (torch.Generator, random.Random)) or _is_of_numpy(value, "random.Generator"):
             yield _Generator(value, name)
         elif isinstance(value, types.CellType):
             yield _Cell(value, name)
             if not (isinstance(value.cell_contents, Tensor) and value.cell_contents.numel() > _MOST):
                 todo.append((value.cell_contents, name))
+        elif isinstance(value, types.FunctionType):
+            todo.extend((c, name) for c in value.__closure__ or () if is_filled(c))
+            held = (value.__defaults__, value.__kwdefaults__, vars(value))
+            todo.extend((part, name) for part in held if part)
+        elif isinstance(value, functools.partial):
+            todo.extend((part, name) for part in (value.func, value.args, value.keywords))
+        elif isinstance(value, types.MethodType):
+            todo.extend(((value.__self__, name), (value.__func__, name)))
+        elif isinstance(value, nn.Module):  # one that no module has as its child; its buffers are nobody else's care
+            todo.extend((b, name) for b in internals.own_buffers(value).values() if id(value) not in given)
+            todo.append((vars(value), name))
         elif has_attributes(value):
             todo.append((vars(value), name))
+        elif slots := _slots_of(value):
+            yield _Slots(value, slots, name)
+            todo.extend((getattr(value, n), name) for n in slots if hasattr(value, n))
 
 
 def _is_of_numpy(value: object, name: str) -> bool:
@@ -205,7 +251,27 @@ def _is_of_numpy(value: object, name: str) -> bool:
 
 
 def _equal_arrays(a: Any, b: Any) -> bool:
-    return bool((a == b).all()) if a.dtype == b.dtype and a.shape == b.shape else False
+    """NaN is NaN: what was not written to is not written back, either."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def is_filled(cell: types.CellType) -> bool:
+    """Whether a closure's variable has a value."""
+    try:
+        cell.cell_contents  # noqa: B018 - raises where there is nothing
+    except ValueError:
+        return False
+    return True
+
+
+def _slots_of(value: object) -> list[str]:
+    """Attributes in slots of a class that is neither built in nor torch's."""
+    if type(value).__module__.partition(".")[0] in ("builtins", "collections", "functools", "torch", "weakref"):
+        return []
+    named = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    return [n for names in named for n in ([names] if isinstance(names, str) else names) if not n.startswith("__")]
 
 
 def _named(name: str, item: tuple[Any, ...]) -> str:

@@ -121,7 +121,14 @@ def _cut(program: Program) -> str:
 
 def _require_substitution(engine: Differentiable) -> None:
     """Raises UnsupportedError where the loss with other tensors in the parameters' places is another function."""
-    own, limit = engine.own_loss(), limits(engine.theta().dtype)[0]
+    own, again, limit = engine.own_loss(), engine.own_loss(), limits(engine.theta().dtype)[0]
+    exact = own.device.type == "cpu"  # elsewhere sums may take another order
+    if not (torch.equal(own, again) if exact else torch.allclose(own, again, rtol=1e2 * torch.finfo(own.dtype).eps)):
+        raise UnsupportedError(
+            f"model, loss_fn: two runs on the same batch give {float(own):.9g} and {float(again):.9g}: one writes to "
+            "something that cannot be put back (a global variable, a class attribute, an iterator); keep it in an "
+            "attribute of the model or of the loss"
+        )
     if not torch.allclose(own, engine.loss, rtol=limit, atol=limit * float(engine.gradient.norm())):
         raise UnsupportedError(
             f"loss_fn: it is {float(own):.6g}, and {float(engine.loss):.6g} with copies in the parameters' places: it "
