@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import chaos_ext as ce
-from chaos_ext.base import guards
+from chaos_ext.base import guards, turns
 from chaos_ext.base import torch_internals as internals
 from chaos_ext.base.traces import untouched
 
@@ -72,7 +72,7 @@ def _interrupted(run, n, files):
 def _has_given_its_turn():
     """Whether another thread gets the lock."""
     with ThreadPoolExecutor(1) as other:
-        return other.submit(lambda: guards.turns.acquire(blocking=False) and guards.turns.release() is None).result()
+        return other.submit(lambda: turns._lock.acquire(blocking=False) and turns._lock.release() is None).result()
 
 
 class Everything(nn.Module):
@@ -116,6 +116,22 @@ BODIES = {
     "attributes": lambda m: (m.log.append(1), setattr(m, "calls", 7), setattr(m, "new", 1), m.plain.add_(1)),
     "edits": lambda m: m.out.weight.data.mul_(2.0),
 }
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_every_line_of_a_turn(outer):
+    """The line of ``with`` comes once more when it is left: what is raised there skips the release."""
+    came, done = 0, []
+
+    def run():
+        inner = lambda: turns.in_turn(lambda: done.append(1))  # noqa: E731
+        return turns.in_turn(inner) if outer else inner()
+
+    while _interrupted(run, came + 1, ("turns.py",)):
+        came += 1
+        assert _has_given_its_turn(), came
+    assert came >= (10 if outer else 5)
+    assert done
 
 
 @pytest.mark.parametrize("name", CONTEXTS)

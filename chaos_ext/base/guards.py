@@ -6,7 +6,6 @@ What is changed for that is put back also where Ctrl-C comes in between (see ``r
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
@@ -19,6 +18,7 @@ from . import torch_internals as internals
 from .parameters import ModuleTree
 from .restoring import Restoring, T, put_back, together
 from .traces import untouched
+from .turns import in_turn
 
 _P = ParamSpec("_P")
 
@@ -164,20 +164,17 @@ def _needs_graph(tree: ModuleTree, x: object) -> bool:
     return _needing[model]
 
 
-# Which kernels torch uses is a setting of the process, and so is the nesting of torch.func.jvp: a thread that leaves
-# one clears the tangents of the others. Threads that change one of these and put it back take turns.
-turns = threading.RLock()
-
-
 def twice_differentiable(function: Callable[_P, T]) -> Callable[_P, T]:
     """Runs a function on ``plain_kernels``, and takes turns for it: Ctrl-C leaves no turn that nobody gives back."""
 
     @functools.wraps(function)
     def inside(*args: _P.args, **kwargs: _P.kwargs) -> T:
-        with turns:
+        def run() -> T:
             modes = plain_kernels()
             with modes, modes:
                 return function(*args, **kwargs)
+
+        return in_turn(run)
 
     return inside
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import memory
-from ..base.guards import AutocastInside, refuse_edits, turns, twice_differentiable
+from ..base.guards import AutocastInside, refuse_edits, twice_differentiable
 from ..base.parameters import ParameterSpace
 from ..base.randomness import without_randomness
 from ..base.restoring import Restoring
@@ -126,9 +126,8 @@ class FunctionalEngine:
         self._probe()
         out = torch.empty_like(v)
         chunk = self._chunk()
-        with turns:
-            for i in range(0, v.shape[1], chunk):
-                out[:, i : i + chunk] = self._rows(v[:, i : i + chunk].T.contiguous()).T
+        for i in range(0, v.shape[1], chunk):
+            out[:, i : i + chunk] = self._rows(v[:, i : i + chunk].T.contiguous()).T
         return out
 
     def block_columns(self, dtype: torch.dtype) -> int:
@@ -245,8 +244,7 @@ class FunctionalEngine:
             rows = min(chunk, len(out) - i)
             eye = torch.zeros(rows, len(out), dtype=out.dtype, device=out.device)
             eye[:, i : i + rows].fill_diagonal_(1)
-            with turns:
-                out[i : i + rows] = self._rows(eye)
+            out[i : i + rows] = self._rows(eye)
             if not all_finite(out[i : i + rows]):
                 raise NonFiniteError(not_finite("H"))
 
