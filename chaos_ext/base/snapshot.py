@@ -34,19 +34,20 @@ class _Surroundings:
         pairs = zip(modules, buffers, strict=True)
         self._buffers = [own for m, own in pairs if own and not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
-        self._seen, self._marks = self._look(), self._read_marks()
-        strided = [t for t in self._constants() if t.layout == torch.strided and not t.is_meta]
+        constants = self._constants()
+        self._seen, self._marks = self._look(), self._read_marks(constants)
+        strided = [t for t in constants if t.layout == torch.strided and not t.is_meta]
         self._kept = [(t, _content(t)) for t in strided]
-        self._kept += [(t, copy if t.numel() <= _LARGE else _content(t)) for t, copy in plain_tensors(tree.watched)]
+        if tree.watched:
+            self._kept += [(t, copy if t.numel() <= _LARGE else _content(t)) for t, copy in plain_tensors(tree.watched)]
 
     def _look(self) -> list[object]:
         """What has to be the very same objects: where these are, a walk through the model would find the same."""
         held: list[object] = [o for own in self._dicts for o in own.values()]
         return held + [m.training for m in self._modules] + [p.requires_grad for p in self._parameters]
 
-    def _read_marks(self) -> list[int]:
+    def _read_marks(self, constants: list[Tensor]) -> list[int]:
         """Where parameters and buffers lie, and how often sparse ones were written."""
-        constants = self._constants()
         sparse = [internals.version(t) for t in constants if t.layout != torch.strided]
         return [internals.address(t) for t in (*self._parameters, *constants)] + sparse
 
@@ -56,7 +57,8 @@ class _Surroundings:
 
     def are_same(self) -> bool:
         now = self._look()
-        same = len(now) == len(self._seen) and all(map(is_, now, self._seen)) and self._read_marks() == self._marks
+        same = len(now) == len(self._seen) and all(map(is_, now, self._seen))
+        same = same and self._read_marks(self._constants()) == self._marks
         return same and all(_is_same(t, kept) for t, kept in self._kept)
 
 

@@ -82,5 +82,5 @@ def all_finite(t: Tensor) -> bool:
     A finite sum has finite terms, and costs one pass; only a sum that is not finite, which may have overflowed, needs a
     look at each number.
     """
-    t = t.detach()
+    t = t.detach() if t.requires_grad else t
     return math.isfinite(t.sum()) or bool(torch.isfinite(t).all())
