@@ -26,6 +26,7 @@ _FRAGILE = (
     *("Angle", "Sgn", "Atan2", "Sinc", "Xlogy", "Xlog1Py", "Logcumsumexp", "Det", "Svd", "Eig", "Qr", "Entr"),
     *("PowBackward1", "WeightNormInterface"),
 )
+PADDING = "padding_idx"
 _SAFE = ("LayerNorm", "BatchNorm", "GroupNorm", "RmsNorm", "RMSNorm")
 
 
@@ -98,7 +99,7 @@ class Watch(Mode):
         functions: custom autograd Functions, whose forward sees no graph anyway.
 
     Attributes:
-        stops: the name of the first of them, or None.
+        stops: the name of the first of them, or else ``PADDING`` for the row of an embedding, or None.
         surrogates: names of what gives gradients that need not be derivatives.
         forgets: whether a derivative was taken without a graph of its own.
         reentrant: whether a re-entrant checkpoint ran.
@@ -118,14 +119,14 @@ class Watch(Mode):
 
     def _notice(self, func: Any, args: Any, kwargs: Any) -> None:
         self.forgets = self.forgets or (func is torch.autograd.grad and not kwargs.get("create_graph"))
-        how = _taken_out(func, args) or _padding(func, kwargs)
+        how = _taken_out(func, args) or (None if _padded(func, args, kwargs) is None else PADDING)
         surrogate = _surrogate(func, kwargs) if torch.is_grad_enabled() else None
         if (how or surrogate) is None or not _any_tracked((args, kwargs)):
             return
         self.reentrant = _REENTRANT in _codes_above()
         if surrogate is not None:
             self.surrogates.append(surrogate)
-        elif self.stops is None and not self._functions.run():
+        elif self.stops in (None, PADDING) and not self._functions.run():
             self.stops = how
 
 
@@ -156,6 +157,7 @@ class Constants(Mode):
         written = _written(func, args, kwargs)
         edits = _any_tracked(written) or any(written is v for v in self._views)
         self._is_edited = self._is_edited or edits
+        args = self._with_constant_row(func, args, kwargs)
         if _taken_out(func, args) is None or not _any_tracked((args, kwargs)) or self._functions.run():
             return func(*args, **kwargs)
         found = func(*args, **kwargs)
@@ -168,6 +170,17 @@ class Constants(Mode):
         if func in _VIEWS:
             self._views.append(kept)
         return kept
+
+    def _with_constant_row(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The arguments of an embedding, whose row without a gradient is what it was at the first run."""
+        padded = _padded(func, args, kwargs) if _any_tracked((args, kwargs)) and not self._functions.run() else None
+        if padded is None:
+            return args
+        place, row = padded
+        weight = args[place]
+        held = weight.clone()
+        held[row] = self._kept_instead(weight[row])
+        return (*args[:place], held, *args[place + 1 :])
 
     def _kept_instead(self, value: Any) -> Any:
         """The value here at the first run."""
@@ -227,9 +240,12 @@ def _taken_out(func: Any, args: Any) -> str | None:
     return None if harmless else "torch.no_grad"
 
 
-def _padding(func: Any, kwargs: Any) -> str | None:
-    """A row of an embedding that counts as a constant, or None."""
-    return "padding_idx" if func is functional.embedding and kwargs.get("padding_idx") is not None else None
+def _padded(func: Any, args: Any, kwargs: Any) -> tuple[int, int] | None:
+    """Which argument of ``func`` is an embedding's weight, and which row of it counts as a constant, or None."""
+    if func is functional.embedding and kwargs.get("padding_idx") is not None:
+        return 1, kwargs["padding_idx"]
+    row = (*args[2:3], kwargs.get("padding_idx", -1))[0] if func is torch.embedding else -1
+    return (0, row) if row >= 0 and len(args) > 1 else None
 
 
 def _surrogate(func: Any, kwargs: Any) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .differences import Derivative, along, directions, is_linear
 from .examination import Differentiable, Program, limits, warn_once
-from .inspection import Seen
+from .inspection import PADDING, Seen
 
 log = logging.getLogger("chaos_ext")
 
@@ -51,7 +51,7 @@ def _judged(engine: Differentiable, program: Program, model: nn.Module) -> str:
     comparison = _Comparison(engine, program.stops)
     if program.doubt is None:
         path = comparison.decide()
-        if program.stops not in (None, "padding_idx") and not comparison.follows_the_gradient(path):
+        if program.stops not in (None, PADDING) and not comparison.follows_the_gradient(path):
             program.apart = program.stops
             warn_once(
                 model,

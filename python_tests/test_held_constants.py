@@ -1,0 +1,118 @@
+"""What forward takes out of the graph is a constant to H: ``detach``, the padded row of an embedding.
+
+Where the gradient changes with it, a step has no tangent map I - lr H.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chaos_ext as ce
+
+
+def _mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def _batch():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(6, 4, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+
+    def forward(self, x):
+        return self.w * self.w.detach() * x
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_step_whose_gradient_holds_something_constant_has_no_tangent_map(inner):
+    """d(step)/dtheta by differences is 1.146 here, 1 - lr H would be 0.982."""
+    x = torch.ones(4, 1, dtype=torch.float64)
+    model = nn.Sequential(Cut(), nn.Linear(1, 1).double()) if inner else Cut()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    op = ce.HessianOperator(model, nn.MSELoss(), x, x)
+    assert op.held_constant == "detach"
+    Y = torch.eye(op.space.size, dtype=torch.float64)
+    for use in (
+        lambda: ce.TangentMap(opt).apply_(op, Y),
+        lambda: ce.LyapunovAnalyzer(model, opt).update(op),
+        lambda: ce.LyapunovAnalyzer(model, opt, method="svd").update(op),
+    ):
+        with pytest.raises(ce.UnsupportedError, match="takes something out of the graph"):
+            use()
+    assert torch.equal(Y, torch.eye(op.space.size, dtype=torch.float64))
+
+
+def test_a_detach_that_changes_nothing_is_none():
+    class Logging(nn.Sequential):
+        def forward(self, x):
+            out = super().forward(x)
+            self.last = out.detach().mean()
+            return out
+
+    (x, y), model = _batch(), Logging(*_mlp())
+    op = ce.HessianOperator(model, lambda o, y: F.cross_entropy(o, y) + 0.0, x, y)
+    assert op.held_constant is None
+    ce.TangentMap(torch.optim.SGD(model.parameters(), lr=0.1)).apply_(op, torch.eye(43, dtype=torch.float64))
+
+
+class Padded(nn.Module):
+    """Tokens; the values of row 0 of the table are not zero, and get no gradient."""
+
+    def __init__(self, look_up, tied=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.look_up, self.tied = look_up, tied
+        self.table, self.last = nn.Parameter(torch.randn(5, 3).double()), nn.Linear(3, 5).double()
+
+    def forward(self, x):
+        h = torch.tanh(self.look_up(x, self.table))
+        return (h @ self.table.T if self.tied else self.last(h)).sum(1)
+
+
+LOOK_UP = {
+    "keyword": lambda x, w: F.embedding(x, w, padding_idx=0),
+    "position": lambda x, w: F.embedding(x, w, 0),
+    "from the end": lambda x, w: F.embedding(x, w, -5),
+    "native": lambda x, w: torch.embedding(w, x, 0),
+}
+TOKENS, CLASSES = torch.tensor([[0, 1, 2], [3, 0, 4]]), torch.tensor([0, 1])
+
+
+def _norm(o, y):
+    return torch.exp(-o.norm()) + F.cross_entropy(o, y)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", LOOK_UP)
+def test_a_padded_row_is_a_constant(name, tied, verify):
+    """Against differences of the loss whose look-ups see a copy of the row that does not move."""
+    model = Padded(LOOK_UP[name], tied)
+    kept = model.table[0].detach().clone()
+    H = ce.HessianOperator(model, _norm, TOKENS, CLASSES, verify=verify).dense()
+    theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    def gradient(theta):
+        free = Padded(lambda x, w: torch.where(x.unsqueeze(2) == 0, kept, F.embedding(x, w)), tied)
+        torch.nn.utils.vector_to_parameters(theta, free.parameters())
+        grads = torch.autograd.grad(_norm(free(TOKENS), CLASSES), list(free.parameters()), allow_unused=True)
+        parts = zip(grads, free.parameters(), strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in parts])
+
+    eye, h = torch.eye(len(theta), dtype=torch.float64), 1e-5
+    columns = [(gradient(theta + h * e) - gradient(theta - h * e)) / (2 * h) for e in eye]
+    torch.testing.assert_close(H, torch.stack(columns, 1), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOOK_UP)
+def test_a_detach_behind_a_padded_row_is_seen(name):
+    model = Padded(LOOK_UP[name])
+    op = ce.HessianOperator(model, lambda o, y: (o * o.detach()).sum(), TOKENS, CLASSES)
+    assert op.held_constant == "detach"
