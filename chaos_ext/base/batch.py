@@ -37,7 +37,7 @@ class Batch:
         leaves = (*_leaves("x", x), *_leaves("y", y))
         plain = isinstance(x, Tensor) and isinstance(y, Tensor) and x.layout == y.layout == torch.strided
         self._tensors = leaves if plain else None
-        self._copies = [t.detach().clone() if isinstance(t, Tensor) else _copy(t) for t in leaves]
+        self._copies = [_copy(t) for t in leaves]
 
     def is_fresh(self) -> bool:
         """Whether it holds what it held: values alone matter, not who wrote them."""
@@ -122,6 +122,8 @@ def _check(name: str, t: Tensor) -> None:
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.requires_grad else value.clone()
     return value.copy() if _is_array(value) else value
 
 

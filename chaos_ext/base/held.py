@@ -29,6 +29,9 @@ class Held(NamedTuple):
         return bool(self.modules or self.objects)
 
 
+NOTHING = Held([], [])
+
+
 def held_by(function: object) -> Held:
     """Of a loss: a module, a function, a bound method, a ``functools.partial``, any object with ``__call__``."""
     modules: list[nn.Module] = []

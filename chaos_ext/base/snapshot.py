@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from itertools import chain
 from operator import is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class _Surroundings:
         self._modules = modules = tree.modules
         buffers = [internals.own_buffers(m) for m in modules]
         children, parameters = map(internals.own_children, modules), map(internals.own_parameters, modules)
-        self._dicts: list[Mapping[str, object]] = [*children, *parameters, *buffers]
+        self._dicts: list[dict[str, Any]] = [*children, *parameters, *buffers]
         pairs = zip(modules, buffers, strict=True)
         self._buffers = [own for m, own in pairs if own and not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
@@ -43,7 +44,7 @@ class _Surroundings:
 
     def _look(self) -> list[object]:
         """What has to be the very same objects: where these are, a walk through the model would find the same."""
-        held: list[object] = [o for own in self._dicts for o in own.values()]
+        held: list[object] = list(chain.from_iterable(map(dict.values, self._dicts)))
         return held + [m.training for m in self._modules] + [p.requires_grad for p in self._parameters]
 
     def _read_marks(self, constants: list[Tensor]) -> list[int]:
@@ -83,9 +84,10 @@ class Snapshot:
         tree: the modules of the model: still so where ``is_fresh()``.
     """
 
+    @internals.without_grad
     def __init__(self, space: ParameterSpace, batch: Batch, tree: ModuleTree) -> None:
         self.space = space
-        self.theta = space.flatten([p.detach() for p in space.params])
+        self.theta = space.flatten(space.params)
         if not all_finite(self.theta):
             raise NonFiniteError("model: expected finite parameters, got NaN or inf")
         self.parts = space.views(self.theta)

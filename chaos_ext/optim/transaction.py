@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base.held import held_by
+from ..base.held import NOTHING, held_by
 from ..base.signals import Deferred
 from ..base.snapshot import Origin
 from ..base.torch_internals import own_buffers, without_grad
@@ -49,7 +49,7 @@ class Transaction:
         self._params = params
         self._before = [p.clone() for p in params] if origin is None else origin.snapshot.parts
         self._states = [None if s is None else s.copy() for s in map(opt.state.get, params)]
-        own_loss = held_by(None if origin is None or origin.loss is None else origin.loss[0])
+        own_loss = NOTHING if origin is None or origin.loss is None else held_by(origin.loss[0])
         watched = [] if origin is None else origin.snapshot.tree.watched
         self._modules = untouched([*watched, *own_loss.modules], own_loss.objects)
         moving = _moving([*([] if origin is None else origin.snapshot.tree.modules), *own_loss.modules])
