@@ -14,6 +14,7 @@ from ..errors import NonFiniteError, StaleOperatorError
 from . import torch_internals as internals
 from .batch import Batch
 from .guards import refuse_autocast, updates_running_stats
+from .kept import Sparse, Values
 from .parameters import ModuleTree, ParameterSpace
 from .tensors import all_finite, checksum, same_values
 from .traces import plain_tensors
@@ -39,8 +40,10 @@ class _Surroundings:
         self._seen, self._marks = self._look(), self._read_marks(constants)
         strided = [t for t in constants if t.layout == torch.strided and not t.is_meta]
         self._kept = [(t, _content(t)) for t in strided]
-        if tree.watched:
-            self._kept += [(t, copy if t.numel() <= _LARGE else _content(t)) for t, copy in plain_tensors(tree.watched)]
+        plain = plain_tensors(tree.watched) if tree.watched else []
+        self._sparse = [k for k in plain if isinstance(k, Sparse)]
+        dense = [(k.value, k.kept) for k in plain if isinstance(k, Values)]
+        self._kept += [(t, copy if t.numel() <= _LARGE else _content(t)) for t, copy in dense]
 
     def _look(self) -> list[object]:
         """What has to be the very same objects: where these are, a walk through the model would find the same."""
@@ -60,7 +63,8 @@ class _Surroundings:
         now = self._look()
         same = len(now) == len(self._seen) and all(map(is_, now, self._seen))
         same = same and self._read_marks(self._constants()) == self._marks
-        return same and all(_is_same(t, kept) for t, kept in self._kept)
+        same = same and all(_is_same(t, kept) for t, kept in self._kept)
+        return same and not any(k.changed() for k in self._sparse)
 
 
 def _content(t: Tensor) -> Tensor:

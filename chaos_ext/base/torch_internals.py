@@ -45,10 +45,17 @@ def address(t: Tensor) -> int:
 
 
 def stored_values(t: Tensor) -> Tensor:
-    """The values that a tensor of any layout holds (``Tensor._values`` of an uncoalesced one)."""
-    if t.layout == torch.strided:
-        return t
-    return t._values() if t.layout == torch.sparse_coo else t.values()
+    """The values that a tensor of any layout holds."""
+    return t if t.layout == torch.strided else stored_parts(t)[-1]
+
+
+def stored_parts(t: Tensor) -> tuple[Tensor, ...]:
+    """Where the entries of a sparse tensor are, and their values (``Tensor._values`` of an uncoalesced one)."""
+    if t.layout == torch.sparse_coo:
+        return t._indices(), t._values()
+    by_row = t.layout in (torch.sparse_csr, torch.sparse_bsr)
+    places = (t.crow_indices(), t.col_indices()) if by_row else (t.ccol_indices(), t.row_indices())
+    return *places, t.values()
 
 
 def own_parameters(m: nn.Module) -> dict[str, nn.Parameter | None]:

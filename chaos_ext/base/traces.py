@@ -6,29 +6,25 @@ values of a tracer where numbers belong. Modules of torch itself write to buffer
 
 from __future__ import annotations
 
-import array
 import functools
 import operator
 import random
 import sys
 import types
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import torch_internals as internals
+from .kept import BYTES, SPARSE, Cell, Container, Generator, Kept, Slots, Sparse, Values, equal_arrays, items_of
 from .restoring import Restoring, put_back
 from .tensors import same_values
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
-_BYTES = (array.array, bytearray)
-_PLAIN = (int, float, complex, str, bytes, bool, type(None))
-_CONTAINERS = (OrderedDict, dict, list, set, deque)
 _OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
-
 
 _torchs: dict[type, bool] = {}
 
@@ -67,138 +63,17 @@ def holds_something(value: object) -> bool:
     return next(_walk([], [value]), None) is not None
 
 
-def plain_tensors(modules: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Tensors within reach of the modules' attributes that are neither parameters nor buffers, and copies of them."""
-    values = [k for k in _walk(modules) if isinstance(k, _Values)]
-    return [(k.value, k.kept) for k in values if isinstance(k.value, Tensor)]
+def plain_tensors(modules: Sequence[nn.Module]) -> list[Values | Sparse]:
+    """Tensors within reach of the modules' attributes that are neither parameters nor buffers, with copies of them."""
+    return [k for k in _walk(modules) if isinstance(k, (Values, Sparse)) and isinstance(k.value, Tensor)]
 
 
-def _restore(k: _Kept) -> None:
+def _restore(k: Kept) -> None:
     if k.changed():
         k.restore()
 
 
-class _Kept(Protocol):
-    """Something that code may write to, with what it was."""
-
-    name: str
-
-    def changed(self) -> bool: ...
-    def restore(self) -> None: ...
-
-
-class _Container:
-    """A dict, list, set or deque: which objects it holds, in which order."""
-
-    def __init__(self, container: Any, name: str) -> None:
-        self.container, self.name = container, name
-        # Its own kind's methods: those of a subclass may do more (Counter.update adds).
-        self.kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
-        self.items = _items(container)
-
-    def changed(self) -> bool:
-        now = _items(self.container)
-        return len(now) != len(self.items) or not all(map(_same, now, self.items))
-
-    def restore(self) -> None:
-        if isinstance(self.container, dict):
-            self._restore_dict()
-        elif self.kind is list:
-            list.__setitem__(self.container, slice(None), [item for (item,) in self.items])
-        else:
-            self.kind.clear(self.container)
-            add = set.update if self.kind is set else deque.extend
-            add(self.container, [item for (item,) in self.items])
-
-    def _restore_dict(self) -> None:
-        """Key by key: a module without attributes, even for a moment, is none."""
-        was, now, kind = dict(self.items), self.container, self.kind
-        for key in [k for k in kind.__iter__(now) if k not in was]:
-            kind.__delitem__(now, key)
-        for key, value in was.items():
-            kind.__setitem__(now, key, value)
-        if list(kind.__iter__(now)) != list(was):
-            for key, value in was.items():
-                kind.__delitem__(now, key)
-                kind.__setitem__(now, key, value)
-
-
-class _Values:
-    """A tensor or array that an attribute holds."""
-
-    def __init__(self, value: Any, name: str, copy: Callable[[Any], Any], same: Callable[..., bool]) -> None:
-        self.value, self.name, self.kept, self._same = value, name, copy(value), same
-
-    def changed(self) -> bool:
-        return not self._same(self.value, self.kept)
-
-    def restore(self) -> None:
-        self.value[slice(None) if isinstance(self.value, _BYTES) else ...] = self.kept
-
-
-class _Cell:
-    """A variable of a closure, and which object it holds."""
-
-    def __init__(self, cell: types.CellType, name: str) -> None:
-        self.cell, self.name, self.kept = cell, name, cell.cell_contents
-
-    def changed(self) -> bool:
-        return not _same((self.cell.cell_contents,), (self.kept,))
-
-    def restore(self) -> None:
-        self.cell.cell_contents = self.kept
-
-
-class _Slots:
-    """Attributes of an object that has no dict for them."""
-
-    def __init__(self, owner: object, names: list[str], name: str) -> None:
-        self.owner, self.name, self.kept = owner, name, {n: getattr(owner, n) for n in names if hasattr(owner, n)}
-
-    def changed(self) -> bool:
-        return any(not _same((getattr(self.owner, n, None),), (v,)) for n, v in self.kept.items())
-
-    def restore(self) -> None:
-        for n, v in self.kept.items():
-            object.__setattr__(self.owner, n, v)
-
-
-class _Generator:
-    """A source of random numbers, and its state."""
-
-    def __init__(self, generator: Any, name: str) -> None:
-        self.generator, self.name, self.state = generator, name, _state_of(generator)
-
-    def changed(self) -> bool:
-        return repr(_state_of(self.generator)) != repr(self.state)
-
-    def restore(self) -> None:
-        if isinstance(self.generator, torch.Generator):
-            self.generator.set_state(torch.tensor(self.state, dtype=torch.uint8, device="cpu"))
-        elif isinstance(self.generator, random.Random):
-            self.generator.setstate(self.state)
-        else:
-            self.generator.bit_generator.state = self.state
-
-
-def _state_of(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state().tolist()
-    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
-
-
-def _items(container: Any) -> list[tuple[Any, ...]]:
-    if isinstance(container, dict):
-        return list(dict.items(container))
-    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
-    return [(item,) for item in kind.__iter__(container)]
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return all(x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(a, b, strict=True))
-
-
-def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator[_Kept]:
+def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator[Kept]:
     """Everything within reach of the modules' attributes and of the objects, once."""
     seen, given = set[int](), {id(m) for m in modules}
     todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
@@ -209,22 +84,23 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
             continue
         seen.add(id(value))
         if isinstance(value, (dict, list, set, deque)) and len(value) <= _MOST:
-            yield _Container(value, name)
+            yield Container(value, name)
             if name.rpartition(".")[2] not in _OWN:
-                todo.extend((item[-1], _named(name, item)) for item in _items(value))
+                todo.extend((item[-1], _named(name, item)) for item in items_of(value))
         elif isinstance(value, (tuple, frozenset)) and len(value) <= _MOST:
             todo.extend((item, name) for item in value)
         elif isinstance(value, Tensor):
             if _is_restorable(value):
-                yield _Values(value, name, lambda t: t.detach().clone(), same_values)
+                strided = value.layout == torch.strided
+                yield Values(value, name, _copy, same_values) if strided else Sparse(value, name)
         elif _is_of_numpy(value, "ndarray"):
-            yield _Values(value, name, lambda a: a.copy(), _equal_arrays)
-        elif isinstance(value, _BYTES):
-            yield _Values(value, name, lambda a: a[:], operator.eq)
+            yield Values(value, name, lambda a: a.copy(), equal_arrays)
+        elif isinstance(value, BYTES):
+            yield Values(value, name, lambda a: a[:], operator.eq)
         elif isinstance(value, (torch.Generator, random.Random)) or _is_of_numpy(value, "random.Generator"):
-            yield _Generator(value, name)
+            yield Generator(value, name)
         elif isinstance(value, types.CellType):
-            yield _Cell(value, name)
+            yield Cell(value, name)
             if not (isinstance(value.cell_contents, Tensor) and value.cell_contents.numel() > _MOST):
                 todo.append((value.cell_contents, name))
         elif isinstance(value, types.FunctionType):
@@ -241,20 +117,13 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
         elif has_attributes(value):
             todo.append((vars(value), name))
         elif slots := _slots_of(value):
-            yield _Slots(value, slots, name)
+            yield Slots(value, slots, name)
             todo.extend((getattr(value, n), name) for n in slots if hasattr(value, n))
 
 
 def _is_of_numpy(value: object, name: str) -> bool:
     numpy = sys.modules.get("numpy")  # without it there are no arrays
     return numpy is not None and isinstance(value, operator.attrgetter(name)(numpy))
-
-
-def _equal_arrays(a: Any, b: Any) -> bool:
-    """NaN is NaN: what was not written to is not written back, either."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def is_filled(cell: types.CellType) -> bool:
@@ -278,9 +147,13 @@ def _named(name: str, item: tuple[Any, ...]) -> str:
     return f"{name}.{item[0]}" if len(item) == 2 and isinstance(item[0], str) else name
 
 
+def _copy(t: Tensor) -> Tensor:
+    return t.detach().clone()
+
+
 def _is_restorable(t: Tensor) -> bool:
-    plain = t.layout == torch.strided and not t.is_meta and type(t) is Tensor
-    return plain and not t.requires_grad and not t.is_inference()
+    known = t.layout in (torch.strided, *SPARSE) and not t.is_meta and type(t) is Tensor
+    return known and not t.requires_grad and not t.is_inference()
 
 
 def has_attributes(value: object) -> bool:

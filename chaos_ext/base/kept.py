@@ -1,0 +1,172 @@
+"""Things that a user's code may write to, each with what it was: to be compared, and put back in place."""
+
+from __future__ import annotations
+
+import array
+import random
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .tensors import same_values
+from .torch_internals import stored_parts
+
+SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+BYTES = (array.array, bytearray)
+_PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_CONTAINERS = (OrderedDict, dict, list, set, deque)
+
+
+class Kept(Protocol):
+    """Something that code may write to, with what it was."""
+
+    name: str
+
+    def changed(self) -> bool: ...
+    def restore(self) -> None: ...
+
+
+class Container:
+    """A dict, list, set or deque: which objects it holds, in which order."""
+
+    def __init__(self, container: Any, name: str) -> None:
+        self.container, self.name = container, name
+        # Its own kind's methods: those of a subclass may do more (Counter.update adds).
+        self.kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        self.items = items_of(container)
+
+    def changed(self) -> bool:
+        now = items_of(self.container)
+        return len(now) != len(self.items) or not all(map(_same, now, self.items))
+
+    def restore(self) -> None:
+        if isinstance(self.container, dict):
+            self._restore_dict()
+        elif self.kind is list:
+            list.__setitem__(self.container, slice(None), [item for (item,) in self.items])
+        else:
+            self.kind.clear(self.container)
+            add = set.update if self.kind is set else deque.extend
+            add(self.container, [item for (item,) in self.items])
+
+    def _restore_dict(self) -> None:
+        """Key by key: a module without attributes, even for a moment, is none."""
+        was, now, kind = dict(self.items), self.container, self.kind
+        for key in [k for k in kind.__iter__(now) if k not in was]:
+            kind.__delitem__(now, key)
+        for key, value in was.items():
+            kind.__setitem__(now, key, value)
+        if list(kind.__iter__(now)) != list(was):
+            for key, value in was.items():
+                kind.__delitem__(now, key)
+                kind.__setitem__(now, key, value)
+
+
+class Values:
+    """A tensor or array that an attribute holds."""
+
+    def __init__(self, value: Any, name: str, copy: Callable[[Any], Any], same: Callable[..., bool]) -> None:
+        self.value, self.name, self.kept, self._same = value, name, copy(value), same
+
+    def changed(self) -> bool:
+        return not self._same(self.value, self.kept)
+
+    def restore(self) -> None:
+        self.value[slice(None) if isinstance(self.value, BYTES) else ...] = self.kept
+
+
+class Sparse:
+    """A sparse tensor: where its entries are, and their values."""
+
+    def __init__(self, value: Tensor, name: str) -> None:
+        self.value, self.name, self.kept = value, name, value.detach().clone()
+
+    def changed(self) -> bool:
+        pairs = zip(stored_parts(self.value), stored_parts(self.kept), strict=True)
+        return self.value.shape != self.kept.shape or not all(same_values(now, was) for now, was in pairs)
+
+    def restore(self) -> None:
+        now, was = stored_parts(self.value), stored_parts(self.kept)
+        if self.value.shape == self.kept.shape and all(a.shape == b.shape for a, b in zip(now, was, strict=True)):
+            for a, b in zip(now, was, strict=True):
+                a.copy_(b)
+        else:  # entries came or went, in memory of their own
+            value, kept = self.value, self.kept
+            if value.layout != torch.sparse_coo:
+                value.resize_as_sparse_(kept)
+            elif value.shape != kept.shape:
+                value.sparse_resize_and_clear_(kept.shape, kept.sparse_dim(), kept.dense_dim())
+            value.copy_(kept)
+
+
+class Cell:
+    """A variable of a closure, and which object it holds."""
+
+    def __init__(self, cell: types.CellType, name: str) -> None:
+        self.cell, self.name, self.kept = cell, name, cell.cell_contents
+
+    def changed(self) -> bool:
+        return not _same((self.cell.cell_contents,), (self.kept,))
+
+    def restore(self) -> None:
+        self.cell.cell_contents = self.kept
+
+
+class Slots:
+    """Attributes of an object that has no dict for them."""
+
+    def __init__(self, owner: object, names: list[str], name: str) -> None:
+        self.owner, self.name, self.kept = owner, name, {n: getattr(owner, n) for n in names if hasattr(owner, n)}
+
+    def changed(self) -> bool:
+        return any(not _same((getattr(self.owner, n, None),), (v,)) for n, v in self.kept.items())
+
+    def restore(self) -> None:
+        for n, v in self.kept.items():
+            object.__setattr__(self.owner, n, v)
+
+
+class Generator:
+    """A source of random numbers, and its state."""
+
+    def __init__(self, generator: Any, name: str) -> None:
+        self.generator, self.name, self.state = generator, name, _state_of(generator)
+
+    def changed(self) -> bool:
+        return repr(_state_of(self.generator)) != repr(self.state)
+
+    def restore(self) -> None:
+        if isinstance(self.generator, torch.Generator):
+            self.generator.set_state(torch.tensor(self.state, dtype=torch.uint8, device="cpu"))
+        elif isinstance(self.generator, random.Random):
+            self.generator.setstate(self.state)
+        else:
+            self.generator.bit_generator.state = self.state
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+
+
+def items_of(container: Any) -> list[tuple[Any, ...]]:
+    if isinstance(container, dict):
+        return list(dict.items(container))
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    return [(item,) for item in kind.__iter__(container)]
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return all(x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(a, b, strict=True))
+
+
+def equal_arrays(a: Any, b: Any) -> bool:
+    """NaN is NaN: what was not written to is not written back, either."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())

@@ -1,0 +1,101 @@
+"""Sparse tensors that a module holds as plain attributes: put back where forward writes to them, edits noticed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chaos_ext as ce
+from chaos_ext.base.torch_internals import stored_parts
+from chaos_ext.base.traces import untouched
+
+LAYOUTS = {
+    "coo": lambda t: t.to_sparse(),
+    "csr": lambda t: t.to_sparse_csr(),
+    "csc": lambda t: t.to_sparse_csc(),
+    "bsr": lambda t: t.to_sparse_bsr((2, 2)),
+    "bsc": lambda t: t.to_sparse_bsc((2, 2)),
+}
+LOSSES = {"rules": nn.CrossEntropyLoss(), "torch": lambda o, y: F.cross_entropy(o, y) + 0.0}
+X, Y = torch.linspace(-1, 1, 24, dtype=torch.float64).view(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+class Reads(nn.Module):
+    """Scales by the sum of the entries."""
+
+    def __init__(self, layout):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.held = nn.Linear(4, 3).double(), [LAYOUTS[layout](torch.eye(4, dtype=torch.float64))]
+
+    def forward(self, x):
+        self.write()
+        return torch.tanh(self.last(x)) * stored_parts(self.held[0])[-1].sum()
+
+    def write(self):
+        pass
+
+
+class Writes(Reads):
+    """Every call scales by 1.5 times more."""
+
+    def write(self):
+        stored_parts(self.held[0])[-1].mul_(1.5)
+
+
+class Grows(Reads):
+    """Every call adds an entry."""
+
+    def write(self):
+        self.held[0].add_(torch.ones(4, 4, dtype=torch.float64).to_sparse())
+
+
+def _same(a, b):
+    return all(map(torch.equal, stored_parts(a), stored_parts(b)))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_edits_are_noticed(layout, loss):
+    model = Reads(layout)
+    op = ce.HessianOperator(model, LOSSES[loss], X, Y)
+    op.dense()
+    stored_parts(model.held[0])[-1].mul_(2)
+    for read in (op.dense, lambda: op @ torch.ones(15, dtype=torch.float64)):
+        with pytest.raises(ce.StaleOperatorError):
+            read()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", [*((Writes, name) for name in LAYOUTS), (Grows, "coo")], ids=str)
+def test_what_forward_writes_is_put_back(case, loss):
+    """H is that of the first call from here; a CGD step leaves what one call leaves."""
+    make, layout = case
+    model, once = make(layout), make(layout)
+    before, held = model.held[0].clone(), model.held[0]
+    op = ce.HessianOperator(model, LOSSES[loss], X, Y)
+    H = op.dense()
+    assert model.held[0] is held
+    assert _same(held, before)
+
+    once.write()
+    fixed = Reads(layout)
+    fixed.held = once.held
+    torch.testing.assert_close(H, ce.HessianOperator(fixed, LOSSES[loss], X, Y).dense(), rtol=1e-10, atol=1e-12)
+    ce.CGD(model.parameters(), lr=0.1).step(op)
+    assert _same(model.held[0].coalesce() if make is Grows else model.held[0], once.held[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_shape_is_put_back(layout):
+    model = Reads(layout)
+    held, before = model.held[0], model.held[0].clone()
+    larger = LAYOUTS[layout](torch.eye(6, dtype=torch.float64))
+    with untouched([model]) as written:
+        if layout == "coo":
+            held.sparse_resize_((6, 6), 2, 0)
+        else:
+            held.resize_as_sparse_(larger).copy_(larger)
+        assert written() == ["Reads.held"]
+    assert held.shape == before.shape
+    assert _same(held, before)
