@@ -96,3 +96,19 @@ def test_nan_and_what_cannot_be_written_to_are_left_alone():
     op @ torch.ones(len(op.gradient), dtype=torch.float64)
     assert nan._version == version
     assert op.origin.loss is None
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_an_expanded_constant_takes_no_memory_of_its_size(kind):
+    """A petabyte, if it were looked at in full."""
+    (x, y), model, one = _batch(), Net(), torch.ones(1, 3, dtype=torch.float64)
+    wide = one.expand(1 << 45, 3)
+    if kind == "buffer":
+        model.register_buffer("wide", wide)
+    else:
+        model.wide = wide
+    op = ce.HessianOperator(model, LOSSES["rules"], x, y)
+    op.dense()
+    one[0, 1] = 2
+    with pytest.raises(ce.StaleOperatorError):
+        op.dense()

@@ -17,6 +17,7 @@ from ..errors import UnsupportedError
 from . import torch_internals as internals
 from .parameters import ModuleTree
 from .restoring import Restoring, T, put_back, together
+from .tensors import copy_of
 from .traces import untouched
 from .turns import in_turn
 
@@ -52,7 +53,7 @@ def borrowed_buffers(modules: Sequence[nn.Module]) -> Restoring[Callable[[], boo
     """Lets the modules of a model run on copies of their buffers; gives whether they have written to them."""
     kept = [(internals.own_buffers(m), dict(internals.own_buffers(m))) for m in modules if internals.own_buffers(m)]
     with torch.inference_mode(False):  # tensors made in inference mode have no version counters
-        copies = [{k: None if b is None else b.detach().clone() for k, b in own.items()} for _, own in kept]
+        copies = [{k: None if b is None else copy_of(b) for k, b in own.items()} for _, own in kept]
     pairs = [(held, copied) for (held, _), copied in zip(kept, copies, strict=True)]
 
     def versions() -> list[int]:

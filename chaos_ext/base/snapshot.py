@@ -16,7 +16,7 @@ from .batch import Batch
 from .guards import refuse_autocast, updates_running_stats
 from .kept import Sparse, Values
 from .parameters import ModuleTree, ParameterSpace
-from .tensors import all_finite, checksum, same_values
+from .tensors import all_finite, checksum, same_values, unexpanded
 from .traces import plain_tensors
 
 _LARGE = 1 << 20  # numbers of a tensor
@@ -69,11 +69,11 @@ class _Surroundings:
 
 def _content(t: Tensor) -> Tensor:
     """A copy, or of a large tensor a checksum: a frozen backbone is not held twice."""
-    return t.detach().clone() if t.numel() <= _LARGE else checksum(t)
+    return t.detach().clone() if t.numel() <= _LARGE else checksum(unexpanded(t))
 
 
 def _is_same(t: Tensor, kept: Tensor) -> bool:
-    return same_values(t.detach() if t.numel() <= _LARGE else checksum(t), kept)
+    return same_values(t.detach() if t.numel() <= _LARGE else checksum(unexpanded(t)), kept)
 
 
 class Snapshot:

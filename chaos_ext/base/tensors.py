@@ -66,6 +66,21 @@ def _bits(t: Tensor) -> Tensor:
     return t.detach().resolve_neg().contiguous().view(_INTEGERS[t.element_size()])
 
 
+def unexpanded(t: Tensor) -> Tensor:
+    """A view of every element once: of an expanded tensor one of the copies that it pretends to have."""
+    repeated = [d for d, (n, step) in enumerate(zip(t.shape, t.stride(), strict=True)) if n > 1 and step == 0]
+    for d in repeated:
+        t = t.narrow(d, 0, 1)
+    return t
+
+
+def copy_of(t: Tensor) -> Tensor:
+    """Detached, with memory of its own; of an expanded tensor as little as it has."""
+    if t.layout != torch.strided or 0 not in t.stride():
+        return t.detach().clone()
+    return unexpanded(t.detach()).clone().expand_as(t)
+
+
 def checksum(t: Tensor) -> Tensor:
     """Of the bits of a large tensor and of their places, int64; products wrap around."""
     t = torch.view_as_real(t.detach().resolve_conj()) if t.dtype.is_complex else t.detach()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import torch_internals as internals
 from .kept import BYTES, SPARSE, Cell, Container, Generator, Kept, Slots, Sparse, Values, equal_arrays, items_of
 from .restoring import Restoring, put_back
-from .tensors import same_values
+from .tensors import copy_of, same_values, unexpanded
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
 _OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
@@ -92,7 +92,7 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
         elif isinstance(value, Tensor):
             if _is_restorable(value):
                 strided = value.layout == torch.strided
-                yield Values(value, name, _copy, same_values) if strided else Sparse(value, name)
+                yield Values(unexpanded(value), name, copy_of, same_values) if strided else Sparse(value, name)
         elif _is_of_numpy(value, "ndarray"):
             yield Values(value, name, lambda a: a.copy(), equal_arrays)
         elif isinstance(value, BYTES):
@@ -145,10 +145,6 @@ def _slots_of(value: object) -> list[str]:
 
 def _named(name: str, item: tuple[Any, ...]) -> str:
     return f"{name}.{item[0]}" if len(item) == 2 and isinstance(item[0], str) else name
-
-
-def _copy(t: Tensor) -> Tensor:
-    return t.detach().clone()
 
 
 def _is_restorable(t: Tensor) -> bool:

@@ -12,6 +12,7 @@ from ..base.guards import dense_embeddings, own_tensors, without_running_stats
 from ..base.held import held_by, unmoved
 from ..base.parameters import ModuleTree
 from ..base.restoring import together
+from ..base.tensors import copy_of
 from ..base.torch_internals import tree_map
 from ..base.traces import untouched
 from ..errors import ChaosExtError, UnsupportedError
@@ -52,7 +53,7 @@ class Substituted:
             return found
 
     def _run(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
-        buffers = {n: b.detach().clone() for n, b in self.scalar.named_buffers()}
+        buffers = {n: copy_of(b) for n, b in self.scalar.named_buffers()}
         # A forward that edits its input in place edits a copy, and so does a loss.
         x, y = (tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, part) for part in (self._x, self._y))
         named = dict(zip(self._names, params, strict=True))
