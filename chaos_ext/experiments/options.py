@@ -27,14 +27,14 @@ def add_training(parser: argparse.ArgumentParser, activation: str = "relu") -> N
     add("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
 
 
-def add_study(parser: argparse.ArgumentParser, name: str, quick_steps: int) -> None:
-    """Seeds, processes, and where results go."""
+def add_study(parser: argparse.ArgumentParser, name: str, quick_steps: int, seconds: float = 10.0) -> None:
+    """Seeds, processes, and where results go; ``seconds`` between checkpoints."""
     add = parser.add_argument
     add("--seeds", type=seeds, default=(42,), metavar="A,B,...", help="seeds, each a full set of runs (default: 42)")
     add("--threads", type=count, default=1, help="torch threads of each process (default: %(default)s)")
     add("--jobs", type=count, default=1, help="processes that share the runs; no effect on results (default: 1)")
     add("--out", type=Path, default=None, help=f"folder for the results (default: results/{name}-DATA[-quick])")
-    add_resuming(parser, 10.0)
+    add_resuming(parser, seconds)
     add("--quick", action="store_true", help=f"stop each run after {quick_steps} steps: a check that all works")
 
 

@@ -59,8 +59,15 @@ def metrics_intact(out: OutputFolder, described: Mapping[str, Any]) -> bool:
     return sha.hexdigest() == described.get("sha256")
 
 
-def require_twins(units: Iterable[Unit], records: Records) -> dict[str, list[str]]:
+def require_twins(
+    units: Iterable[Unit], records: Records, batches: Callable[[Unit], str] = lambda unit: str(unit.seed)
+) -> dict[str, list[str]]:
     """The batch hashes of each seed, one an epoch, after checking that all its runs saw the same batches.
+
+    Args:
+        units: of the study.
+        records: of each.
+        batches: what names the batches of a unit: those of one name are the same.
 
     Raises:
         RuntimeError: they did not; the runs must not be compared.
@@ -70,11 +77,11 @@ def require_twins(units: Iterable[Unit], records: Records) -> dict[str, list[str
         record = records[unit]
         # A run that broke off has hashed only the beginning of its last epoch.
         mine = record["epoch_hashes"][: -1 if record["failure"] else None]
-        longest = seen.setdefault(str(unit.seed), mine)
+        longest = seen.setdefault(batches(unit), mine)
         if any(a != b for a, b in zip(mine, longest, strict=False)):
             raise RuntimeError(f"{unit.name} saw other batches than the runs before it with the same seed")
         if len(mine) > len(longest):
-            seen[str(unit.seed)] = mine
+            seen[batches(unit)] = mine
     return seen
 
 

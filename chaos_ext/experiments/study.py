@@ -46,13 +46,15 @@ class Study(ABC):
 
     Attributes:
         name: of its command.
-        columns: what its rows have beside those of every training, and what that is.
+        head: what its rows begin with: of a training with a row a step ``TRAINING``, of which there is a summary.
+        columns: what they have beside that, and what it is.
         means: those of them whose means over steps the summary has.
         quick_steps: of each run with ``--quick``.
         shown: a mean of the summary that is told at the end, and its heading.
     """
 
     name: ClassVar[str]
+    head: ClassVar[Mapping[str, str]] = TRAINING
     columns: ClassVar[Mapping[str, str]]
     means: ClassVar[tuple[str, ...]] = ()
     quick_steps: ClassVar[int]
@@ -61,6 +63,18 @@ class Study(ABC):
     @abstractmethod
     def settings(self, args: argparse.Namespace, common: dict[str, Any]) -> Settings:
         """Of these arguments; ``common``: what every study has."""
+
+    def refusal(self, args: argparse.Namespace, data: Dataset) -> str | None:
+        """What is wrong with these arguments for these data, or None."""
+        return None
+
+    def steps(self, settings: Settings, samples: int) -> int:
+        """Of all its runs together, for the progress bar."""
+        return settings.steps(samples) * len(settings.units)
+
+    def batches(self, unit: Unit) -> str:
+        """Names the batches that a unit sees: all of one name must see the same ones."""
+        return str(unit.seed)
 
     @abstractmethod
     def work(self, settings: Settings, unit: Unit, data: Dataset) -> Work:
@@ -111,6 +125,8 @@ def run_study(study: Study, args: argparse.Namespace, parser: argparse.ArgumentP
         data = load(args.data, args.root)
         if args.batch_size > len(data.y_train):
             parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
+        if refused := study.refusal(args, data):
+            parser.error(refused)
         settings = study.settings(args, _common(study, args, data.fingerprint()))
         manifest = out.begin(study.name, settings)
         if not _finished(out, manifest):
@@ -144,8 +160,8 @@ def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
 
 def _do(study: Study, args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
-    steps, columns = settings.steps(len(data.y_train)), {**TRAINING, **study.columns}
-    with Progress(steps * len(settings.units), lines=study.name) as progress:
+    samples, columns = len(data.y_train), {**study.head, **study.columns}
+    with Progress(study.steps(settings, samples), lines=study.name) as progress:
         records = run_units(
             study.work, settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report
         )
@@ -154,12 +170,12 @@ def _do(study: Study, args: argparse.Namespace, settings: Settings, data: Datase
         "experiment": study.name,
         "status": "failed" if failed else "complete",
         "settings": settings.to_json(),
-        "samples": {"train": len(data.y_train), "test": len(data.y_test)},
+        "samples": {"train": samples, "test": len(data.y_test)},
         "normalisation": {"mean": data.mean, "std": data.std},
-        "steps_per_run": steps,
+        "steps_per_run": settings.steps(samples),
         **study.remarks(records),
         "runs": report.describe_runs(settings.units, records, study.describe),
-        "batch_hashes_per_epoch": report.require_twins(settings.units, records),
+        "batch_hashes_per_epoch": report.require_twins(settings.units, records, study.batches),
         "metrics": report.write_metrics(out, settings.units, columns),
         "columns": columns,
         **report.environment(settings, args.jobs),
@@ -170,9 +186,11 @@ def _finish(study: Study, settings: Settings, data: Dataset, out: OutputFolder, 
     """Writes what follows from metrics.csv, then the manifest, then lets go of the parts: safe to repeat."""
     figures = study.figures(settings)
     wanted = [f"{name}.{kind}" for name in figures for kind in ("png", "pdf")]
-    if out.parts.exists() or not all((out.path / name).exists() for name in (*wanted, report.SUMMARY)):
+    summarised = study.head is TRAINING
+    wanted += [report.SUMMARY] if summarised else []
+    if out.parts.exists() or not all((out.path / name).exists() for name in wanted):
         steps_per_epoch = -(-len(data.y_train) // settings.batch_size)
-        manifest["summary"] = write_summary(out, steps_per_epoch, study.means)
+        manifest["summary"] = write_summary(out, steps_per_epoch, study.means) if summarised else []
         whole = manifest["status"] == "complete"
         manifest["findings"] = [f.to_json() for f in study.findings(out.path / METRICS, settings)] if whole else []
         for name in figures:
@@ -190,12 +208,8 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 def _conclude(study: Study, out: OutputFolder, manifest: dict[str, Any]) -> int:
     """Tells what came out."""
-    shown = _SHOWN | ({} if study.shown is None else {f"mean_{study.shown[0]}": study.shown[1]})
-    width = max(10, *(len(row["run"]) + 2 for row in manifest["summary"]))
-    print(f"{'run':<{width}}{'steps':>8}" + "".join(f"{text:>14}" for text in shown.values()))
-    for row in manifest["summary"]:
-        numbers = "".join(f"{'-' if row[c] is None else f'{row[c]:.4g}':>14}" for c in shown)
-        print(f"{row['run']:<{width}}{row['steps']:>8}{numbers}")
+    if manifest["summary"]:
+        _tell(study, manifest["summary"])
     for finding in manifest["findings"]:
         print(f"{finding['verdict']}: {finding['claim']} ({finding['numbers']})")
     print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
@@ -204,3 +218,12 @@ def _conclude(study: Study, out: OutputFolder, manifest: dict[str, Any]) -> int:
         message = f"run {r['run']}, seed {r['seed']} broke off at step {r['failure']['step']}: {r['failure']['error']}"
         print(f"chaos-ext: {message}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _tell(study: Study, summary: list[dict[str, Any]]) -> None:
+    shown = _SHOWN | ({} if study.shown is None else {f"mean_{study.shown[0]}": study.shown[1]})
+    width = max(10, *(len(row["run"]) + 2 for row in summary))
+    print(f"{'run':<{width}}{'steps':>8}" + "".join(f"{text:>14}" for text in shown.values()))
+    for row in summary:
+        numbers = "".join(f"{'-' if row[c] is None else f'{row[c]:.4g}':>14}" for c in shown)
+        print(f"{row['run']:<{width}}{row['steps']:>8}{numbers}")

@@ -72,6 +72,11 @@ class Training:
         return self.step
 
     @property
+    def taken(self) -> int:
+        """Steps of this unit's work that are done, over all its passes."""
+        return self.step
+
+    @property
     def done(self) -> bool:
         """Whether no step is left to take, or none can be taken."""
         return self.failure is not None or self.step >= self.total
@@ -93,6 +98,10 @@ class Training:
         if self.step % self.order.steps_per_epoch == 0 or self.step == self.total:
             self._close_epoch()
             val_loss, val_accuracy = self.evaluate()
+        return self.lines(values, val_loss, val_accuracy)
+
+    def lines(self, values: Sequence[float | int | None], val_loss: float | None, val_accuracy: float | None) -> bytes:
+        """What the step that has just been taken adds to the rows: one line."""
         loss, accuracy, *more = values
         head = (self.unit.run, self.unit.seed, self.step - 1)
         return format_row((*head, loss, accuracy, val_loss, val_accuracy, *more))

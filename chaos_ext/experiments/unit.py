@@ -32,7 +32,8 @@ class Work(Protocol):
 
     Attributes:
         unit: which one of the study it is.
-        step: steps done.
+        step: where it stands, for messages.
+        taken: steps done.
         rows: lines of CSV that these have given.
         failure: None, or the step at which it could not go on and why.
     """
@@ -40,6 +41,9 @@ class Work(Protocol):
     unit: Unit
     step: int
     failure: dict[str, Any] | None
+
+    @property
+    def taken(self) -> int: ...
 
     @property
     def rows(self) -> int: ...
@@ -86,7 +90,7 @@ def run_unit(
     """
     with RowFile(out.rows(unit)) as rows:
         work = _restored(make, settings, unit, data, out, rows)
-        report(work.step, True)
+        report(work.taken, True)
         saved = time.monotonic()
         with between_steps() as asked_to_end:
             while not work.done:

@@ -1,0 +1,109 @@
+"""What curvatures along fixed axes say of the paper's claim, and what chance and selection alone would make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .findings import Finding, verdict
+from .series import columns
+from .significance import fisher_test, sign_test
+
+FEW = 20  # readings: with fewer nothing is decided
+LEVEL = 0.01
+CLAIMS = {
+    "top-end": "the directions of largest curvature at the end",
+    "negative-start": "the directions of most negative curvature at the start",
+}
+_MIRRORS = {"top-end": "top-start", "negative-start": "negative-end"}
+
+
+class Changes(NamedTuple):
+    """Axes of a set and seed, and how many go from negative to positive and back."""
+
+    axes: int
+    up: int
+    down: int
+
+
+def curvatures(metrics: Path) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """run -> seed -> steps [readings] and curvatures [readings, axes]."""
+    found = columns(metrics, "step", "axis", "curvature")
+    return {
+        run: {seed: _table(rows, int(rows[:, 1].max()) + 1) for seed, rows in seeds.items()}
+        for run, seeds in found.items()
+    }
+
+
+def _table(rows: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    return rows[::axes, 0], rows[:, 2].view(-1, axes)
+
+
+def changes(table: Tensor) -> Changes:
+    """Of curvatures [readings, axes]: signs of the medians of the first and of the last tenth."""
+    tenth = max(1, len(table) // 10)
+    before, after = table[:tenth].median(0).values, table[-tenth:].median(0).values
+    return Changes(table.shape[1], int(((before < 0) & (after > 0)).sum()), int(((before > 0) & (after < 0)).sum()))
+
+
+def findings_of(metrics: Path) -> list[Finding]:
+    """Of each set the claim, and how it compares with random axes and with its mirror image."""
+    tables = curvatures(metrics)
+    few = min(len(table) for seeds in tables.values() for _, table in seeds.values()) < FEW
+    found = {run: [changes(table) for _, table in seeds.values()] for run, seeds in tables.items()}
+    makers = (_claim, _against_random, _against_mirror)
+    return [make(found, name, few) for make in makers for name in CLAIMS]
+
+
+def _claim(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
+    held = [c.up > c.down and sign_test(c.up, c.down) < LEVEL for c in found[name]]
+    return Finding(
+        claim=f"Curvature along {CLAIMS[name]} is negative first and positive later",
+        where="appendix B.3.1",
+        criterion="medians of the first and last tenth of the readings: of the axes that change sign more go up than "
+        f"down, two-sided sign test below {LEVEL}, in every seed ({FEW} readings at least)",
+        numbers="; ".join(
+            f"{c.up} up, {c.down} down of {c.axes} (p = {sign_test(c.up, c.down):.2g})" for c in found[name]
+        ),
+        verdict="undecided" if few else verdict(held, len(held)),
+    )
+
+
+def _against_random(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
+    pairs = list(zip(found[name], found["random"], strict=True))
+    values = [fisher_test(a.up, a.axes, b.up, b.axes) for a, b in pairs]
+    held = [a.up * b.axes > b.up * a.axes and p < LEVEL for (a, b), p in zip(pairs, values, strict=True)]
+    return Finding(
+        claim=f"This is special to {CLAIMS[name]}: random axes go from negative to positive less often",
+        where="control, not in the paper",
+        criterion=f"a smaller share of random axes does, Fisher's exact test below {LEVEL}, in every seed",
+        numbers="; ".join(
+            f"{a.up} of {a.axes} against {b.up} of {b.axes} (p = {p:.2g})"
+            for (a, b), p in zip(pairs, values, strict=True)
+        ),
+        verdict="undecided" if few else verdict(held, len(held)),
+    )
+
+
+def _against_mirror(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
+    pairs = list(zip(found[name], found[_MIRRORS[name]], strict=True))
+    values = [fisher_test(a.up, a.axes, b.down, b.axes) for a, b in pairs]
+    held = [a.up * b.axes > b.down * a.axes and p < LEVEL for (a, b), p in zip(pairs, values, strict=True)]
+    return Finding(
+        claim=f"Not by selection: axes like {CLAIMS[name]} from the other end of training do not fall as often",
+        where="control, not in the paper",
+        criterion=f"a smaller share of the mirror image goes down, Fisher's exact test below {LEVEL}, in every seed",
+        numbers="; ".join(
+            f"{a.up} of {a.axes} up against {b.down} of {b.axes} down (p = {p:.2g})"
+            for (a, b), p in zip(pairs, values, strict=True)
+        ),
+        verdict="undecided" if few else verdict(held, len(held)),
+    )
+
+
+def negative_share(table: Tensor) -> Tensor:
+    """Share of the axes with negative curvature at each reading."""
+    return (table < 0).to(torch.float64).mean(1)
