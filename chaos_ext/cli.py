@@ -20,6 +20,7 @@ from typing import Any
 from ._version import __version__
 from .experiments import (
     analyze_options,
+    axes_options,
     everything_options,
     fig1_options,
     fig2_options,
@@ -38,6 +39,7 @@ _EXPERIMENTS = (
     fig3_options,
     finite_time_options,
     spectrum_options,
+    axes_options,
     init_distance_options,
     everything_options,
 )

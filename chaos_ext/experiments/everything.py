@@ -6,7 +6,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from . import fig1_options, fig2_options, finite_time_options, init_distance_options, spectrum_options
+from . import axes_options, fig1_options, fig2_options, finite_time_options, init_distance_options, spectrum_options
 from .page import write_page
 
 # With the options that its place in the report asks for.
@@ -14,6 +14,7 @@ _STUDIES = (
     (fig1_options, ("--controls", "rank,energy")),
     (fig2_options, ()),
     (spectrum_options, ()),
+    (axes_options, ()),
     (finite_time_options, ()),
     (init_distance_options, ()),
 )
