@@ -10,6 +10,7 @@ from torch import Tensor
 from ..figures import COLORS, import_numpy
 from .axes_findings import curvatures, negative_share
 from .fig1 import title_of
+from .panels import finish, signed_log
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def figure_axes(metrics: Path, settings: Settings) -> Figure:
         steps, table = found[run]
         last.plot(steps, negative_share(table), color=color, linestyle=style, linewidth=1.4, label=text)
     last.set_ylim(-0.03, 1.03)
-    _finish(last, "share of axes with negative curvature", "axes")
+    finish(last, "share of axes with negative curvature", title="axes")
     figure.suptitle(title_of(settings), fontsize="medium")
     return figure
 
@@ -52,15 +53,6 @@ def _draw_set(ax: Any, steps: Tensor, table: Tensor, look: tuple[str, Any, str])
     for i, values in enumerate(table.unbind(1)):
         ax.plot(steps, values, color=color, alpha=0.35, linewidth=0.7, label=None if i else "each axis")
     ax.plot(steps, table.median(1).values, color=color, linewidth=2, label="median")
-    ax.axhline(0, color="0.4", linewidth=0.9, zorder=0)
-    # Linear about zero up to what half of the readings have, so that signs can be seen.
-    ax.set_yscale("symlog", linthresh=max(float(table.abs().median()), 1e-12))
+    signed_log(ax, table)
     ax.set_title(text, loc="left", fontsize="medium")
-    _finish(ax, "curvature along the axis")
-
-
-def _finish(ax: Any, y: str, title: str | None = None) -> None:
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel(y)
-    ax.grid(alpha=0.25, linewidth=0.5)
-    ax.legend(frameon=False, fontsize="small", title=title)
+    finish(ax, "curvature along the axis")

@@ -22,11 +22,13 @@ _MIRRORS = {"top-end": "top-start", "negative-start": "negative-end"}
 
 
 class Changes(NamedTuple):
-    """Axes of a set and seed, and how many go from negative to positive and back."""
+    """Axes of a set and seed; how many go from negative to positive and back, and are negative at either end."""
 
     axes: int
     up: int
     down: int
+    first: int
+    last: int
 
 
 def curvatures(metrics: Path) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
@@ -46,7 +48,13 @@ def changes(table: Tensor) -> Changes:
     """Of curvatures [readings, axes]: signs of the medians of the first and of the last tenth."""
     tenth = max(1, len(table) // 10)
     before, after = table[:tenth].median(0).values, table[-tenth:].median(0).values
-    return Changes(table.shape[1], int(((before < 0) & (after > 0)).sum()), int(((before > 0) & (after < 0)).sum()))
+    return Changes(
+        table.shape[1],
+        int(((before < 0) & (after > 0)).sum()),
+        int(((before > 0) & (after < 0)).sum()),
+        int((table[0] < 0).sum()),
+        int((table[-1] < 0).sum()),
+    )
 
 
 def findings_of(metrics: Path) -> list[Finding]:
@@ -66,7 +74,9 @@ def _claim(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
         criterion="medians of the first and last tenth of the readings: of the axes that change sign more go up than "
         f"down, two-sided sign test below {LEVEL}, in every seed ({FEW} readings at least)",
         numbers="; ".join(
-            f"{c.up} up, {c.down} down of {c.axes} (p = {sign_test(c.up, c.down):.2g})" for c in found[name]
+            f"{c.up} up, {c.down} down of {c.axes} (p = {sign_test(c.up, c.down):.2g}), {c.first} negative at "
+            f"the first reading, {c.last} at the last"
+            for c in found[name]
         ),
         verdict="undecided" if few else verdict(held, len(held)),
     )
