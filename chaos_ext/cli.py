@@ -22,6 +22,7 @@ from .experiments import (
     analyze_options,
     axes_options,
     everything_options,
+    exponents_options,
     fig1_options,
     fig2_options,
     fig3_options,
@@ -40,6 +41,7 @@ _EXPERIMENTS = (
     finite_time_options,
     spectrum_options,
     axes_options,
+    exponents_options,
     init_distance_options,
     everything_options,
 )

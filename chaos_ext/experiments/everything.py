@@ -6,7 +6,15 @@ import argparse
 import importlib
 from pathlib import Path
 
-from . import axes_options, fig1_options, fig2_options, finite_time_options, init_distance_options, spectrum_options
+from . import (
+    axes_options,
+    exponents_options,
+    fig1_options,
+    fig2_options,
+    finite_time_options,
+    init_distance_options,
+    spectrum_options,
+)
 from .page import write_page
 
 # With the options that its place in the report asks for.
@@ -15,6 +23,7 @@ _STUDIES = (
     (fig2_options, ()),
     (spectrum_options, ()),
     (axes_options, ()),
+    (exponents_options, ()),
     (finite_time_options, ()),
     (init_distance_options, ()),
 )
