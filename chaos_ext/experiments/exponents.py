@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 import chaos_ext as ce
 
@@ -28,7 +27,8 @@ from .exponents_figure import figure_exponents
 from .exponents_findings import findings_of
 from .exponents_options import NAME, QUICK_STEPS
 from .findings import Finding
-from .readings import READINGS, ReadTraining, Rows
+from .followed import FollowedTraining
+from .readings import READINGS, Rows
 from .settings import Settings, Unit
 from .study import Study, run_study
 
@@ -59,42 +59,26 @@ class ExponentsSettings(Settings):
     every: int
 
 
-class ExponentsTraining(ReadTraining):
-    """A training with deviations beside it.
+class ExponentsTraining(FollowedTraining):
+    """A training whose exponents are read.
 
     Attributes:
         losses: sum over the steps since the last reading, and how many these are.
         growth: t times the exponents at the last reading, float64 [k].
     """
 
-    plain = (*ReadTraining.plain, "losses")
+    plain = (*FollowedTraining.plain, "losses")
 
     def __init__(self, settings: ExponentsSettings, unit: Unit, data: Dataset) -> None:
         self.losses: list[float | int] = [0.0, 0]
         self.growth = torch.zeros(settings.k, dtype=torch.float64, device="cpu")
-        super().__init__(settings, unit, data, settings.every)
-        svd = unit.run == "svd"
         seed = derive_seed("restart", unit.seed) if unit.run == "restart" else unit.seed
-        self.analyzer = ce.LyapunovAnalyzer(
-            self.model,
-            self.optimizer,
-            k=settings.k,
-            method="svd" if svd else "qr",
-            every=settings.every if svd else None,
-            seed=seed,
-        )
+        options = {"method": "svd", "every": settings.every} if unit.run == "svd" else {}
+        super().__init__(settings, unit, data, settings.every, {"k": settings.k, "seed": seed, **options})
 
-    def make_optimizer(self) -> ce.CGD:
-        """SGD that takes its gradient from the operator: no backward pass beside it."""
-        return ce.CGD(self.model.parameters(), lr=self.settings.lr, momentum=self.settings.momentum, prune=None)
-
-    def take_step(self, x: Tensor, y: Tensor) -> None:
-        """Of the deviations, then of the parameters."""
-        op = ce.HessianOperator(self.model, self.loss_fn, x, y)
+    def look(self, op: ce.HessianOperator) -> None:
+        """Adds the loss of its batch."""
         self.losses = [self.losses[0] + op.loss.item(), int(self.losses[1]) + 1]
-        self.analyzer.update(op)
-        assert isinstance(self.optimizer, ce.CGD)
-        self.optimizer.step(op)
 
     def read(self, t: int) -> Rows:
         """Every exponent; none before the first step."""
@@ -112,14 +96,13 @@ class ExponentsTraining(ReadTraining):
         ]
 
     def state(self) -> dict[str, Any]:
-        """As of every training, and the deviations."""
-        return {**super().state(), "analyzer": self.analyzer.state_dict(), "growth": self.growth}
+        """As of every one that is followed, and the growth."""
+        return {**super().state(), "growth": self.growth}
 
     def load(self, state: dict[str, Any]) -> None:
-        """As of every training, and the deviations."""
+        """As of every one that is followed, and the growth."""
         super().load(state)
         self.growth = state["growth"]
-        self.analyzer.load_state_dict(state["analyzer"])
 
     def check(self, state: Any) -> None:
         """As of every training, and the sums."""

@@ -47,6 +47,10 @@ class ReadTraining(Training):
         self._found: Rows = []
         super().__init__(settings, unit, data)
 
+    def due(self, t: int) -> bool:
+        """Whether theta(t) is read, the end aside."""
+        return t % self.every == 0
+
     @abstractmethod
     def read(self, t: int) -> Rows:
         """Rows of theta(t), the parameters now, beside run, seed and step."""
@@ -70,8 +74,7 @@ class ReadTraining(Training):
 
     def measure_and_step(self, x: Tensor, y: Tensor) -> Sequence[float | int | None]:
         """A reading where one is due, the step, and after the last one the reading at the end."""
-        due = self.step % self.every == 0
-        found = self._headed(self.step, self.read(self.step)) if due else []
+        found = self._headed(self.step, self.read(self.step)) if self.due(self.step) else []
         self.take_step(x, y)
         if self.step + 1 == self.total:
             found += self._headed(self.total, self.read(self.total))
