@@ -30,6 +30,7 @@ from .experiments import (
     init_distance_options,
     report_options,
     spectrum_options,
+    subspace_options,
 )
 from .experiments.interruption import Interrupted, handled
 
@@ -42,6 +43,7 @@ _EXPERIMENTS = (
     spectrum_options,
     axes_options,
     exponents_options,
+    subspace_options,
     init_distance_options,
     everything_options,
 )

@@ -14,6 +14,7 @@ from . import (
     finite_time_options,
     init_distance_options,
     spectrum_options,
+    subspace_options,
 )
 from .page import write_page
 
@@ -24,6 +25,7 @@ _STUDIES = (
     (spectrum_options, ()),
     (axes_options, ()),
     (exponents_options, ()),
+    (subspace_options, ("--epochs", "2", "--checkpoint-every", "300")),
     (finite_time_options, ()),
     (init_distance_options, ()),
 )
