@@ -109,3 +109,11 @@ def numbers(text: str) -> tuple[float, ...]:
     if len(set(values)) != len(values):
         raise argparse.ArgumentTypeError(f"expected different numbers, got {text!r}")
     return values
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Different integers of at least 1, comma-separated."""
+    values = tuple(count(p) for p in text.split(","))
+    if len(set(values)) != len(values):
+        raise argparse.ArgumentTypeError(f"expected different integers, got {text!r}")
+    return values

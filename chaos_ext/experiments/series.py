@@ -61,11 +61,11 @@ def slope(values: Tensor) -> float:
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's rho; NaN where one of them is constant."""
-    x, y = (_ranks(v) - (len(v) + 1) / 2 for v in (a, b))
+    x, y = (ranks(v) - (len(v) + 1) / 2 for v in (a, b))
     return float((x @ y) / (x.norm() * y.norm()))
 
 
-def _ranks(v: Tensor) -> Tensor:
+def ranks(v: Tensor) -> Tensor:
     """1, 2, ... with the mean rank for equal values."""
     _, inverse, counts = torch.unique(v, sorted=True, return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .series import rank_correlation
+from .series import ranks
 
 
 def sign_test(up: int, down: int) -> float:
@@ -34,27 +34,45 @@ def fisher_test(hits: int, of: int, others: int, of_others: int) -> float:
     return min(1.0, sum(w for w in ways if w <= ways[hits]) / sum(ways))
 
 
-def permutation_test(a: Tensor, b: Tensor, groups: Tensor | None = None, draws: int = 9999, seed: int = 0) -> float:
-    """Two-sided p-value of Spearman's rho of a and b, by permutations of b: (1 + as extreme ones) / (1 + draws).
+def permuted_rho(
+    a: Tensor, b: Tensor, groups: Tensor | None = None, draws: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """Spearman's rho of a and b, with a two-sided p-value by permutations of b: (1 + as extreme ones) / (1 + draws).
 
     Args:
         a, b: [n].
-        groups: permute within equal values of this only [n]; None: all.
+        groups: the mean of rho over groups of equal values of this, permuted within them [n]; None: of all.
         draws: permutations.
         seed: of these.
+
+    Returns:
+        rho and p. Groups in which a or b is constant do not count; NaN where none is left.
     """
-    generator = torch.Generator().manual_seed(seed)
-    own = abs(rank_correlation(a, b)) - 1e-12
-    extreme = sum(abs(rank_correlation(a, b[_shuffled(len(b), groups, generator)])) >= own for _ in range(draws))
-    return (1 + extreme) / (1 + draws)
+    groups = torch.zeros(len(a), device="cpu") if groups is None else groups
+    x, y = (torch.zeros(len(a), dtype=torch.float64, device="cpu") for _ in range(2))
+    counted = 0
+    for members in (groups == g for g in groups.unique()):
+        u, v = (scores(values[members]) for values in (a, b))
+        if u is not None and v is not None:
+            x[members], y[members] = u, v
+            counted += 1
+    if not counted:
+        return math.nan, math.nan
+    own = float(x @ y)
+    keys = torch.rand(draws, len(a), generator=_generator(seed), dtype=torch.float64, device="cpu")
+    order = torch.unique(groups, return_inverse=True)[1].double()
+    shuffled = (keys + 2 * order).argsort(1)  # group after group, each in an order of its own
+    sorted_ = order.argsort(stable=True)
+    extreme = ((y[shuffled] @ x[sorted_]).abs() >= abs(own) - 1e-12).sum()
+    return own / counted, (1 + int(extreme)) / (1 + draws)
 
 
-def _shuffled(n: int, groups: Tensor | None, generator: torch.Generator) -> Tensor:
-    keys = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
-    if groups is None:
-        return keys.argsort()
-    found = torch.empty(n, dtype=torch.long, device="cpu")
-    for g in groups.unique():
-        members = (groups == g).nonzero().squeeze(1)
-        found[members] = members[keys[members].argsort()]
-    return found
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scores(values: Tensor) -> Tensor | None:
+    """Ranks less their mean, of length one, so that products are rho; None of a constant."""
+    centred = ranks(values) - (len(values) + 1) / 2
+    length = centred.norm()
+    return centred / length if float(length) else None

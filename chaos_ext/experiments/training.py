@@ -125,14 +125,18 @@ class Training:
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy over the test split at theta(t) now."""
-        d, loss, hits = self.batch_data, 0.0, 0
+        return self.evaluate_on(self.batch_data.x_test, self.batch_data.y_test)
+
+    def evaluate_on(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Mean loss and accuracy over these samples at theta(t) now."""
+        loss, hits = 0.0, 0
         with torch.no_grad():
-            chunks = (torch.split(t, _EVALUATION_CHUNK) for t in (d.x_test, d.y_test))
+            chunks = (torch.split(t, _EVALUATION_CHUNK) for t in (inputs, targets))
             for x, y in zip(*chunks, strict=True):
                 output = self.model(x)
                 loss += nn.functional.cross_entropy(output, y, reduction="sum").item()
                 hits += int((output.argmax(1) == y).sum())
-        return loss / len(d.y_test), hits / len(d.y_test)
+        return loss / len(targets), hits / len(targets)
 
     def state(self) -> dict[str, Any]:
         """Everything that ``load`` needs, as tensors and plain values."""
