@@ -44,7 +44,7 @@ def figure_exponents(metrics: Path, settings: Settings) -> Figure:
                 label=None if i else "mean since the reading before, each seed")  # fmt: skip
     left.set_xscale("log")
     finish(left, "exponent since the start (nats per step)")
-    finish(middle, "largest exponent between readings (nats per step)")
+    finish(middle, "local largest exponent (nats per step)")
     finish(right, "training loss")
     right.set_ylim(bottom=0)
     figure.suptitle(title_of(settings), fontsize="medium")

@@ -28,17 +28,20 @@ def figure_subspace(metrics: Path, settings: Settings) -> Figure:
     import_numpy()
     from matplotlib.figure import Figure
 
-    found = read(metrics)
-    figure = Figure(figsize=(15, 4.2), layout="constrained", dpi=150)
-    first, second, third, last = figure.subplots(1, 4)
-    for ax, name in ((first, "negative"), (second, "positive")):
-        _over_training(ax, found, f"{name}-{name}")
-        finish(ax, f"overlap of {name} eigenspaces", "optimizer step t + tau")
-    _over_tau(third, found)
-    finish(third, "mean overlap", "tau (optimizer steps)", title="lines: overlap, thin: by chance")
-    _expanding(last, found)
-    finish(last, "overlap with expanding directions")
-    for ax in (first, second, third, last):
+    found, runs = read(metrics), settings.runs
+    wide = 3 * ("eigenspaces" in runs) + ("expanding" in runs)
+    figure = Figure(figsize=(3.75 * wide + 0.6, 4.2), layout="constrained", dpi=150)
+    panels = list(figure.subplots(1, wide, squeeze=False).flat)
+    if "eigenspaces" in runs:
+        for ax, name in zip(panels, ("negative", "positive"), strict=False):
+            _over_training(ax, found, f"{name}-{name}")
+            finish(ax, f"overlap of {name} eigenspaces", "optimizer step t + tau")
+        _over_tau(panels[2], found)
+        finish(panels[2], "mean overlap", "tau (optimizer steps)", title="lines: overlap, thin: by chance")
+    if "expanding" in runs:
+        _expanding(panels[-1], found)
+        finish(panels[-1], "overlap with expanding directions")
+    for ax in panels:
         ax.set_ylim(-0.02, 1.02)
     figure.suptitle(title_of(settings), fontsize="medium")
     return figure
@@ -77,7 +80,9 @@ def _over_tau(ax: Any, found: Found) -> None:
 
 def _expanding(ax: Any, found: Found) -> None:
     for name, marker, style in (("negative", "o", "-"), ("positive", "s", "--")):
-        own = _first(found, f"{name}-expanding", "") if (f"{name}-expanding", "") in found else []
+        if (f"{name}-expanding", "") not in found:
+            continue
+        own = _first(found, f"{name}-expanding", "")
         steps, color = [r.step for r in own], COLORS[name]
         ax.plot(steps, [r.overlap for r in own], color=color, linestyle=style, marker=marker, markersize=4, label=name)
         ax.plot(
