@@ -27,6 +27,7 @@ from .experiments import (
     fig2_options,
     fig3_options,
     finite_time_options,
+    generalisation_options,
     init_distance_options,
     report_options,
     spectrum_options,
@@ -44,6 +45,7 @@ _EXPERIMENTS = (
     axes_options,
     exponents_options,
     subspace_options,
+    generalisation_options,
     init_distance_options,
     everything_options,
 )

@@ -23,6 +23,7 @@ from chaos_ext.experiments import (
     fig2,
     fig2_options,
     finite_time_findings,
+    generalisation,
     init_distance,
     page,
     spectrum,
@@ -39,7 +40,14 @@ def everything(tmp_path_factory, digits_cache):
     """The folder of ``reproduce all --quick``, with still fewer steps."""
     out = tmp_path_factory.mktemp("all") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        for study in (fig1.Fig1, spectrum.SpectrumStudy, axes.Axes, exponents.Exponents, subspace.Subspace):
+        for study in (
+            fig1.Fig1,
+            spectrum.SpectrumStudy,
+            axes.Axes,
+            exponents.Exponents,
+            subspace.Subspace,
+            generalisation.Generalisation,
+        ):
             patch.setattr(study, "quick_steps", 3)
         patch.setattr(fig2.Fig2, "quick_steps", 160)
         assert cli.main(["reproduce", "all", "--quick", "--seeds", "3", "--out", str(out)]) == 0
@@ -48,7 +56,17 @@ def everything(tmp_path_factory, digits_cache):
 
 def test_every_study_is_on_the_page(everything):
     text, markdown = (everything / "report.html").read_text(), (everything / "report.md").read_text()
-    for name in ("fig1", "fig2", "spectrum", "axes", "exponents", "subspace", "finite-time", "init-distance"):
+    for name in (
+        "fig1",
+        "fig2",
+        "spectrum",
+        "axes",
+        "exponents",
+        "subspace",
+        "generalisation",
+        "finite-time",
+        "init-distance",
+    ):
         manifest = json.loads((everything / name / "manifest.json").read_text())
         assert f"<h2>{name}</h2>" in text
         assert f"## {name}" in markdown
@@ -89,7 +107,14 @@ def test_commands_can_be_given_again(everything):
 def test_all_resumes_what_is_there(everything, capsys):
     before = {p: p.read_bytes() for p in everything.glob("*/metrics.csv")}
     with pytest.MonkeyPatch.context() as patch:
-        for study in (fig1.Fig1, spectrum.SpectrumStudy, axes.Axes, exponents.Exponents, subspace.Subspace):
+        for study in (
+            fig1.Fig1,
+            spectrum.SpectrumStudy,
+            axes.Axes,
+            exponents.Exponents,
+            subspace.Subspace,
+            generalisation.Generalisation,
+        ):
             patch.setattr(study, "quick_steps", 3)
         patch.setattr(fig2.Fig2, "quick_steps", 160)
         assert cli.main(["reproduce", "all", "--quick", "--seeds", "3", "--out", str(everything), "--resume"]) == 0

@@ -12,6 +12,7 @@ from . import (
     fig1_options,
     fig2_options,
     finite_time_options,
+    generalisation_options,
     init_distance_options,
     spectrum_options,
     subspace_options,
@@ -26,6 +27,7 @@ _STUDIES = (
     (axes_options, ()),
     (exponents_options, ()),
     (subspace_options, ("--epochs", "2", "--checkpoint-every", "300")),
+    (generalisation_options, ()),
     (finite_time_options, ()),
     (init_distance_options, ()),
 )
