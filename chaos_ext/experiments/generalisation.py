@@ -1,7 +1,8 @@
 """The generalisation gap against measures of chaos, over learning rates, batch sizes and seeds: no claim of the paper.
 
 Each run gives one row, at its end: losses over both whole splits, and what is said to go with their gap. The training
-loss is a measure, too, as a control: what goes with it only tells how far training has come.
+loss and the batch size are measures, too, as controls: what goes with the one only tells how far training has come, and
+what goes with the other may only count the samples that a mini-batch Hessian has its directions from.
 """
 
 from __future__ import annotations
