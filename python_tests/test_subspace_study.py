@@ -15,7 +15,7 @@ from reading_studies import (
 )
 
 from chaos_ext import models
-from chaos_ext.experiments import structural, subspace, subspace_findings
+from chaos_ext.experiments import structural, subspace, subspace_findings, subspace_run
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
@@ -143,15 +143,15 @@ def test_the_baseline_is_what_random_subspaces_give():
     found = []
     for _ in range(2000):
         B = seen @ torch.linalg.qr(torch.randn(P - zeros, b, generator=g, dtype=torch.float64)).Q
-        found.append(subspace.compared(A, B, zeros)[2])
-    baseline = subspace.compared(A, B, zeros)[3]
+        found.append(subspace_run.compared(A, B, zeros)[2])
+    baseline = subspace_run.compared(A, B, zeros)[3]
     values = torch.tensor(found)
     assert float(values.mean()) == pytest.approx(baseline, abs=4 * float(values.std()) / 2000**0.5)
 
 
 def test_a_subspace_without_dimensions_has_no_overlap():
     empty, A = torch.zeros(9, 0, dtype=torch.float64), torch.eye(9, 2, dtype=torch.float64)
-    assert subspace.compared(empty, A, 1) == (0, 2, None, 2 / 8)
+    assert subspace_run.compared(empty, A, 1) == (0, 2, None, 2 / 8)
 
 
 @pytest.mark.parametrize("after", [1, 2, 13, 20, 30, 31, 40, 55, 60])
