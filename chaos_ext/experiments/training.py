@@ -27,7 +27,8 @@ def build_model(settings: Settings, seed: int) -> nn.Sequential:
     # A seed of its own: with the batches' seed, initial weights and first permutation would share random bits.
     init = derive_seed("init", seed)
     dtype = getattr(torch, settings.dtype)
-    return make(activation=settings.activation, seed=init, dtype=dtype, device=settings.device)
+    own = settings.model_options
+    return make(activation=settings.activation, seed=init, dtype=dtype, device=settings.device, **own)
 
 
 class Training:
