@@ -26,6 +26,7 @@ from .experiments import (
     fig3_options,
     finite_time_options,
     init_distance_options,
+    magnitude_options,
     report_options,
     spectrum_options,
 )
@@ -39,6 +40,7 @@ _EXPERIMENTS = (
     finite_time_options,
     spectrum_options,
     init_distance_options,
+    magnitude_options,
     everything_options,
 )
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names

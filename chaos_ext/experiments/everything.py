@@ -6,7 +6,14 @@ import argparse
 import importlib
 from pathlib import Path
 
-from . import fig1_options, fig2_options, finite_time_options, init_distance_options, spectrum_options
+from . import (
+    fig1_options,
+    fig2_options,
+    finite_time_options,
+    init_distance_options,
+    magnitude_options,
+    spectrum_options,
+)
 from .page import write_page
 
 # With the options that its place in the report asks for.
@@ -15,6 +22,7 @@ _STUDIES = (
     (fig2_options, ()),
     (spectrum_options, ()),
     (finite_time_options, ()),
+    (magnitude_options, ()),
     (init_distance_options, ()),
 )
 
