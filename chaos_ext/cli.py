@@ -20,6 +20,7 @@ from typing import Any
 from ._version import __version__
 from .experiments import (
     analyze_options,
+    epsilon_options,
     everything_options,
     fig1_options,
     fig2_options,
@@ -41,6 +42,7 @@ _EXPERIMENTS = (
     spectrum_options,
     init_distance_options,
     magnitude_options,
+    epsilon_options,
     everything_options,
 )
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names

@@ -132,9 +132,10 @@ def opened(
 
 def common_settings(args: argparse.Namespace, fingerprint: str, quick_steps: int) -> dict[str, Any]:
     """What ``Settings`` has, but ``runs``."""
-    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "dtype")
+    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum")
     return {
         **{name: getattr(args, name) for name in copied},
+        "dtype": getattr(args, "dtype", "float64"),  # of studies that have runs in both: that of what is common to them
         "seeds": args.seeds if hasattr(args, "seeds") else (args.seed,),
         "data_fingerprint": fingerprint,
         "max_steps": quick_steps if args.quick else getattr(args, "steps", None),
