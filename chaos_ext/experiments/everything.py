@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 
 from . import (
+    epsilon_options,
     fig1_options,
     fig2_options,
     finite_time_options,
@@ -23,6 +24,7 @@ _STUDIES = (
     (spectrum_options, ()),
     (finite_time_options, ()),
     (magnitude_options, ()),
+    (epsilon_options, ()),
     (init_distance_options, ()),
 )
 
