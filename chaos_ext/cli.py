@@ -20,6 +20,7 @@ from typing import Any
 from ._version import __version__
 from .experiments import (
     analyze_options,
+    bounds_options,
     epsilon_options,
     everything_options,
     fig1_options,
@@ -43,6 +44,7 @@ _EXPERIMENTS = (
     init_distance_options,
     magnitude_options,
     epsilon_options,
+    bounds_options,
     everything_options,
 )
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names

@@ -1,7 +1,8 @@
-"""``chaos-ext reproduce magnitude``: ends of twins against torch's own training, resuming, processes, verdicts."""
+"""``chaos-ext reproduce magnitude`` and ``bounds``: ends against torch's own training, resuming, processes."""
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,14 +22,14 @@ from chaos_ext.base.files import read_sealed
 from chaos_ext.data import BatchOrder, load
 from chaos_ext.data.batches import derive_seed
 from chaos_ext.dynamics.perturbation import STRATEGIES
-from chaos_ext.experiments import fig3_run, finite_time_run, magnitude
+from chaos_ext.experiments import bounds, fig3_findings, fig3_run, finite_time_run, magnitude
 from chaos_ext.experiments.fig3_run import labels
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
 STEPS = 30
 EPS = (0.01, 0.5, 2.0, 6.0, 15.0)
-STUDIES = {"magnitude": magnitude.Magnitude}
+STUDIES = {"magnitude": magnitude.Magnitude, "bounds": bounds.Bounds}
 OPTIONS = ("--seeds", "3,4", "--eps", ",".join(map(str, EPS)), "--every", "5", "--lr", "0.02", "--threads", "1")
 OPTIONS += ("--activation", "tanh", "--hidden", "1", "--quick")
 
@@ -199,3 +200,41 @@ def test_columns_of_twins_are_told_apart_by_every_digit():
     object.__setattr__(settings, "eps", (0.1, 0.1 + 1e-12))
     names = [fig3_run.column("distance", *label) for label in labels(settings)]
     assert len(set(names)) == len(names)
+
+
+def test_failures_of_bounds_are_counted_in_e_folds(tmp_path, baselines, digits_cache):
+    assert reproduce("bounds", tmp_path / "out", "--baselines", str(baselines)) == 0
+    table = rows(tmp_path / "out")
+    assert len(table) == 2 * len(STRATEGIES) * len(EPS) * (STEPS // 5 + 1)
+    for r in table:
+        d, upper, lower = (float(r[n]) for n in ("distance", "upper", "lower"))
+        assert float(r["above"]) == pytest.approx(max(math.log(d / upper), 0), abs=1e-12)
+        assert float(r["below"]) == pytest.approx(max(math.log(lower / d), 0), abs=1e-12)
+    found = bounds.excesses(tmp_path / "out" / "metrics.csv")
+    own = [max(float(r["above"]), float(r["below"])) for r in table if r["seed"] == "3" and r["eps"] == "6.0"]
+    assert bounds.worst(found, "3", 6.0) == max(own)
+
+
+def bounded(path, outside):
+    """Rows of one seed whose distances are so many e-folds above or (negative) below bounds."""
+    lines = ["seed,step,strategy,eps,distance,along,upper,lower"]
+    for eps in (1e-4, 0.1, 1.0, 10.0):
+        for s in STRATEGIES:
+            for t in (0, 20, 30):
+                f, bound = outside(s, eps), (f"{eps * 2},{eps / 2}" if t != 30 else ",")
+                d = eps if not f else 2 * eps * math.exp(f) if f > 0 else eps / 2 * math.exp(f)
+                lines.append(f"3,{t},{s},{eps},{d if t else eps},0,{bound}")
+    path.write_text("\n".join(lines) + "\n")
+    return [f.verdict for f in bounds.Bounds().findings(path, None)]
+
+
+def test_verdicts_on_bounds_that_are_made_up(tmp_path):
+    path, slack = tmp_path / "m.csv", math.log(fig3_findings.SLACK)
+    assert bounded(path, lambda s, e: 0.0) == ["reproduced", "not reproduced", "reproduced"]
+    assert bounded(path, lambda s, e: 0.5 if e >= 1 and s == "chaotic" else 0.0) == ["reproduced"] * 3
+    assert bounds.first_failure(bounds.excesses(path), "3") == 1.0
+    assert bounds.worst(bounds.excesses(path), "3", 10.0) == pytest.approx(0.5)
+    bent = bounded(path, lambda s, e: -0.5 if e == 0.1 else 0.9 * slack)
+    assert bent == ["not reproduced", "not reproduced", "reproduced"]
+    assert bounded(path, lambda s, e: 2 * slack) == ["not reproduced"] * 3
+    assert bounded(path, lambda s, e: math.nan if e == 10 else 0.0)[1] == "reproduced"  # a twin that diverged
