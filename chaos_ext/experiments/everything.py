@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 
 from . import (
+    bounds_options,
     epsilon_options,
     fig1_options,
     fig2_options,
@@ -25,6 +26,7 @@ _STUDIES = (
     (finite_time_options, ()),
     (magnitude_options, ()),
     (epsilon_options, ()),
+    (bounds_options, ()),
     (init_distance_options, ()),
 )
 
