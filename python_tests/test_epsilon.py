@@ -94,10 +94,12 @@ def test_verdicts_on_rows_that_are_made_up(tmp_path):
     assert verdicts(path) == ["reproduced"] * 3
     ends = epsilon.read_ends(path)
     assert [min(ends[run][0].trusted) for run in epsilon.RUNS] == [1e-14, 1e-5]
-    assert verdicts(path, limit=1e-11) == ["reproduced", "undecided", "reproduced"]  # nothing is clear of the floor
+    assert verdicts(path, limit=1e-11) == ["reproduced", "undecided", "reproduced"]  # nothing is above the floor
     assert verdicts(path, limit=1e-12)[0] == "not reproduced"  # fewer than three decades
-    assert verdicts(path, single=lambda e: 2 * e)[1] == "not reproduced"
-    assert verdicts(path, single=lambda e: 2.5 * e)[1] == "not reproduced"
+    assert verdicts(path, single=lambda e: 2 * e)[1] == "not reproduced"  # right where rounding is
+    assert verdicts(path, single=lambda e: 2.5 * e)[1] == "not reproduced"  # wrong where it is not
+    assert verdicts(path, single=lambda e: 2 * e + 4e-7)[1] == "reproduced"
+    assert verdicts(path, single=lambda e: 2 * e + 6e-7)[1] == "not reproduced"
     assert verdicts(path, floors=(1e-15, 1e-14))[2] == "not reproduced"
 
 
