@@ -226,8 +226,8 @@ def _departing(ends: dict[str, list[End]]) -> Finding:
     return Finding(
         claim="In float32 small displacements drown in rounding",
         where="appendix C.4",
-        criterion=f"in float32 d(T) is off by more than {_WITHIN:.0%} at every eps with eps ||Y_T u|| below the measured "
-        "floor, and by the floor at most at every eps above it that float64 is right at, in every seed",
+        criterion=f"in float32 d(T) is off by more than {_WITHIN:.0%} at every eps with eps ||Y_T u|| below the "
+        "measured floor, and by the floor at most at every eps above it that float64 is right at, in every seed",
         numbers="; ".join(texts),
         verdict=verdict(held, len(ends["float32"])) if held else "undecided",
     )
