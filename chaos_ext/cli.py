@@ -29,6 +29,7 @@ from .experiments import (
     finite_time_options,
     init_distance_options,
     magnitude_options,
+    random_walk_options,
     report_options,
     spectrum_options,
 )
@@ -45,6 +46,7 @@ _EXPERIMENTS = (
     magnitude_options,
     epsilon_options,
     bounds_options,
+    random_walk_options,
     everything_options,
 )
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names
