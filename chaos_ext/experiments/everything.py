@@ -14,6 +14,7 @@ from . import (
     finite_time_options,
     init_distance_options,
     magnitude_options,
+    random_walk_options,
     spectrum_options,
 )
 from .page import write_page
@@ -28,6 +29,7 @@ _STUDIES = (
     (epsilon_options, ()),
     (bounds_options, ()),
     (init_distance_options, ()),
+    (random_walk_options, ()),
 )
 
 
@@ -56,6 +58,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _common(args: argparse.Namespace, name: str) -> list[str]:
     words = [flag for flag, on in (("--resume", args.resume), ("--quick", args.quick)) if on]
+    if name == random_walk_options.NAME:  # there is no model
+        return [*words, "--seed", str(args.seeds[0])]
     words += ["--model", args.model]
     if name == init_distance_options.NAME:  # nothing is trained
         return [*words, "--seed", str(args.seeds[0])]
