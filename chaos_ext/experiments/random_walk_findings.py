@@ -94,7 +94,7 @@ def _coverage(fits: Table, drift: str, s: RandomWalkSettings) -> Finding:
         claim=f"Fits find the right alpha = {alpha:.3g} of walks {'with' if alpha else 'without'} drift",
         where="fit_divergence, appendix A.10",
         criterion=f"intervals at 95 % hold it in {wanted} of draws, of single walks (neighbouring readings depend on "
-        "each other: blocks are resampled, or no interval is given) and of several (walks are resampled); partly: of one",
+        "each other: blocks are resampled, or no interval is given) and of several (walks are); partly: of one kind",
         numbers="; ".join(texts),
         verdict="reproduced" if whole else "partly" if any(held) else "not reproduced",
     )
