@@ -27,6 +27,7 @@ from .experiments import (
     fig2_options,
     fig3_options,
     finite_time_options,
+    global_prune_options,
     init_distance_options,
     magnitude_options,
     random_walk_options,
@@ -47,6 +48,7 @@ _EXPERIMENTS = (
     epsilon_options,
     bounds_options,
     random_walk_options,
+    global_prune_options,
     everything_options,
 )
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names

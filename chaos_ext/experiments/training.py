@@ -31,6 +31,15 @@ def build_model(settings: Settings, seed: int) -> nn.Sequential:
     return make(activation=settings.activation, seed=init, dtype=dtype, device=settings.device, **own)
 
 
+def step_along(model: nn.Module, optimizer: Optimizer, direction: Tensor) -> None:
+    """The optimizer's step with this [P] for the gradient."""
+    params = list(model.parameters())
+    for p, own in zip(params, direction.split([p.numel() for p in params]), strict=True):
+        p.grad = own.view_as(p)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 class Training:
     """A ``Work`` that trains; a study says by which optimizer, and what is measured and done at each step.
 

@@ -35,6 +35,11 @@ def add_twins(
     add_resuming(parser, 300.0)
     note = "a check that all works"
     if width:
-        add("--hidden", type=count, default=None, metavar="N", help="hidden units of the MLP (default: 20)")
+        add_width(parser)
         note = f"{QUICK_HIDDEN} hidden units: {note}"
     add("--quick", action="store_true", help=f"{quick_steps} steps{', ' if width else ': '}{note}")
+
+
+def add_width(parser: argparse.ArgumentParser) -> None:
+    """Another width than the paper's."""
+    parser.add_argument("--hidden", type=count, default=None, metavar="N", help="hidden units of the MLP (default: 20)")

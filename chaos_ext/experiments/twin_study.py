@@ -65,10 +65,7 @@ class TwinStudy(ABC):
 
     def settings(self, args: argparse.Namespace, common: dict[str, Any]) -> Fig3Settings:
         """Of these arguments; ``common``: what every study has."""
-        if args.hidden is not None and args.model != "mlp":
-            raise UsageError(f"argument --hidden: expected --model mlp with it, got --model {args.model}")
-        hidden = args.hidden or (QUICK_HIDDEN if args.quick and args.model == "mlp" else None)
-        return TwinSettings(**common, **twin_settings(args), hidden=hidden)
+        return TwinSettings(**common, **twin_settings(args), hidden=width_of(args))
 
     @abstractmethod
     def rows(self, settings: Fig3Settings, seed: Seed) -> Iterator[str]:
@@ -81,6 +78,13 @@ class TwinStudy(ABC):
     @abstractmethod
     def findings(self, metrics: Path, settings: Fig3Settings) -> list[Finding]:
         """What the rows say of the paper's claims."""
+
+
+def width_of(args: argparse.Namespace) -> int | None:
+    """Hidden units of the MLP; None: the paper's network."""
+    if args.hidden is not None and args.model != "mlp":
+        raise UsageError(f"argument --hidden: expected --model mlp with it, got --model {args.model}")
+    return args.hidden or (QUICK_HIDDEN if args.quick and args.model == "mlp" else None)
 
 
 def twin_settings(args: argparse.Namespace) -> dict[str, Any]:
