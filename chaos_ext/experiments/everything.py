@@ -12,6 +12,7 @@ from . import (
     fig1_options,
     fig2_options,
     finite_time_options,
+    global_prune_options,
     init_distance_options,
     magnitude_options,
     random_walk_options,
@@ -28,6 +29,7 @@ _STUDIES = (
     (magnitude_options, ()),
     (epsilon_options, ()),
     (bounds_options, ()),
+    (global_prune_options, ()),
     (init_distance_options, ()),
     (random_walk_options, ()),
 )
