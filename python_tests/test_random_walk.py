@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 import numpy as np
 
 from chaos_ext import cli
-from chaos_ext.experiments import random_walk, random_walk_findings
+from chaos_ext.experiments import random_walk, random_walk_findings, random_walk_law
 
 OPTIONS = ("--walks", "400", "--draws", "3", "--steps", "40", "--lr", "0.1", "--eps", "0.3")
 
@@ -44,7 +44,7 @@ def test_files_and_verdicts_are_written(finished):
     assert len(read(finished / "fits.csv")) == 2 * 2 * 3
 
 
-@pytest.mark.parametrize("drift", random_walk.DRIFTS)
+@pytest.mark.parametrize("drift", random_walk_law.DRIFTS)
 @pytest.mark.parametrize("size", random_walk.DIMENSIONS[:2])
 def test_walks_are_those_that_numpy_draws(finished, drift, size):
     g, n, sigma = np.random.default_rng(size), 4000, math.sqrt(40 / size)
@@ -95,7 +95,7 @@ def test_bad_options_are_refused_by_name(option, value, tmp_path, capsys):
     assert option in capsys.readouterr().err
 
 
-SETTINGS = random_walk.RandomWalkSettings(
+SETTINGS = random_walk_law.RandomWalkSettings(
     walks=1, steps=40, lr=0.1, eps=0.3, draws=10, seeds=(1,), threads=1, device="cpu", chaos_ext="", torch=""
 )
 
@@ -103,9 +103,9 @@ SETTINGS = random_walk.RandomWalkSettings(
 def walks(factor=1.0, mean=0.9, turning=0.9):
     """Rows with squares of so many times the law, each with an error of 1 %."""
     found = []
-    for drift in random_walk.DRIFTS:
+    for drift in random_walk_law.DRIFTS:
         for t in (0, 1, 40):
-            law = random_walk.law(SETTINGS, drift, t)
+            law = random_walk_law.law(SETTINGS, drift, t)
             square = law * (turning if drift == "turning" and t else factor if t else 1)
             row = {"drift": drift, "dimensions": 2, "step": t, "square": square, "law": law, "mean": mean * law**0.5}
             found.append({**row, "square_error": 0.01 * law if t else 0.0, "mean_error": 0.01 * law**0.5})

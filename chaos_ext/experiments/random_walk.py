@@ -1,14 +1,4 @@
-"""The law by which twins part (appendix A.10), by its derivation, by walks that are drawn, and by fits of these.
-
-The difference of two twins starts with length eps in a direction of its own, and gets -lr (v + xi) at each step t, v a
-constant drift and xi of covariance sigma^2 / P in each of P dimensions. With the start independent of all else
-
-    E d(t)^2 = eps^2 + lr^2 |v|^2 t^2 + lr^2 sigma^2 t,
-
-exactly and for every P, so the root mean square distance is sqrt(eps^2 + alpha t^2 + beta t), alpha = lr^2 |v|^2 and
-beta = lr^2 sigma^2. Four things that are easily left out: it is the root mean square, above the mean; lr enters
-squared; eps^2 stays; and v has to keep its direction: one that turns at random only adds to beta.
-"""
+"""The law by which twins part (appendix A.10): derived (``random_walk_law``), drawn, and fitted."""
 
 from __future__ import annotations
 
@@ -19,11 +9,9 @@ import functools
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import chaos_ext as ce
 
@@ -34,72 +22,18 @@ from .findings import Finding
 from .output import METRICS, OutputFolder
 from .random_walk_figure import figure_walks
 from .random_walk_findings import findings_of
+from .random_walk_law import DRIFTS, READINGS, RandomWalkSettings, law, walks
 from .random_walk_options import NAME, QUICK_DRAWS, QUICK_WALKS
 from .rows import format_row, header
-from .settings import Recorded
 from .study import write_figure
 
 FITS = "fits.csv"
 COLUMNS = ("drift", "dimensions", "step", "square", "square_error", "mean", "mean_error", "law")
 FIT_COLUMNS = ("drift", "members", "draw", "alpha", "alpha_low", "alpha_high", "beta", "beta_low", "beta_high")
-DRIFTS = ("constant", "none", "turning")
 DIMENSIONS = (2, 100, 1000)
 MEMBERS = (1, 16)
-READINGS = 40
 _FIT_DIMENSIONS = 100
-_CROSSOVER = 40.0  # sigma^2 / |v|^2: the step from which on the drift is the larger part
 _RESAMPLES = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomWalkSettings(Recorded):
-    """What decides the numbers of ``chaos-ext reproduce random-walk``."""
-
-    walks: int
-    steps: int
-    lr: float
-    eps: float
-    draws: int
-    seeds: tuple[int, ...]
-
-    @property
-    def alpha(self) -> float:
-        """Of the law with drift, |v| = 1."""
-        return self.lr**2
-
-    @property
-    def beta(self) -> float:
-        """Of the law, sigma^2 = ``_CROSSOVER``."""
-        return self.lr**2 * _CROSSOVER
-
-    @property
-    def readings(self) -> list[int]:
-        """Steps that are looked at."""
-        return sorted({round(i * self.steps / READINGS) for i in range(READINGS + 1)})
-
-
-def law(s: RandomWalkSettings, drift: str, t: float) -> float:
-    """E d(t)^2; of a drift that turns, too, were it constant."""
-    return s.eps**2 + (0.0 if drift == "none" else s.alpha) * t**2 + s.beta * t
-
-
-def walks(s: RandomWalkSettings, drift: str, dimensions: int, count: int, generator: torch.Generator) -> Tensor:
-    """Distances of so many walks at the readings [readings, count]."""
-
-    def draw(rows: int) -> Tensor:
-        return torch.randn(rows, dimensions, generator=generator, dtype=torch.float64, device="cpu")
-
-    def unit(rows: int) -> Tensor:
-        return torch.nn.functional.normalize(draw(rows), dim=1)
-
-    x, v = s.eps * unit(count), unit(1)
-    sigma, wanted, found = math.sqrt(_CROSSOVER / dimensions), set(s.readings), []
-    for t in range(s.steps + 1):
-        if t in wanted:
-            found.append(x.norm(dim=1))
-        way = {"none": torch.zeros_like(v), "constant": v}.get(drift)
-        x -= s.lr * ((unit(count) if way is None else way) + sigma * draw(count))
-    return torch.stack(found)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from .findings import Finding
-
-if TYPE_CHECKING:
-    from .random_walk import RandomWalkSettings
+from .random_walk_law import RandomWalkSettings
 
 _ERRORS = 4.0  # standard errors
 _COVERED = (0.90, 0.99)  # of intervals at 95 %
