@@ -35,8 +35,8 @@ def figure_epsilon(metrics: Path, settings: Settings, eps: Sequence[float], dist
         middle.plot(eps, off, **look, label=run)
         for ax in (left, middle):
             ax.axvline(floor / linear, color=color, linestyle=":", linewidth=1.2, label=f"{run}: eps ||Y u|| = floor")
-    left.axhline(tables["float64"][-1, 1], color="0.5", linewidth=0.9, label="||Y u|| of the tangent map")
-    middle.axhline(0.01, color="0.5", linewidth=0.9, label="1 %")
+    left.axhline(tables["float64"][-1, 1], color="0.5", linewidth=0.9, label="left: ||Y u|| of the tangent map")
+    middle.axhline(0.01, color="0.5", linewidth=0.9, label="middle: 1 %")
     table = tables["float32"][~tables["float32"][:, 1].isnan()]
     chosen = [i for i, e in enumerate(eps) if e >= 1e-8][:5]
     styles: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)))
@@ -52,6 +52,8 @@ def figure_epsilon(metrics: Path, settings: Settings, eps: Sequence[float], dist
     finish(left, "distance at the end / eps", "eps, displacement before training")
     finish(middle, "relative error of eps ||Y u|| at the end", "eps, displacement before training")
     finish(right, "distance / eps in float32")
+    right.set_ylim(top=10 * right.get_ylim()[1])  # room for the legend
+    right.legend(frameon=False, fontsize="small", loc="upper left", ncols=2)
     for ax in (left, middle):
         ax.get_legend().remove()
     lines, texts = (a + b[-1:] for a, b in zip(*(ax.get_legend_handles_labels() for ax in (left, middle)), strict=True))

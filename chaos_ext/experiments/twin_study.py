@@ -136,7 +136,8 @@ def _work(
         for text in record["run"]["diverged"]:
             print(f"chaos-ext: seed {unit.seed}, the twin {text} diverged", file=sys.stderr)
     seeds = [Seed(u.seed, *_files(how, settings, u.seed, out), r["final"]) for u, r in records.items()]
-    return _finish(study, settings, data, out, seeds, [r["run"] for r in records.values()])
+    manifest = _finish(study, settings, data, out, seeds, [r["run"] for r in records.values()])
+    return {**manifest, **report.environment(settings, args.jobs)}
 
 
 def _files(how: How, settings: Fig3Settings, seed: int, out: OutputFolder) -> tuple[Path, Path]:
@@ -163,5 +164,4 @@ def _finish(
         "runs": runs,
         "columns": study.columns,
         "findings": [f.to_json() for f in study.findings(out.path / METRICS, settings)],
-        **report.environment(settings, 1),
     }
