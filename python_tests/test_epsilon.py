@@ -12,7 +12,7 @@ pytest.importorskip("sklearn")
 from chaos_ext import cli, models
 from chaos_ext.data import BatchOrder, load
 from chaos_ext.data.batches import derive_seed
-from chaos_ext.experiments import epsilon
+from chaos_ext.experiments import epsilon, epsilon_findings
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
@@ -79,11 +79,11 @@ def test_the_floor_is_rounding(finished):
 
 def verdicts(path, linear=2.0, floors=(1e-15, 5e-7), limit=1e-3, single=None):
     """Of rows in which twins obey linear theory up to ``limit``, and rounding adds in quadrature."""
-    lines = [",".join(("run", "seed", "step", *epsilon.COLUMNS))]
-    for run, floor in zip(epsilon.RUNS, floors, strict=True):
-        d = [(((e * linear) ** 2 + floor**2) ** 0.5) * (1 if e <= limit else 1.1) for e in epsilon.EPS]
+    lines = [",".join(("run", "seed", "step", *epsilon_findings.COLUMNS))]
+    for run, floor in zip(epsilon_findings.RUNS, floors, strict=True):
+        d = [(((e * linear) ** 2 + floor**2) ** 0.5) * (1 if e <= limit else 1.1) for e in epsilon_findings.EPS]
         if run == "float32" and single:
-            d = [single(e) for e in epsilon.EPS]
+            d = [single(e) for e in epsilon_findings.EPS]
         lines.append(",".join(map(repr, (run, 1, 9, linear, floor, *d))).replace("'", ""))
     path.write_text("\n".join(lines) + "\n")
     return [f.verdict for f in epsilon.Epsilon().findings(path, None)]
@@ -92,8 +92,8 @@ def verdicts(path, linear=2.0, floors=(1e-15, 5e-7), limit=1e-3, single=None):
 def test_verdicts_on_rows_that_are_made_up(tmp_path):
     path = tmp_path / "m.csv"
     assert verdicts(path) == ["reproduced"] * 3
-    ends = epsilon.read_ends(path)
-    assert [min(ends[run][0].trusted) for run in epsilon.RUNS] == [1e-14, 1e-5]
+    ends = epsilon_findings.read_ends(path)
+    assert [min(ends[run][0].trusted) for run in epsilon_findings.RUNS] == [1e-14, 1e-5]
     assert verdicts(path, limit=1e-11) == ["reproduced", "undecided", "reproduced"]  # nothing is above the floor
     assert verdicts(path, limit=1e-12)[0] == "not reproduced"  # fewer than three decades
     assert verdicts(path, single=lambda e: 2 * e)[1] == "not reproduced"  # right where rounding is
