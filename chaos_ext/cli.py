@@ -21,6 +21,8 @@ from ._version import __version__
 from .experiments import (
     analyze_options,
     axes_options,
+    bounds_options,
+    epsilon_options,
     everything_options,
     exponents_options,
     fig1_options,
@@ -28,7 +30,10 @@ from .experiments import (
     fig3_options,
     finite_time_options,
     generalisation_options,
+    global_prune_options,
     init_distance_options,
+    magnitude_options,
+    random_walk_options,
     report_options,
     spectrum_options,
     subspace_options,
@@ -47,6 +52,11 @@ _EXPERIMENTS = (
     subspace_options,
     generalisation_options,
     init_distance_options,
+    magnitude_options,
+    epsilon_options,
+    bounds_options,
+    random_walk_options,
+    global_prune_options,
     everything_options,
 )
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names

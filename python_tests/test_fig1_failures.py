@@ -61,6 +61,6 @@ def test_error_in_a_worker_process_is_reported(tmp_path):
     parser = ArgumentParser()
     fig1_options.add_arguments(parser)
     args, own = parser.parse_args(["--prune", "negative"]), fig1.Fig1()
-    settings = own.settings(args, study._common(own, args, "a fingerprint that the data do not have"))
+    settings = own.settings(args, study.common_settings(args, "a fingerprint that the data do not have", 5))
     with pytest.raises(WorkerError, match="data set changed"):
         pool.run_units(own.work, settings, load("digits"), None, out, jobs=2, every=1, report=lambda *a: None)

@@ -14,7 +14,7 @@ pytest.importorskip("scipy")
 
 from chaos_ext import cli, models
 from chaos_ext.dynamics.perturbation import STRATEGIES
-from chaos_ext.experiments import fig3, fig3_findings, fig3_run, findings, finite_time_run
+from chaos_ext.experiments import fig3, fig3_findings, fig3_run, findings, finite_time_run, twin_study
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
 
@@ -26,7 +26,7 @@ OPTIONS += ("--activation", "tanh")
 def reproduce(out, *options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "mlp", functools.partial(models.paper_mlp, hidden=1))  # P = 277
-        patch.setattr(fig3, "QUICK_STEPS", STEPS)
+        patch.setattr(fig3.Fig3, "quick_steps", STEPS)
         return cli.main(["reproduce", "fig3", *OPTIONS, "--out", str(out), *options])
 
 
@@ -111,7 +111,7 @@ def test_an_interrupted_study_goes_on_to_the_same_bytes(finished, half, after, t
 
 def test_damaged_parts_are_made_anew(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(fig3, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(twin_study, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert reproduce(tmp_path / "out") == 130
     for name in ("directions", "twins.ckpt"):
         path = tmp_path / "out" / "parts" / "seed3" / name

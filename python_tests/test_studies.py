@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 from chaos_ext import cli
 from chaos_ext.data import load
-from chaos_ext.experiments import fig1, fig2, findings, series, spectrum, study, training
+from chaos_ext.experiments import epsilon, fig1, fig2, findings, global_prune, series, spectrum, study, training
 from chaos_ext.experiments.rows import SPECTRAL, TRAINING
 
 pytestmark = pytest.mark.usefixtures("digits_cache")
@@ -24,6 +24,8 @@ STUDIES = {
     "fig1": (fig1.Fig1, ("--prune", "negative", "--controls", "rank,energy", "--noise", "0.1", "--momentum", "0.9")),
     "fig2": (fig2.Fig2, ("--start", "4,7", "--prune", "negative,positive")),
     "spectrum": (spectrum.SpectrumStudy, ("--more-lr", "0.3")),
+    "epsilon": (epsilon.Epsilon, ("--every", "3", "--momentum", "0.9")),
+    "global-prune": (global_prune.GlobalPrune, ("--first", "15", "--hidden", "1", "--momentum", "0.9")),
 }
 
 
@@ -87,7 +89,9 @@ def test_rows_figures_and_verdicts_are_written(finished):
 
 
 def settings_of(out, name):
-    kind = {"fig1": fig1.Fig1Settings, "fig2": fig2.Fig2Settings, "spectrum": spectrum.SpectrumSettings}[name]
+    kinds = {"fig1": fig1.Fig1Settings, "fig2": fig2.Fig2Settings, "spectrum": spectrum.SpectrumSettings}
+    more = {"epsilon": epsilon.EpsilonSettings, "global-prune": global_prune.GlobalPruneSettings}
+    kind = {**kinds, **more}[name]
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest(out)["settings"].items()})
 
 

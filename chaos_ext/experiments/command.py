@@ -6,7 +6,7 @@ import argparse
 import shlex
 
 # Folders, processes, how a run was continued: none of them decides a number.
-_LEFT_OUT = ("root", "out", "jobs", "resume", "checkpoint_every", "keep_checkpoint", "verbose", "command")
+_LEFT_OUT = ("root", "out", "jobs", "resume", "checkpoint_every", "keep_checkpoint", "baselines", "verbose", "command")
 
 
 def command_of(name: str, args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:

@@ -8,12 +8,17 @@ from pathlib import Path
 
 from . import (
     axes_options,
+    bounds_options,
+    epsilon_options,
     exponents_options,
     fig1_options,
     fig2_options,
     finite_time_options,
     generalisation_options,
+    global_prune_options,
     init_distance_options,
+    magnitude_options,
+    random_walk_options,
     spectrum_options,
     subspace_options,
 )
@@ -29,7 +34,12 @@ _STUDIES = (
     (subspace_options, ("--epochs", "2", "--checkpoint-every", "300")),
     (generalisation_options, ()),
     (finite_time_options, ()),
+    (magnitude_options, ()),
+    (epsilon_options, ()),
+    (bounds_options, ()),
+    (global_prune_options, ()),
     (init_distance_options, ()),
+    (random_walk_options, ()),
 )
 
 
@@ -58,6 +68,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _common(args: argparse.Namespace, name: str) -> list[str]:
     words = [flag for flag, on in (("--resume", args.resume), ("--quick", args.quick)) if on]
+    if name == random_walk_options.NAME:  # there is no model
+        return [*words, "--seed", str(args.seeds[0])]
     words += ["--model", args.model]
     if name == init_distance_options.NAME:  # nothing is trained
         return [*words, "--seed", str(args.seeds[0])]

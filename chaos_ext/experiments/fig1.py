@@ -91,7 +91,8 @@ class Fig1(Study):
 def title_of(s: Settings) -> str:
     """What was trained."""
     seeds = f"seed{'s' if len(s.seeds) > 1 else ''} {', '.join(map(str, s.seeds))}"
-    return f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, {seeds}"
+    more = "".join(f", {n} {what}" for what, n in s.model_options.items())
+    return f"{s.data}, {s.model} ({s.activation}{more}), lr {s.lr:g}, batch size {s.batch_size}, {seeds}"
 
 
 def _order(loss: dict[str, list[float]]) -> Finding:

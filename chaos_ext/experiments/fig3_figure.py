@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, and a dash pattern each for prints in grey.
-_LOOKS = {
+LOOKS = {
     "max_chaotic": ("#D55E00", "-"),
     "chaotic": ("#E69F00", (0, (6, 1.5))),
     "random": ("#000000", (0, (1, 1.2))),
@@ -32,7 +32,7 @@ def figure_twins(metrics: Path, settings: Fig3Settings) -> Figure:
     eps = min(settings.eps, key=lambda e: abs(e - 0.1))
     figure = Figure(figsize=(15, 4.6), layout="constrained", dpi=150)
     left, middle, right = figure.subplots(1, 3)
-    for strategy, (color, style) in _LOOKS.items():
+    for strategy, (color, style) in LOOKS.items():
         r = found[seed, strategy, eps]
         for ax, values in ((left, r.distance), (right, r.along)):
             ax.plot(r.step, values, color=color, linestyle=style, linewidth=1.4, label=strategy)
@@ -41,9 +41,9 @@ def figure_twins(metrics: Path, settings: Fig3Settings) -> Figure:
         r = found[seed, strategy, e]
         shade = str(0.75 * i / max(len(settings.eps) - 1, 1))
         middle.plot(r.step, r.distance / e, color=shade, linewidth=1.4, label=f"eps = {e:g}")
-    _finish(left, f"distance (eps = {eps:g})")
-    _finish(middle, "distance / eps (random direction)")
-    _finish(right, f"component along the displacement (eps = {eps:g})")
+    finish(left, f"distance (eps = {eps:g})")
+    finish(middle, "distance / eps (random direction)")
+    finish(right, f"component along the displacement (eps = {eps:g})")
     left.set_yscale("log")
     middle.set_yscale("log")
     figure.suptitle(title_of(settings), fontsize="medium")
@@ -56,8 +56,9 @@ def _bounds(ax: Any, r: Series) -> None:
         ax.plot(r.step[known], values[known], color="0.5", linewidth=0.9, label=label)
 
 
-def _finish(ax: Any, y: str) -> None:
-    ax.set_xlabel("optimizer step")
+def finish(ax: Any, y: str, x: str = "optimizer step") -> None:
+    """Labels, grid, legend."""
+    ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.25, linewidth=0.5)
     ax.legend(frameon=False, fontsize="small")

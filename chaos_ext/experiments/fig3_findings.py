@@ -15,7 +15,7 @@ from .fig3_run import Fig3Settings, labels
 from .findings import Finding, verdict
 from .series import slope
 
-_SLACK = 1.05  # of the bounds of linear theory, of which twins at a finite eps leave
+SLACK = 1.05  # of the bounds of linear theory, of which twins at a finite eps leave
 
 
 class Series(NamedTuple):
@@ -55,7 +55,7 @@ def _bounds(own: dict[tuple[str, str], Series], seeds: list[str], strategies: li
     return Finding(
         claim="Twins stay between eps exp(lambda_P(t) t) and eps exp(lambda_1(t) t)",
         where="Figure 3, appendix C.5",
-        criterion=f"at every reading with eps = {eps:g}, within {100 * (_SLACK - 1):.0f} %, in every seed",
+        criterion=f"at every reading with eps = {eps:g}, within {100 * (SLACK - 1):.0f} %, in every seed",
         numbers=", ".join(f"{s:.1%} of readings" for s in shares),
         verdict=verdict([s == 1 for s in shares], len(shares)),
     )
@@ -64,7 +64,7 @@ def _bounds(own: dict[tuple[str, str], Series], seeds: list[str], strategies: li
 def _inside(r: Series) -> Tensor:
     """Whether the bounds hold, at each reading that has them."""
     known = ~r.upper.isnan()
-    return ((r.distance <= _SLACK * r.upper) & (r.distance >= r.lower / _SLACK))[known]
+    return ((r.distance <= SLACK * r.upper) & (r.distance >= r.lower / SLACK))[known]
 
 
 def _rising(own: dict[tuple[str, str], Series], seeds: list[str], strategies: list[str]) -> Finding:

@@ -1,13 +1,13 @@
-"""One seed of ``chaos-ext reproduce fig3``: a training with its finite-time spectrum, then twins on its batches."""
+"""One seed of a study of twins: a training with its finite-time spectrum, then displaced models on its batches."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,11 @@ from ..dynamics.perturbation import STRATEGIES
 from ..errors import CheckpointError, NonFiniteError
 from .finite_time_run import FiniteTimeSettings, Training, train
 from .interruption import Interrupted, between_steps
+from .output import OutputFolder, digest
+from .rows import wait_for_lock
+from .settings import Unit
 from .training import build_model
+from .unit import Report
 
 log = logging.getLogger("chaos_ext")
 
@@ -41,10 +45,36 @@ class Fig3Settings(FiniteTimeSettings):
 
     eps: tuple[float, ...]
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What decides the training and its directions, whatever twins they are for."""
+        return {name: v for name, v in self.to_json().items() if name != "eps" and v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinSettings(Fig3Settings):
+    """Settings of further studies of twins.
+
+    Attributes:
+        hidden: hidden units of the MLP; None: the paper's network.
+    """
+
+    hidden: int | None
+
+    @property
+    def model_options(self) -> dict[str, int]:
+        """The width, where it is not the paper's."""
+        return {} if self.hidden is None else {"hidden": self.hidden}
+
 
 def labels(settings: Fig3Settings) -> list[tuple[str, float]]:
     """Strategy and eps of each twin, in the order of the members after the first."""
     return [(strategy, eps) for strategy in STRATEGIES for eps in settings.eps]
+
+
+def column(what: str, strategy: str, eps: float) -> str:
+    """Of a twin in ``TWINS``; what: "distance" or "along"."""
+    return f"{what}_{strategy}_{eps!r}"
 
 
 def baseline(
@@ -71,7 +101,7 @@ def baseline(
     an, generator = training.analyzer, torch.Generator().manual_seed(derive_seed("twins", training.seed))
     found = an.finite_time()
     kept = {
-        "settings": settings.to_json(),
+        "settings": settings.training,
         "steps": training.step,
         "epoch_accuracies": training.epoch_accuracies,
         "exponents": found.exponents,
@@ -88,7 +118,7 @@ def _checked(path: Path, settings: Fig3Settings) -> dict[str, Any]:
     kept = read_sealed(path)
     with refusing(str(path)):
         parts(kept, ("settings", "steps", "exponents", "neutral", "directions", "epoch_accuracies"))
-        require(kept["settings"] == settings.to_json(), "settings", "these", "others")
+        require(kept["settings"] == settings.training, "settings", "these", "others")
         count("steps", kept["steps"], 1)
         array("directions", kept["directions"], (None, len(STRATEGIES)))
     own: dict[str, Any] = kept
@@ -116,7 +146,7 @@ class Twins:
         deltas = self.axes * torch.tensor([eps for _, eps in labels(s)], dtype=self.axes.dtype, device=s.device)
         opt = torch.optim.SGD(model.parameters(), lr=s.lr, momentum=s.momentum)
         self.ensemble = ce.Ensemble.around(model, nn.CrossEntropyLoss(), opt, deltas)
-        names = [f"{what}_{strategy}_{eps:g}" for what in ("distance", "along") for strategy, eps in labels(s)]
+        names = [column(what, *label) for what in ("distance", "along") for label in labels(s)]
         self.rows = RowStream(folder / TWINS, lambda _: names, lambda _: "these twins", len(names), nan=True)
 
     def advance(self) -> None:
@@ -133,6 +163,10 @@ class Twins:
         thetas = self.ensemble.thetas
         away = thetas[1:] - thetas[0]
         self.rows.append(self.step, [*away.norm(dim=1).tolist(), *(away * self.axes.T).sum(1).tolist()])
+
+    def final(self) -> dict[str, Any]:
+        """What the study wants to know of the twins at the end, as plain values."""
+        return {}
 
     def save(self) -> None:
         """Writes a checkpoint."""
@@ -181,3 +215,41 @@ def run_twins(twins: Twins, every: float, report: Callable[[int, bool], None]) -
     twins.rows.resume(twins.total - 1)
     twins.read()
     twins.save()
+
+
+class How(NamedTuple):
+    """What a study of twins does with a seed.
+
+    Attributes:
+        twins: the class of its twins.
+        baselines: folder of trainings that studies share, or None.
+    """
+
+    twins: type[Twins]
+    baselines: Path | None
+
+    def folder(self, settings: Fig3Settings, out: OutputFolder) -> Path:
+        """Where the training of these settings, of one seed, is kept."""
+        (seed,) = settings.seeds
+        if self.baselines is None:
+            return out.parts / f"seed{seed}"
+        return self.baselines / f"seed{seed}-{digest(settings.training)[:16]}"
+
+
+def run_seed(
+    how: How, settings: Fig3Settings, unit: Unit, data: Dataset, out: OutputFolder, every: float, report: Report
+) -> dict[str, Any]:
+    """Trains, then has the twins follow; as of ``pool.run_units``."""
+    own, folder = replace(settings, seeds=(unit.seed,)), out.parts / f"seed{unit.seed}"
+    shared = how.folder(own, out)
+    for path in (folder, shared):
+        path.mkdir(parents=True, exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        wait_for_lock(lock.fileno())  # another study may be at the same training
+        kept = baseline(own, data, shared, every, report)
+    twins = how.twins(own, data, folder, kept)
+    run_twins(twins, every, report)
+    steps = twins.ensemble.diverged.tolist()[1:]
+    named = [f"{s}, eps {e:g}: step {t}" for (s, e), t in zip(labels(own), steps, strict=True) if t >= 0]
+    run = {"seed": unit.seed, "steps": kept["steps"], "epoch_accuracies": kept["epoch_accuracies"], "diverged": named}
+    return {"run": run, "final": twins.final()}

@@ -7,7 +7,6 @@ the way; ``manifest.json`` the rest, also where the time went.
 from __future__ import annotations
 
 import argparse
-import functools
 import shutil
 import sys
 from pathlib import Path
@@ -19,19 +18,18 @@ import chaos_ext as ce
 
 from ..base.files import atomic_write
 from ..base.progress import Progress
-from ..data import Dataset, load
+from ..data import Dataset
 from ..errors import NonFiniteError
 from . import report
-from .arguments import check_arguments, require_figures
 from .command import command_of
 from .finite_time_figure import figure_finite_time
 from .finite_time_findings import findings_of
 from .finite_time_options import NAME, QUICK_COLUMNS, QUICK_STEPS
 from .finite_time_run import EXTREMES, FiniteTimeSettings, Training, train
 from .output import OutputFolder
+from .study import common_settings, opened, write_figure
 
 EXPONENTS = "exponents.csv"
-FIGURES = ("figure.png", "figure.pdf")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -50,14 +48,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         ChaosExtError: the first step is not finite, the run does not fit into memory, no good checkpoint.
         Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
     """
-    require_figures()
-    check_arguments(args, parser)
-    out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.data}{'-quick' if args.quick else ''}")
-    with out.claimed(args.resume):
-        data = load(args.data, args.root)
-        if args.batch_size > len(data.y_train):
-            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
-        settings = _settings(args, data.fingerprint())
+    with opened(NAME, args, parser) as (out, data):
+        settings = _settings(args, data)
         manifest = out.begin(NAME, settings)
         if manifest["status"] == "running":
             manifest = _work(settings, data, out, args.checkpoint_every)
@@ -70,21 +62,14 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 1 if failure else 0
 
 
-def _settings(args: argparse.Namespace, fingerprint: str) -> FiniteTimeSettings:
-    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "dtype", "state")
+def _settings(args: argparse.Namespace, data: Dataset) -> FiniteTimeSettings:
     return FiniteTimeSettings(
-        **{name: getattr(args, name) for name in copied},
+        **common_settings(args, data.fingerprint(), QUICK_STEPS),
         every=args.every,
         settle=args.settle,
-        threads=args.threads or torch.get_num_threads(),
-        data_fingerprint=fingerprint,
-        max_steps=QUICK_STEPS if args.quick else args.steps,
-        seeds=(args.seed,),
+        state=args.state,
         runs=("sgd",),
         k=QUICK_COLUMNS if args.quick and args.k is None else args.k,
-        device=str(torch.device(args.device)),
-        chaos_ext=ce.__version__,
-        torch=str(torch.__version__),
     )
 
 
@@ -159,9 +144,4 @@ def _write_exponents(path: Path, spec: ce.FiniteTimeSpectrum) -> None:
 
 def _draw(s: FiniteTimeSettings, spec: ce.FiniteTimeSpectrum, out: OutputFolder) -> None:
     title = f"{s.data}, {s.model} ({s.activation}), lr {s.lr:g}, batch size {s.batch_size}, {spec.steps} steps"
-    figure = figure_finite_time(spec, title)
-    for name in FIGURES:
-        kind = name.rpartition(".")[2]
-        metadata = {"CreationDate": None} if kind == "pdf" else None  # equal runs make equal files
-        write = functools.partial(figure.savefig, format=kind, metadata=metadata, dpi=200)
-        atomic_write(out.path / name, write)
+    write_figure(out.path / "figure", figure_finite_time(spec, title))

@@ -11,9 +11,9 @@ the paper has 6.38, larger by sqrt(2), which is the variance of U(-a, a) taken a
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,9 +26,7 @@ from ..base.files import atomic_write
 from ..data.batches import derive_seed
 from ..figures import COLORS, import_numpy
 from ..models import MODELS
-from . import report
-from .arguments import require_figures
-from .command import command_of
+from .computed import run_computed
 from .findings import Finding
 from .init_distance_options import NAME, QUICK_DRAWS
 from .output import OutputFolder
@@ -86,8 +84,6 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     Raises:
         UsageError: matplotlib is missing, or the output folder is not one to work in.
     """
-    require_figures()
-    out = OutputFolder(args.out or Path("results") / f"{NAME}-{args.model}{'-quick' if args.quick else ''}")
     settings = InitDistanceSettings(
         model=args.model,
         draws=QUICK_DRAWS if args.quick else args.draws,
@@ -97,28 +93,16 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         chaos_ext=ce.__version__,
         torch=str(torch.__version__),
     )
-    with out.claimed(args.resume):
-        manifest = out.begin(NAME, settings)
-        out.parts.rmdir()
-        if manifest["status"] == "running":
-            found, theory = distances(settings), expected(MODELS[settings.model](seed=0))
-            lines = [f"{i},{d!r}\n" for i, d in enumerate(found)]
-            atomic_write(out.path / DISTANCES, "".join(["pair,distance\n", *lines]))
-            write_figure(out.path / "figure", _figure(found, theory, settings.model))
-            finding = _finding(found, theory, settings.model)
-            out.write_manifest(
-                {
-                    "experiment": NAME,
-                    "command": command_of(NAME, args, parser),
-                    "status": "complete",
-                    "settings": settings.to_json(),
-                    "findings": [finding.to_json()],
-                    **report.environment(settings, 1),
-                }
-            )
-            print(f"{finding.verdict}: {finding.claim} ({finding.numbers})")
-    print(f"written to {out.path}: {', '.join(sorted(p.name for p in out.path.iterdir()))}")
-    return 0
+    make = functools.partial(_make, settings)
+    return run_computed(NAME, settings, args, parser, f"{NAME}-{args.model}", make)
+
+
+def _make(settings: InitDistanceSettings, out: OutputFolder) -> list[Finding]:
+    found, theory = distances(settings), expected(MODELS[settings.model](seed=0))
+    lines = [f"{i},{d!r}\n" for i, d in enumerate(found)]
+    atomic_write(out.path / DISTANCES, "".join(["pair,distance\n", *lines]))
+    write_figure(out.path / "figure", _figure(found, theory, settings.model))
+    return [_finding(found, theory, settings.model)]
 
 
 def _finding(found: list[float], theory: float, model: str) -> Finding:

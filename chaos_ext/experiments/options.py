@@ -12,8 +12,8 @@ DATA = ("digits", "usps", "fashion_mnist")
 MODELS = ("mlp", "cnn")
 
 
-def add_training(parser: argparse.ArgumentParser, activation: str = "relu") -> None:
-    """What is trained, on what, and how."""
+def add_training(parser: argparse.ArgumentParser, activation: str = "relu", dtype: bool = True) -> None:
+    """What is trained, on what, and how; without ``dtype`` where a study has runs in both."""
     add = parser.add_argument
     add("--data", default="digits", choices=DATA, help="data set (default: %(default)s)")
     add("--root", help="folder that holds the data set's files (default: $CHAOS_EXT_DATA, the cache, a download)")
@@ -24,7 +24,8 @@ def add_training(parser: argparse.ArgumentParser, activation: str = "relu") -> N
     add("--batch-size", type=count, default=8, metavar="N", help="samples per step (default: %(default)s)")
     add("--momentum", type=momentum, default=0.0, help="in [0, 1) (default: %(default)s)")
     add("--device", default="cpu", help="torch device (default: %(default)s)")
-    add("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
+    if dtype:
+        add("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
 
 
 def add_study(parser: argparse.ArgumentParser, name: str, quick_steps: int, seconds: float = 10.0) -> None:

@@ -55,7 +55,10 @@ class Section(NamedTuple):
     def facts(self) -> str:
         """What was done to what, by which version."""
         s, cpu = self.manifest["settings"], self.manifest["machine"]["cpu"]
-        names = ("data", "model", "activation", "lr", "batch_size", "momentum", "epochs", "max_steps", "draws", "dtype")
+        names = (
+            *("data", "model", "hidden", "activation", "lr", "batch_size", "momentum", "epochs", "max_steps"),
+            *("draws", "dtype"),
+        )
         said = [f"{n.replace('_', ' ')} {s[n]}" for n in names if s.get(n) is not None]
         seeds = f"seeds {', '.join(map(str, s['seeds']))}"
         return f"{', '.join([*said, seeds])}; {cpu}; commit {self.manifest.get('commit') or 'unknown'}"

@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -24,14 +24,17 @@ from . import interruption
 from .interruption import Interrupted
 from .output import OutputFolder, WorkerError
 from .settings import Settings, Unit
-from .unit import Make, Report, run_unit
+from .unit import Report, run_unit
 
 _REPORT_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0  # with a worker that is asked to end in the middle of a step
 
+# do(what, settings, unit, data, out, every, report): does a unit to its end and returns its record, as ``run_unit``.
+Do = Callable[[Any, Any, Unit, Dataset, OutputFolder, float, Report], dict[str, Any]]
+
 
 def run_units(
-    make: Make,
+    make: Any,
     settings: Settings,
     data: Dataset,
     root: str | None,
@@ -39,11 +42,12 @@ def run_units(
     jobs: int,
     every: float,
     report: Report,
+    do: Do = run_unit,
 ) -> dict[Unit, dict[str, Any]]:
     """Runs every unit of an experiment and returns their records.
 
     Args:
-        make: makes the work of a unit; of a module, so that worker processes find it.
+        make: makes the work of a unit, or what else ``do`` needs; of a module, so that worker processes find it.
         settings: of the study.
         data: the data set, for a run in this process.
         root: where worker processes find the same data set.
@@ -51,6 +55,7 @@ def run_units(
         jobs: number of processes; with 1 all units run in this one.
         every: seconds between checkpoints.
         report: told of steps that are done.
+        do: what is done with a unit.
 
     Returns:
         unit -> ``Work.record()`` at its end, in the order of ``settings.units``.
@@ -64,14 +69,14 @@ def run_units(
         threads = torch.get_num_threads()
         torch.set_num_threads(settings.threads)
         try:
-            return {unit: run_unit(make, settings, unit, data, out, every, report) for unit in units}
+            return {unit: do(make, settings, unit, data, out, every, report) for unit in units}
         finally:
             torch.set_num_threads(threads)
-    return _run_parallel(make, settings, units, root, out, min(jobs, len(units)), every, report)
+    return _run_parallel((do, make), settings, units, root, out, min(jobs, len(units)), every, report)
 
 
 def _run_parallel(
-    make: Make,
+    how: tuple[Do, Any],
     settings: Settings,
     units: Sequence[Unit],
     root: str | None,
@@ -87,7 +92,7 @@ def _run_parallel(
     try:
         for _ in range(jobs):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, make, settings, root, out, every), daemon=True)
+            process = context.Process(target=_work, args=(theirs, how, settings, root, out, every), daemon=True)
             process.start()
             theirs.close()  # the worker's copy is now the only one: its death closes the pipe
             processes.append(process)
@@ -145,28 +150,30 @@ def _receive(pipe: Connection, unit: Unit, report: Report) -> dict[str, Any] | N
     return finished
 
 
-def _work(pipe: Connection, make: Make, settings: Settings, root: str | None, out: OutputFolder, every: float) -> None:
+def _work(
+    pipe: Connection, how: tuple[Do, Any], settings: Settings, root: str | None, out: OutputFolder, every: float
+) -> None:
     """Runs the units that come through the pipe until it breaks, or until the parent ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     try:
         with interruption.handled((signal.SIGTERM,)):
-            _run_waiting(pipe, make, settings, root, out, every)
+            _run_waiting(pipe, how, settings, root, out, every)
     except Interrupted as interrupted:
         with contextlib.suppress(ConnectionError):
             pipe.send(("saved", interrupted.saved))
 
 
 def _run_waiting(
-    pipe: Connection, make: Make, settings: Settings, root: str | None, out: OutputFolder, every: float
+    pipe: Connection, how: tuple[Do, Any], settings: Settings, root: str | None, out: OutputFolder, every: float
 ) -> None:
-    unfinished = _Throttle(pipe)
+    unfinished, (do, make) = _Throttle(pipe), how
     try:
         torch.set_num_threads(settings.threads)
         data = load(settings.data, root)
         if data.fingerprint() != settings.data_fingerprint:
             raise RuntimeError("the data set changed while the study was starting")
         while True:
-            record = run_unit(make, settings, pipe.recv(), data, out, every, unfinished.report)
+            record = do(make, settings, pipe.recv(), data, out, every, unfinished.report)
             unfinished.send()
             pipe.send(("done", record))
     except (EOFError, ConnectionError):

@@ -27,7 +27,7 @@ from ..base.contents import number, require
 from ..data import Dataset
 from .rows import SPECTRAL
 from .settings import Settings, Unit
-from .training import Training
+from .training import Training, step_along
 
 SETS = ("chaotic", "negative", "positive")
 CONTROLS = ("rank", "energy", "noise")
@@ -143,10 +143,7 @@ class PrunedTraining(Training):
         if self.step >= self.what.start:
             share = self._share(spec)
             g = g - _component(g, share, self.generator)
-        for p, own in zip(self.model.parameters(), g.split([p.numel() for p in self.model.parameters()]), strict=True):
-            p.grad = own.view_as(p)
-        optimizer.step()
-        optimizer.zero_grad()
+        step_along(self.model, optimizer, g)
         return share
 
     def _share(self, spec: ce.Spectrum) -> float:

@@ -64,7 +64,7 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        _wait_for_lock(self._file.fileno())
+        wait_for_lock(self._file.fileno())
         self._length, self._sha = 0, hashlib.sha256()
 
     def __enter__(self) -> RowFile:
@@ -111,7 +111,8 @@ class RowFile:
         return kept.count(b"\n")
 
 
-def _wait_for_lock(handle: int) -> None:
+def wait_for_lock(handle: int) -> None:
+    """Until no other process holds this file; the system lets go of it when it is closed."""
     with contextlib.suppress(ImportError, OSError):  # systems and file systems without locks
         import fcntl
 

@@ -84,6 +84,11 @@ class Settings(Recorded):
     dtype: str
 
     @property
+    def model_options(self) -> dict[str, int]:
+        """What the model's function is given beside activation, seed, dtype and device."""
+        return {}
+
+    @property
     def units(self) -> list[Unit]:
         """All units in the order of the CSV: seed by seed, each with its runs."""
         return [Unit(seed, run) for seed in self.seeds for run in self.runs]

@@ -6,12 +6,13 @@ A study is a subclass of ``Study`` in a file of its own, with its options in a f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -118,16 +119,10 @@ def run_study(study: Study, args: argparse.Namespace, parser: argparse.ArgumentP
         WorkerError: a worker process died or raised; the same command with --resume continues.
         Interrupted: Ctrl-C or SIGTERM came; the same command with --resume continues.
     """
-    require_figures()
-    check_arguments(args, parser)
-    out = OutputFolder(args.out or Path("results") / f"{study.name}-{args.data}{'-quick' if args.quick else ''}")
-    with out.claimed(args.resume):
-        data = load(args.data, args.root)
-        if args.batch_size > len(data.y_train):
-            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
+    with opened(study.name, args, parser) as (out, data):
         if refused := study.refusal(args, data):
             parser.error(refused)
-        settings = study.settings(args, _common(study, args, data.fingerprint()))
+        settings = study.settings(args, common_settings(args, data.fingerprint(), study.quick_steps))
         manifest = out.begin(study.name, settings)
         if not _finished(out, manifest):
             manifest = _do(study, args, settings, data, out)
@@ -136,14 +131,32 @@ def run_study(study: Study, args: argparse.Namespace, parser: argparse.ArgumentP
     return _conclude(study, out, manifest)
 
 
-def _common(study: Study, args: argparse.Namespace, fingerprint: str) -> dict[str, Any]:
-    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum", "seeds", "dtype")
+@contextlib.contextmanager
+def opened(
+    name: str, args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> Iterator[tuple[OutputFolder, Dataset]]:
+    """How a study of trainings begins: its folder, held by this process, and its data; bad arguments are refused."""
+    require_figures()
+    check_arguments(args, parser)
+    out = OutputFolder(args.out or Path("results") / f"{name}-{args.data}{'-quick' if args.quick else ''}")
+    with out.claimed(args.resume):
+        data = load(args.data, args.root)
+        if args.batch_size > len(data.y_train):
+            parser.error(f"argument --batch-size: expected at most {len(data.y_train)} samples, got {args.batch_size}")
+        yield out, data
+
+
+def common_settings(args: argparse.Namespace, fingerprint: str, quick_steps: int) -> dict[str, Any]:
+    """What ``Settings`` has, but ``runs``."""
+    copied = ("data", "model", "activation", "epochs", "lr", "batch_size", "momentum")
     return {
         **{name: getattr(args, name) for name in copied},
+        "dtype": getattr(args, "dtype", "float64"),  # of studies that have runs in both: that of what is common to them
+        "seeds": args.seeds if hasattr(args, "seeds") else (args.seed,),
         "data_fingerprint": fingerprint,
-        "max_steps": study.quick_steps if args.quick else None,
+        "max_steps": quick_steps if args.quick else getattr(args, "steps", None),
         "device": str(torch.device(args.device)),
-        "threads": args.threads,
+        "threads": args.threads or torch.get_num_threads(),
         "chaos_ext": ce.__version__,
         "torch": str(torch.__version__),  # a str subclass, which a checkpoint would not load
     }

@@ -27,7 +27,17 @@ def build_model(settings: Settings, seed: int) -> nn.Sequential:
     # A seed of its own: with the batches' seed, initial weights and first permutation would share random bits.
     init = derive_seed("init", seed)
     dtype = getattr(torch, settings.dtype)
-    return make(activation=settings.activation, seed=init, dtype=dtype, device=settings.device)
+    own = settings.model_options
+    return make(activation=settings.activation, seed=init, dtype=dtype, device=settings.device, **own)
+
+
+def step_along(model: nn.Module, optimizer: Optimizer, direction: Tensor) -> None:
+    """The optimizer's step with this [P] for the gradient."""
+    params = list(model.parameters())
+    for p, own in zip(params, direction.split([p.numel() for p in params]), strict=True):
+        p.grad = own.view_as(p)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 class Training:
