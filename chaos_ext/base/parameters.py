@@ -30,6 +30,7 @@ class ModuleTree:
         model: the model.
         modules: as in ``model.modules()``.
         watched: those whose forward may leave traces: none if all are torch's own, else all.
+        buffered: those with buffers, and these by name.
         named_parameters: as in ``model.named_parameters()``.
     """
 
@@ -40,6 +41,7 @@ class ModuleTree:
         self.model = model
         self.modules: list[nn.Module] = [m for _, m in named_modules]
         self.watched = [] if all(map(is_quiet, self.modules)) else self.modules
+        self.buffered = [(m, own) for m in self.modules if (own := own_buffers(m))]
         if type(model).named_parameters is nn.Module.named_parameters:
             self.named_parameters = _own_parameters(named_modules)
         else:
@@ -75,8 +77,7 @@ def _own_parameters(named_modules: Iterable[tuple[str, nn.Module]]) -> list[tupl
 
 def _constants(tree: ModuleTree) -> list[tuple[str, Tensor]]:
     """Frozen parameters and buffers, with their own names for messages."""
-    held = [own for own in map(own_buffers, tree.modules) if own]
-    buffers = {id(b): (k, b) for own in held for k, b in own.items() if b is not None}
+    buffers = {id(b): (k, b) for _, own in tree.buffered for k, b in own.items() if b is not None}
     constants = [(n, p) for n, p in tree.named_parameters if not p.requires_grad] + list(buffers.values())
     return [(n, t) for n, t in constants if t.layout == torch.strided] if constants else constants
 

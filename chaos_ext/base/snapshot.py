@@ -30,11 +30,9 @@ class _Surroundings:
 
     def __init__(self, tree: ModuleTree) -> None:
         self._modules = modules = tree.modules
-        buffers = [internals.own_buffers(m) for m in modules]
-        children, parameters = map(internals.own_children, modules), map(internals.own_parameters, modules)
-        self._dicts: list[dict[str, Any]] = [*children, *parameters, *buffers]
-        pairs = zip(modules, buffers, strict=True)
-        self._buffers = [own for m, own in pairs if own and not updates_running_stats(m)]
+        owned = (internals.own_children, internals.own_parameters, internals.own_buffers)
+        self._dicts: list[dict[str, Any]] = [own(m) for own in owned for m in modules]
+        self._buffers = [own for m, own in tree.buffered if not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
         constants = self._constants()
         self._seen, self._marks = self._look(), self._read_marks(constants)

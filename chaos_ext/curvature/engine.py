@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..base.guards import borrowed_buffers, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.snapshot import Snapshot
-from ..base.torch_internals import own_buffers
 from ..graph.capture import capture
 from ..graph.program import Program
 from ..rules.losses import LossRule, rule_for
@@ -69,10 +68,11 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
 
     def run() -> tuple[Program | None, object, str]:
         found = capture(tree, space, x, lambda program: validate(program, tree.model, x))
-        # On a copy: a forward may edit its input in place.
-        return found.program, None if found.program is None else forward(tree, x.clone()), found.reason
+        if found.program is None:
+            return None, None, found.reason
+        return found.program, forward(tree, x.clone() if found.edits_input else x), found.reason
 
-    if not any(map(own_buffers, tree.modules)):
+    if not tree.buffered:
         return run()
     borrowed = borrowed_buffers(tree.modules)
     with borrowed, borrowed as written:

@@ -52,7 +52,7 @@ class LayerwiseEngine:
     @without_grad
     def _recorded(self, dtype: torch.dtype) -> Tape:
         theta = [t if t.dtype == dtype else t.to(dtype) for t in self._theta]
-        x = self._x.detach()
+        x = self._x.detach() if self._x.requires_grad else self._x
         x = x.to(dtype) if x.is_floating_point() else x
         return Tape(self.program, theta, x, self._y, self._rule)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -39,10 +39,11 @@ def _refuse_invisible(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Capture:
-    """A program, or the reason why there is none."""
+    """A program, or the reason why there is none; and whether the model may write to its input."""
 
     program: Program | None
     reason: str
+    edits_input: bool = True
 
 
 _cache: weakref.WeakKeyDictionary[nn.Module, tuple[Signature, Capture]] = weakref.WeakKeyDictionary()
@@ -60,6 +61,7 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
     if result.program is not None:
         problem = validate(result.program)
         result = Capture(None, problem) if problem else result
+    result = replace(result, edits_input=bool(tree.watched) or any(getattr(m, "inplace", False) for m in tree.modules))
     _cache[model] = (Signature(tree, x), result)
     return result
 
