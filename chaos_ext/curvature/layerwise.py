@@ -78,11 +78,12 @@ class LayerwiseEngine:
         tape, out = self.tape(v.dtype), torch.empty_like(v)
         chunk = self.block_columns(v.dtype)
         for i in range(0, v.shape[1], chunk):
-            block = v[:, i : i + chunk].contiguous()
+            parts = self.space.split(v[:, i : i + chunk].contiguous())
             with workspace.sweep():
-                products = hessian_vector_products(tape, dict(enumerate(self.space.split(block))))
+                products = hessian_vector_products(tape, dict(enumerate(parts)))
                 for j, part in enumerate(products):
-                    out[self.space.slice(j), i : i + chunk] = 0.0 if part is None else part.reshape(-1, block.shape[1])
+                    rows = out[self.space.slice(j), i : i + chunk].unflatten(0, self.space.shapes[j] or (1,))
+                    rows.copy_(part) if part is not None else rows.zero_()
         return out
 
     def block_columns(self, dtype: torch.dtype) -> int:
