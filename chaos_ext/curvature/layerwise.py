@@ -19,7 +19,7 @@ from ..rules.losses import LossRule
 from . import dense
 from .compressed import CompressedHessian, bound, compress
 from .native_sweep import Native, native
-from .plan import LayerReport, reports, sweep_columns
+from .plan import LayerReport, fuses, product_columns, reports, sweep_columns
 from .sweep import hessian_vector_products
 from .tape import Tape
 
@@ -71,12 +71,12 @@ class LayerwiseEngine:
 
     @without_grad
     def hvp(self, v: Tensor) -> Tensor:
-        """H v for v [P, k], swept in column blocks that stay small."""
-        whole = self.native(v.dtype)
-        if whole is not None:
-            return _ops.tangent_product(rows_contiguous(v), *whole.args)
+        """H v for v [P, k]: natively as a whole, or layer by layer in column blocks that stay small."""
         tape, out = self.tape(v.dtype), torch.empty_like(v)
-        chunk = self.block_columns(v.dtype)
+        whole = self.native(v.dtype)
+        if whole is not None and (v.is_cuda or fuses(tape, v.shape[1])):
+            return _ops.tangent_product(rows_contiguous(v), *whole.args)
+        chunk = product_columns(tape, self.space)
         for i in range(0, v.shape[1], chunk):
             parts = self.space.split(v[:, i : i + chunk].contiguous())
             with workspace.sweep():
