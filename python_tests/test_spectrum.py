@@ -60,6 +60,14 @@ def test_paper_mlp_is_compressed_to_344():
     assert op.compressed_bound(torch.float64) == 344
 
 
+@pytest.mark.parametrize("n", [2, 64], ids=["compressed", "dense"])
+def test_no_direction_is_a_block_without_columns(n):
+    spec = ce.spectrum(_op(n)[0])
+    none = torch.zeros(len(spec.eigenvalues), dtype=torch.bool)
+    assert spec.eigenvectors(none).shape == (spec.size, 0)
+    assert spec.basis.coordinates(torch.zeros(spec.size, 0, dtype=torch.float64)).shape[1] == 0
+
+
 def test_projection():
     op, model, x, y = _op()
     spec = ce.spectrum(op)

@@ -95,11 +95,11 @@ class LayerBasis:
         if self.bias >= 0:
             parts.append(v[self.bias : self.bias + self.units].view(self.units, 1, k))
         V = torch.cat(parts, 1)
-        x = torch.matmul(self.span.T, V).reshape(-1, k)
+        x = torch.matmul(self.span.T, V).flatten(0, -2)
         if not self.seen.shape[1] or not self.perp.shape[1]:
             return x
-        seen = (self.seen.T @ V.reshape(self.units, -1)).view(self.seen.shape[1], -1, k)
-        return torch.cat([x, torch.matmul(self.perp.T, seen).reshape(-1, k)])
+        seen = (self.seen.T @ V.flatten(1)).unflatten(1, V.shape[1:])
+        return torch.cat([x, torch.matmul(self.perp.T, seen).flatten(0, -2)])
 
     def factors(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Q_l c as a product L R, L [O, q] and R [q, I (+ 1)], for the coordinates c [n] of one vector."""
@@ -116,9 +116,9 @@ class LayerBasis:
         if self.seen.shape[1] and self.perp.shape[1]:
             y = c[self.y_start : self.start + self.size].view(*self.y_shape, k)
             lifted = torch.matmul(self.perp, y)
-            V = V + (self.seen @ lifted.view(self.seen.shape[1], -1)).view_as(V)
+            V = V + (self.seen @ lifted.flatten(1)).view_as(V)
         if self.weight >= 0:
-            out[self.weight : self.weight + self.units * self.inputs] = V[:, : self.inputs].reshape(-1, k)
+            out[self.weight : self.weight + self.units * self.inputs] = V[:, : self.inputs].flatten(0, -2)
         if self.bias >= 0:
             out[self.bias : self.bias + self.units] = V[:, -1]
 

@@ -45,7 +45,7 @@ def eigenspaces(op: ce.HessianOperator) -> dict[str, Tensor]:
     spec, found = ce.spectrum(op), {}
     for name in ("negative", "positive"):
         mask = ce.select(spec, 0.0, name)
-        found[name] = spec.eigenvectors(mask) if bool(mask.any()) else op.gradient.new_empty(spec.size, 0)
+        found[name] = spec.eigenvectors(mask)
     return found
 
 
