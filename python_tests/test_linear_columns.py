@@ -63,7 +63,8 @@ def _double_backward(model, x, y, V):
 def test_products(name, dtype, fused, monkeypatch):
     """Against double backward in float64, of v as it lies and of a view with strides."""
     if not fused:
-        monkeypatch.setattr(plan, "_FUSED_WORK", (0, 0))
+        monkeypatch.setattr(plan, "_FUSED_FEW", -1)
+        monkeypatch.setattr(plan, "_FUSED_WORK", -1)
     model, x, y = _case(name, dtype)
     op = ce.HessianOperator(model, nn.CrossEntropyLoss(), x, y)
     wide = torch.randn(op.shape[0], 2 * max(COLUMNS), dtype=torch.float64).to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..rules.losses import LossRule
 from . import dense
 from .compressed import CompressedHessian, bound, compress
 from .native_sweep import Native, native
-from .plan import LayerReport, fuses, product_columns, reports, sweep_columns
+from .plan import LayerReport, fuses, linear_work, product_columns, reports, sweep_columns
 from .sweep import hessian_vector_products
 from .tape import Tape
 
@@ -69,12 +70,16 @@ class LayerwiseEngine:
             self._natives[dtype] = native(self.tape(dtype), self.space.offsets)
         return self._natives[dtype]
 
+    @cached_property
+    def _work(self) -> int:
+        return linear_work(self.tape(self.space.dtype))
+
     @without_grad
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k]: natively as a whole, or layer by layer in column blocks that stay small."""
         tape, out = self.tape(v.dtype), torch.empty_like(v)
         whole = self.native(v.dtype)
-        if whole is not None and (v.is_cuda or fuses(tape, v.shape[1])):
+        if whole is not None and (v.is_cuda or fuses(self._work, v.shape[1])):
             return _ops.tangent_product(rows_contiguous(v), *whole.args)
         chunk = product_columns(tape, self.space)
         for i in range(0, v.shape[1], chunk):
