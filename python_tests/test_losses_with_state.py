@@ -5,6 +5,7 @@ A CGD step leaves behind what one call of the loss leaves, as a step of torch.op
 
 import copy
 import functools
+import itertools
 from collections import Counter
 
 import pytest
@@ -314,6 +315,24 @@ def _numpys():
     return lambda o, y: F.cross_entropy(o, y) * (1 + 1e-3 * r.rand())
 
 
+class OfTheClass:
+    calls = 0
+
+    def __call__(self, o, y):
+        type(self).calls += 1
+        return F.cross_entropy(o, y) * (1 + 1e-4 * self.calls)
+
+
+def _global_counter():
+    CALLS[0] = 0
+    return _global
+
+
+def _iterator():
+    calls = itertools.count()
+    return lambda o, y: F.cross_entropy(o, y) * (1 + 1e-6 * next(calls))
+
+
 def _bytes():
     held = bytearray(1)
 
@@ -325,6 +344,7 @@ def _bytes():
 
 
 HIDDEN = {"slots": Slotted, "object": Holder, "list": _of_modules, "default": _by_default, "bytes": _bytes}
+HIDDEN["numpy"] = _numpys
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -358,9 +378,27 @@ def _global(o, y):
     return F.cross_entropy(o, y) * (1 + 1e-6 * CALLS[0])
 
 
+@pytest.mark.parametrize("make", [_global_counter, OfTheClass], ids=["global", "class"])
+def test_states_that_all_losses_share(make):
+    """Twins would share it, too: the factors are those of a first training, then of another one."""
+    (x, y), losses = _batch(), []
+    for ours in (True, False):
+        OfTheClass.calls, loss, model = 0, make(), _mlp()
+        opt = (ce.CGD if ours else torch.optim.SGD)(model.parameters(), lr=LR, **({"prune": None} if ours else {}))
+        for _ in range(4):
+            opt.zero_grad()
+            if ours:
+                opt.step(ce.HessianOperator(model, loss, x, y))
+            else:
+                loss(model(x), y).backward()
+                opt.step()
+        losses.append(loss(model(x), y))
+        assert (CALLS[0] if make is _global_counter else OfTheClass.calls) == 5
+    assert torch.equal(*losses)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", ["global", "numpy"])
-def test_states_that_cannot_be_put_back_are_refused_by_name(name, dtype):
-    (x, y), model, loss = _batch(), _mlp().to(dtype), _global if name == "global" else _numpys()
+def test_states_that_cannot_be_put_back_are_refused_by_name(dtype):
+    (x, y), model, loss = _batch(), _mlp().to(dtype), _iterator()
     with pytest.raises(ce.UnsupportedError, match="something that cannot be put back"):
         ce.HessianOperator(model, loss, x.to(dtype), y)

@@ -134,15 +134,22 @@ def commit_forward(tree: ModuleTree, x: object, loss: tuple[Callable[..., object
 
     Models of torch's own modules that have no running statistics to update leave nothing, and are not run. A graph is
     recorded only for a forward that cannot do without: what it leaves would hold on to it.
+
+    x and y are no state: a forward that edits its input in place edits a copy, here as elsewhere.
     """
     if loss is not None:
         mode = internals.grad_mode(True)
         with mode, mode:
-            loss[0](tree.model(x), loss[1])
+            loss[0](tree.model(_copied(x)), _copied(loss[1]))
     elif tree.watched or any(map(updates_running_stats, tree.modules)):
         mode = internals.grad_mode(_needs_graph(tree, x))
+        may_edit = bool(tree.watched) or any(getattr(m, "inplace", False) for m in tree.modules)
         with mode, mode:
-            tree.model(x)
+            tree.model(_copied(x) if may_edit else x)
+
+
+def _copied(value: object) -> object:
+    return internals.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, value)
 
 
 _needing: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -154,11 +161,10 @@ def _needs_graph(tree: ModuleTree, x: object) -> bool:
     if not tree.watched:
         return False
     if model not in _needing:
-        own = internals.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, x)
         same = together(borrowed_buffers(tree.modules), untouched(tree.modules), internals.grad_mode(False))
         with same, same:
             try:
-                model(own)
+                model(_copied(x))
                 _needing[model] = False
             except RuntimeError:
                 _needing[model] = True

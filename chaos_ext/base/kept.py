@@ -41,7 +41,7 @@ class Container:
 
     def changed(self) -> bool:
         now = items_of(self.container)
-        return len(now) != len(self.items) or not all(map(_same, now, self.items))
+        return len(now) != len(self.items) or not all(map(same_objects, now, self.items))
 
     def restore(self) -> None:
         if isinstance(self.container, dict):
@@ -110,7 +110,7 @@ class Cell:
         self.cell, self.name, self.kept = cell, name, cell.cell_contents
 
     def changed(self) -> bool:
-        return not _same((self.cell.cell_contents,), (self.kept,))
+        return not same_objects((self.cell.cell_contents,), (self.kept,))
 
     def restore(self) -> None:
         self.cell.cell_contents = self.kept
@@ -123,7 +123,7 @@ class Slots:
         self.owner, self.name, self.kept = owner, name, {n: getattr(owner, n) for n in names if hasattr(owner, n)}
 
     def changed(self) -> bool:
-        return any(not _same((getattr(self.owner, n, None),), (v,)) for n, v in self.kept.items())
+        return any(not same_objects((getattr(self.owner, n, None),), (v,)) for n, v in self.kept.items())
 
     def restore(self) -> None:
         for n, v in self.kept.items():
@@ -137,13 +137,15 @@ class Generator:
         self.generator, self.name, self.state = generator, name, _state_of(generator)
 
     def changed(self) -> bool:
-        return repr(_state_of(self.generator)) != repr(self.state)
+        return _comparable(_state_of(self.generator)) != _comparable(self.state)
 
     def restore(self) -> None:
         if isinstance(self.generator, torch.Generator):
             self.generator.set_state(torch.tensor(self.state, dtype=torch.uint8, device="cpu"))
         elif isinstance(self.generator, random.Random):
             self.generator.setstate(self.state)
+        elif hasattr(self.generator, "set_state"):  # numpy's RandomState
+            self.generator.set_state(self.state)
         else:
             self.generator.bit_generator.state = self.state
 
@@ -151,7 +153,16 @@ class Generator:
 def _state_of(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state().tolist()
-    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.get_state(legacy=False) if hasattr(generator, "get_state") else generator.bit_generator.state
+
+
+def _comparable(state: Any) -> Any:
+    """With arrays as bytes."""
+    if isinstance(state, dict):
+        return [(k, _comparable(v)) for k, v in state.items()]
+    return state.tobytes() if hasattr(state, "tobytes") else state
 
 
 def items_of(container: Any) -> list[tuple[Any, ...]]:
@@ -161,7 +172,8 @@ def items_of(container: Any) -> list[tuple[Any, ...]]:
     return [(item,) for item in kind.__iter__(container)]
 
 
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+def same_objects(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether each is the same object, or an equal number or string."""
     return all(x is y or (type(x) is type(y) and isinstance(x, _PLAIN) and x == y) for x, y in zip(a, b, strict=True))
 
 

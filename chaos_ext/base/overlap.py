@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,17 @@ def refuse_overlap(trained: Named, constants: Named = ()) -> None:
             return _look_closely(named, len(trained))
         end = start + size
     return None
+
+
+def sharing(buffers: Named, others: Sequence[Tensor]) -> Named:
+    """The buffers whose memory another one has, too, or one of the other tensors: who writes to one writes to both.
+
+    One buffer by several names is one: its copy takes its place everywhere.
+    """
+    named = [(n, b) for n, b in buffers if b.layout == torch.strided and not b.is_meta and b.numel()]
+    tensors = [*{id(b): b for _, b in named}.values(), *others]
+    places = Counter(t.untyped_storage().data_ptr() for t in tensors)
+    return [(n, b) for n, b in named if places[b.untyped_storage().data_ptr()] > 1]
 
 
 def _bytes(t: Tensor) -> int:

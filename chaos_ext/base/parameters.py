@@ -47,6 +47,11 @@ class ModuleTree:
         else:
             self.named_parameters = list(model.named_parameters())
 
+    def frozen(self) -> list[tuple[str, Tensor]]:
+        """Parameters that are no part of theta and that a forward may write to: none where all modules are torch's."""
+        named = self.named_parameters if self.watched else []
+        return [(n, p) for n, p in named if not p.requires_grad and p.layout == torch.strided and not p.is_meta]
+
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """``model.named_modules()``, without a generator a level."""

@@ -58,6 +58,12 @@ def stored_parts(t: Tensor) -> tuple[Tensor, ...]:
     return *places, t.values()
 
 
+def detached(t: Tensor) -> Tensor:
+    """``t.detach()``, unseen by any TorchFunctionMode: what is kept of a tensor is none of its forward's doing."""
+    with torch._C.DisableTorchFunction():
+        return t.detach()
+
+
 def own_parameters(m: nn.Module) -> dict[str, nn.Parameter | None]:
     """A module's parameters by name, without those of its children: the dict that ``nn.Module`` itself reads."""
     return m._parameters

@@ -1,7 +1,8 @@
 """Running a user's modules without leaving traces on them: attributes, and what these hold, are put back.
 
 A forward may count its calls, fill a cache, append to a list, draw from a generator of its own, or leave symbolic
-values of a tracer where numbers belong. Modules of torch itself write to buffers at most, and cost nothing here.
+values of a tracer where numbers belong: in attributes, in what all instances of its class share, in global variables.
+Modules of torch itself write to buffers at most, and cost nothing here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import operator
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,10 +21,15 @@ from torch import Tensor, nn
 
 from . import torch_internals as internals
 from .kept import BYTES, SPARSE, Cell, Container, Generator, Kept, Slots, Sparse, Values, equal_arrays, items_of
+from .overlap import Named, sharing
 from .restoring import Restoring, put_back
+from .scopes import ClassVariables, globals_of, is_of, user_classes
 from .tensors import copy_of, same_values, unexpanded
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
+_CONTAINERS = (dict, list, set, deque)
+_BUILT_IN = frozenset((*_CONTAINERS, OrderedDict))  # without attributes
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), type, property, types.ModuleType))
 _OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
 
 _torchs: dict[type, bool] = {}
@@ -41,9 +47,10 @@ def is_quiet(m: nn.Module) -> bool:
 def untouched(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Restoring[Callable[[], list[str]]]:
     """Puts back what the code inside writes to modules and other objects; gives a function that names what it wrote.
 
-    Restored are the attributes of every module, and the lists, dicts, sets, generators and plain objects that they
-    hold, in place: whoever else holds one of these sees it restored too. Tensors and arrays among them get their values
-    back. Parameters and buffers are not looked at (see ``borrowed_buffers``), only which there are.
+    Restored are the attributes of every module, its class's, the global variables that its functions name, and the
+    lists, dicts, sets, generators and plain objects that these hold, in place: whoever else holds one of these sees it
+    restored too. Tensors and arrays among them get their values back. The modules' own parameters and buffers are not
+    looked at (see ``refuse_edits``, ``borrowed_buffers``), only which there are.
 
     Args:
         modules: ``ModuleTree.watched`` of the model that runs.
@@ -68,6 +75,13 @@ def plain_tensors(modules: Sequence[nn.Module]) -> list[Values | Sparse]:
     return [k for k in _walk(modules) if isinstance(k, (Values, Sparse)) and isinstance(k.value, Tensor)]
 
 
+def shared_buffers(model: nn.Module, modules: Sequence[nn.Module]) -> Named:
+    """Buffers that share memory with each other or with a tensor that a watched module holds: copies of them do not."""
+    buffers = list(model.named_buffers()) if modules else []
+    held = plain_tensors(modules) if buffers else []
+    return sharing(buffers, [k.value for k in held if isinstance(k, Values)])
+
+
 def _restore(k: Kept) -> None:
     if k.changed():
         k.restore()
@@ -75,50 +89,90 @@ def _restore(k: Kept) -> None:
 
 def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator[Kept]:
     """Everything within reach of the modules' attributes and of the objects, once."""
-    seen, given = set[int](), {id(m) for m in modules}
+    seen = {id(p) for m in modules for p in internals.own_parameters(m).values()}
+    given, most = {id(m) for m in modules}, len(seen) + _MOST
     todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
     todo.extend((value, type(value).__name__) for value in objects)
-    while todo and len(seen) < _MOST:
+    for cls in dict.fromkeys(c for o in (*modules, *objects) for c in user_classes(type(o))):
+        yield ClassVariables(cls)
+        todo.extend((value, f"{cls.__name__}.{n}") for n, value in vars(cls).items())
+    while todo and len(seen) < most:
         value, name = todo.pop()
-        if id(value) in seen:
+        if type(value) in _PLAIN or id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, (dict, list, set, deque)) and len(value) <= _MOST:
+        if isinstance(value, _CONTAINERS) and len(value) <= _MOST:
             yield Container(value, name)
-            if name.rpartition(".")[2] not in _OWN:
-                todo.extend((item[-1], _named(name, item)) for item in items_of(value))
-        elif isinstance(value, (tuple, frozenset)) and len(value) <= _MOST:
-            todo.extend((item, name) for item in value)
-        elif isinstance(value, Tensor):
-            if _is_restorable(value):
-                strided = value.layout == torch.strided
-                yield Values(unexpanded(value), name, copy_of, same_values) if strided else Sparse(value, name)
-        elif _is_of_numpy(value, "ndarray"):
-            yield Values(value, name, lambda a: a.copy(), equal_arrays)
-        elif isinstance(value, BYTES):
-            yield Values(value, name, lambda a: a[:], operator.eq)
-        elif isinstance(value, (torch.Generator, random.Random)) or _is_of_numpy(value, "random.Generator"):
-            yield Generator(value, name)
-        elif isinstance(value, types.CellType):
-            yield Cell(value, name)
-            if not (isinstance(value.cell_contents, Tensor) and value.cell_contents.numel() > _MOST):
-                todo.append((value.cell_contents, name))
-        elif isinstance(value, types.FunctionType):
-            todo.extend((c, name) for c in value.__closure__ or () if is_filled(c))
-            held = (value.__defaults__, value.__kwdefaults__, vars(value))
-            todo.extend((part, name) for part in held if part)
-        elif isinstance(value, functools.partial):
-            todo.extend((part, name) for part in (value.func, value.args, value.keywords))
-        elif isinstance(value, types.MethodType):
-            todo.extend(((value.__self__, name), (value.__func__, name)))
-        elif isinstance(value, nn.Module):  # one that no module has as its child; its buffers are nobody else's care
-            todo.extend((b, name) for b in internals.own_buffers(value).values() if id(value) not in given)
-            todo.append((vars(value), name))
-        elif has_attributes(value):
-            todo.append((vars(value), name))
-        elif slots := _slots_of(value):
-            yield Slots(value, slots, name)
-            todo.extend((getattr(value, n), name) for n in slots if hasattr(value, n))
+            if value and name.rpartition(".")[2] not in _OWN:
+                todo.extend([(item[-1], _named(name, item)) for item in items_of(value)])
+            if type(value) in _BUILT_IN:
+                continue
+        elif (kept := _kept(value, name)) is not None:
+            yield kept
+        if isinstance(value, types.FunctionType):
+            variables, values = globals_of(value)
+            if variables is not None:
+                yield variables
+            todo.extend((v, f"the global of {name}") for v in values if not _is_large(v))
+        todo.extend(_within(value, name, id(value) in given))
+
+
+def _kept(value: Any, name: str) -> Kept | None:
+    """The value itself, if it can be written to."""
+    if isinstance(value, Tensor):
+        if not _is_restorable(value):
+            return None
+        value = internals.detached(value) if value.requires_grad else value
+        strided = value.layout == torch.strided
+        return Values(unexpanded(value), name, copy_of, same_values) if strided else Sparse(value, name)
+    if _is_of_numpy(value, "ndarray"):
+        return Values(value, name, lambda a: a.copy(), equal_arrays)
+    if isinstance(value, BYTES):
+        return Values(value, name, lambda a: a[:], operator.eq)
+    if _is_generator(value):
+        return Generator(value, name)
+    if isinstance(value, types.CellType):
+        return Cell(value, name)
+    slots = _slots_of(value)
+    return Slots(value, slots, name) if slots else None
+
+
+def _within(value: Any, name: str, given: bool) -> Iterator[tuple[Any, str]]:
+    """What a value holds, as its attributes or otherwise, unless it is a container."""
+    if isinstance(value, (tuple, frozenset)) and len(value) <= _MOST:
+        yield from [(item, name) for item in value]
+    elif isinstance(value, types.CellType):
+        if not _is_large(value.cell_contents):
+            yield value.cell_contents, name
+    elif isinstance(value, types.FunctionType):
+        yield from [(c, name) for c in value.__closure__ or () if is_filled(c)]
+        yield from [(part, name) for part in (value.__defaults__, value.__kwdefaults__, vars(value)) if part]
+    elif isinstance(value, functools.partial):
+        yield from [(part, name) for part in (value.func, value.args, value.keywords)]
+    elif isinstance(value, types.MethodType):
+        yield from [(value.__self__, name), (value.__func__, name)]
+    elif isinstance(value, nn.Module) and not given:  # one that no module has as its child: nobody else looks at it
+        yield from [(t, name) for own in (internals.own_buffers, internals.own_parameters) for t in own(value).values()]
+    if isinstance(value, nn.Module) or has_attributes(value):
+        yield vars(value), name
+    yield from [(getattr(value, n), name) for n in _slots_of(value) if hasattr(value, n)]
+
+
+def _is_large(value: object) -> bool:
+    """A tensor or an array of many numbers: a data set is not copied."""
+    size = value.numel() if isinstance(value, Tensor) else getattr(value, "size", 0)
+    return isinstance(size, int) and size > _MOST
+
+
+def _is_generator(value: object) -> bool:
+    """One with a state of its own: what draws from the global ones, held or not, is refused (``randomness``)."""
+    if isinstance(value, random.Random):
+        return not isinstance(value, random.SystemRandom) and value is not getattr(random.random, "__self__", None)
+    if _is_of_numpy(value, "random.RandomState"):
+        return value is not getattr(sys.modules["numpy"].random.rand, "__self__", None)
+    if isinstance(value, torch.Generator):
+        return value is not torch.default_generator
+    return _is_of_numpy(value, "random.Generator")
 
 
 def _is_of_numpy(value: object, name: str) -> bool:
@@ -137,7 +191,7 @@ def is_filled(cell: types.CellType) -> bool:
 
 def _slots_of(value: object) -> list[str]:
     """Attributes in slots of a class that is neither built in nor torch's."""
-    if type(value).__module__.partition(".")[0] in ("builtins", "collections", "functools", "torch", "weakref"):
+    if is_of(type(value), "builtins", "collections", "functools", "torch", "weakref"):
         return []
     named = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     return [n for names in named for n in ([names] if isinstance(names, str) else names) if not n.startswith("__")]
@@ -148,13 +202,12 @@ def _named(name: str, item: tuple[Any, ...]) -> str:
 
 
 def _is_restorable(t: Tensor) -> bool:
-    known = t.layout in (torch.strided, *SPARSE) and not t.is_meta and type(t) is Tensor
-    return known and not t.requires_grad and not t.is_inference()
+    if type(t) not in (Tensor, nn.Parameter) or t.is_nested or t.is_meta or t.is_inference():
+        return False
+    return t.layout in (torch.strided, *SPARSE)
 
 
 def has_attributes(value: object) -> bool:
     """A plain object: no module (it has its turn), class or function, and nothing of torch's."""
     skipped = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
-    return (
-        not isinstance(value, skipped) and hasattr(value, "__dict__") and not type(value).__module__.startswith("torch")
-    )
+    return not isinstance(value, skipped) and hasattr(value, "__dict__") and not is_of(type(value), "torch")

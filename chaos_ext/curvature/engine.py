@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base.guards import borrowed_buffers, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.snapshot import Snapshot
+from ..base.traces import shared_buffers
 from ..graph.capture import capture
 from ..graph.program import Program
 from ..rules.losses import LossRule, rule_for
@@ -74,6 +75,8 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
 
     if not tree.buffered:
         return run()
+    if shared_buffers(tree.model, tree.watched):
+        return None, None, "buffers share memory with each other or with attributes"
     borrowed = borrowed_buffers(tree.modules)
     with borrowed, borrowed as written:
         quiet = without_running_stats(tree.modules)  # puts back what it finds: the copies

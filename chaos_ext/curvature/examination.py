@@ -126,7 +126,7 @@ def _require_substitution(engine: Differentiable) -> None:
     if not (torch.equal(own, again) if exact else torch.allclose(own, again, rtol=1e2 * torch.finfo(own.dtype).eps)):
         raise UnsupportedError(
             f"model, loss_fn: two runs on the same batch give {float(own):.9g} and {float(again):.9g}: one writes to "
-            "something that cannot be put back (a global variable, a class attribute, an iterator); keep it in an "
+            "something that cannot be put back (an iterator, a file, a variable of a library); keep it in an "
             "attribute of the model or of the loss"
         )
     if not torch.allclose(own, engine.loss, rtol=limit, atol=limit * float(engine.gradient.norm())):

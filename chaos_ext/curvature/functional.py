@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..base import memory
 from ..base.guards import AutocastInside, refuse_edits, twice_differentiable
-from ..base.parameters import ParameterSpace
+from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.randomness import without_randomness
 from ..base.restoring import Restoring
 from ..base.tensors import all_finite, asymmetry, symmetrize_
@@ -94,7 +94,7 @@ class FunctionalEngine:
 
         def run() -> tuple[Tensor, object, Tensor, bool]:
             mode = entered(AutocastInside(self.space.device))
-            refused = refuse_edits(list(zip(self.space.names, copies, strict=True)))
+            refused = refuse_edits([*zip(self.space.names, copies, strict=True), *ModuleTree(self.model).frozen()])
             with mode, mode, refused, refused:
                 return self._substituted(copies, look_first)
 

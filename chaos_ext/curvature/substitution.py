@@ -12,9 +12,9 @@ from ..base.guards import dense_embeddings, own_tensors, without_running_stats
 from ..base.held import held_by, unmoved
 from ..base.parameters import ModuleTree
 from ..base.restoring import together
-from ..base.tensors import copy_of
+from ..base.tensors import copy_of, same_values
 from ..base.torch_internals import tree_map
-from ..base.traces import untouched
+from ..base.traces import shared_buffers, untouched
 from ..errors import ChaosExtError, UnsupportedError
 from .scalar import Scalar, T, first_line
 
@@ -35,6 +35,7 @@ class Substituted:
         self.scalar, self._x, self._y = scalar, x, y
         self._names = ["model." + n for n in names]
         self._watched, self._held = ModuleTree(scalar.model).watched, held_by(scalar.loss_fn)
+        self._shared = shared_buffers(scalar, self._watched)
         self.loss_writes = False
 
     def __call__(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
@@ -54,10 +55,22 @@ class Substituted:
 
     def _run(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
         buffers = {n: copy_of(b) for n, b in self.scalar.named_buffers()}
+        before = [copy_of(b) for _, b in self._shared]
         # A forward that edits its input in place edits a copy, and so does a loss.
         x, y = (tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, part) for part in (self._x, self._y))
         named = dict(zip(self._names, params, strict=True))
-        return functional_call(self.scalar, {**buffers, **named}, (x, y, then))
+        found = functional_call(self.scalar, {**buffers, **named}, (x, y, then))
+        for (name, own), value in zip(self._shared, before, strict=True):
+            if not (same_values(own, value) and same_values(buffers[name], value)):
+                raise _writes_to_shared(name.removeprefix("model."))
+        return found
+
+
+def _writes_to_shared(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"model: its forward writes to the memory of the buffer {name!r}, which another buffer or an attribute shares; "
+        "derivatives are taken on copies of the buffers, which do not: keep one buffer, and take views of it in forward"
+    )
 
 
 def backward(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,7 @@ from ..base.held import NOTHING, held_by
 from ..base.signals import Deferred
 from ..base.snapshot import Origin
 from ..base.torch_internals import own_buffers, without_grad
-from ..base.traces import untouched
+from ..base.traces import is_quiet, untouched
 from ..errors import ChaosExtError, CheckpointError
 
 _DAMAGE = (RuntimeError, TypeError, AttributeError, KeyError)
@@ -24,7 +24,7 @@ class Transaction:
     """Puts back all that a step writes, bit for bit, if the code inside raises before ``close``.
 
     That is: values of the trained parameters and of their optimizer state, which state there is, named attributes of
-    the optimizer, the random generator, the buffers of modules in training mode, and what a forward or a loss of the
+    the optimizer, the random generator, the buffers that a forward may move, and what a forward or a loss of the
     user's writes to. Copies are made before; the snapshot of an operator is one of its parameters already.
 
     Args:
@@ -104,8 +104,9 @@ def unchanged_on_failure(opt: Optimizer, generator: torch.Generator | None) -> I
 
 
 def _moving(modules: Sequence[nn.Module]) -> list[Tensor]:
-    training = [own for m in modules if (own := own_buffers(m)) and m.training]
-    return [b for own in training for b in own.values() if b is not None]
+    """Buffers that a forward may write to: torch's own modules do so in training mode, a user's in any."""
+    written = [own for m in modules if (own := own_buffers(m)) and (m.training or not is_quiet(m))]
+    return [b for own in written for b in own.values() if b is not None]
 
 
 def _state(generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,356 @@
+"""Forwards that write to more than plain attributes: classes, globals, hidden modules, odd types. All is put back.
+
+H is that of the function as it is before the call, which differences of gradients on copies show.
+"""
+
+import copy
+import random
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import chaos_ext as ce
+
+LOSSES = {"rules": nn.CrossEntropyLoss(), "torch": lambda o, y: F.cross_entropy(o, y) + 0.0}
+X, Y = torch.linspace(-1, 1, 24, dtype=torch.float64).view(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+TABLE, CALLS = {}, 0
+both = pytest.mark.parametrize("loss", LOSSES)
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        self.prepare()
+
+    def prepare(self):
+        pass
+
+    def forward(self, x):
+        return self.net(x) * self.factor(x)
+
+    def state(self):
+        """What forward writes to."""
+        raise NotImplementedError
+
+
+class CountsInItsClass(Base):
+    calls = 0
+
+    def factor(self, x):
+        type(self).calls += 1
+        return 1 + 0.1 * self.calls
+
+    def state(self):
+        return CountsInItsClass.calls
+
+
+class SharesACache(Base):
+    cache = {}  # noqa: RUF012 - the very thing
+
+    def factor(self, x):
+        if "ones" not in self.cache:
+            self.cache["ones"] = 2 * x.new_ones(3)
+        return self.cache["ones"]
+
+    def state(self):
+        return list(SharesACache.cache)
+
+
+class MakesACache(Base):
+    def factor(self, x):
+        if not hasattr(MakesACache, "made"):
+            MakesACache.made = 2 * x.new_ones(3)
+        return MakesACache.made
+
+    def state(self):
+        return hasattr(MakesACache, "made")
+
+
+def _table(x):
+    return TABLE.setdefault("ones", 2 * x.new_ones(3))
+
+
+class FillsAGlobal(Base):
+    def factor(self, x):
+        return _table(x)
+
+    def state(self):
+        return list(TABLE)
+
+
+class CountsGlobally(Base):
+    def factor(self, x):
+        global CALLS
+        CALLS += 1
+        return 1 + 0.1 * CALLS
+
+    def state(self):
+        return CALLS
+
+
+class HidesATeacher(Base):
+    """In a list: no child, whose parameters follow the student's."""
+
+    def prepare(self):
+        self.teacher = [nn.Linear(4, 3).double()]
+
+    def factor(self, x):
+        with torch.no_grad():
+            for p in self.teacher[0].parameters():
+                p.mul_(0.9)
+        return self.teacher[0](x).detach()
+
+    def state(self):
+        return self.teacher[0].weight.tolist()
+
+
+class HidesParameters(Base):
+    def prepare(self):
+        self.held = {"a": nn.Parameter(torch.ones(3).double()), "b": torch.ones(3).double().requires_grad_()}
+
+    def factor(self, x):
+        with torch.no_grad():
+            self.held["a"].mul_(1.1)
+            self.held["b"].data.mul_(1.1)
+        return self.held["a"] * self.held["b"].detach()
+
+    def state(self):
+        return [t.tolist() for t in self.held.values()]
+
+
+class Slots:
+    __slots__ = ("calls",)
+
+
+class SlotsAndMore(Slots):
+    """Has attributes beside slots."""
+
+    def __init__(self):
+        self.calls, self.name = 0, ""
+
+
+class Noted(list):
+    """A list with an attribute."""
+
+    calls = 0
+
+
+def _of_a_similar_name():
+    """An object of a package whose name begins like torch's."""
+    made = type("Box", (), {"__module__": "torch_helpers"})()
+    made.calls = 0
+    return made
+
+
+class CountsIn(Base):
+    make = None
+
+    def prepare(self):
+        self.box = type(self).make()
+
+    def factor(self, x):
+        self.box.calls += 1
+        return 1 + 0.1 * self.box.calls
+
+    def state(self):
+        return self.box.calls
+
+
+class DrawsFromALegacyGenerator(Base):
+    def prepare(self):
+        self.r = pytest.importorskip("numpy").random.RandomState(3)
+
+    def factor(self, x):
+        return 1 + 0.1 * self.r.rand()
+
+    def state(self):
+        return copy.deepcopy(self.r).rand()
+
+
+MODELS = {
+    **{cls.__name__: cls for cls in (CountsInItsClass, SharesACache, MakesACache, FillsAGlobal, CountsGlobally)},
+    **{cls.__name__: cls for cls in (HidesATeacher, HidesParameters, DrawsFromALegacyGenerator)},
+    "slots beside attributes": type("A", (CountsIn,), {"make": SlotsAndMore}),
+    "attribute of a list": type("B", (CountsIn,), {"make": Noted}),
+    "name like torch's": type("C", (CountsIn,), {"make": staticmethod(_of_a_similar_name)}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """What all instances share is as it was at first, for the next test."""
+    yield
+    _forget()
+
+
+def _forget():
+    global CALLS
+    CountsInItsClass.calls = CALLS = 0
+    for held in (SharesACache.cache, TABLE):
+        held.clear()
+    if hasattr(MakesACache, "made"):
+        del MakesACache.made
+
+
+def _gradient(model, theta, loss, kept):
+    """At theta, by autograd on a copy."""
+    twin = copy.deepcopy(model)
+    nn.utils.vector_to_parameters(theta, twin.parameters())
+    parts = torch.autograd.grad(loss(twin(X), Y), list(twin.parameters()))
+    _forget()
+    assert model.state() == kept
+    return torch.cat([g.flatten() for g in parts])
+
+
+@both
+@pytest.mark.parametrize("name", MODELS)
+def test_what_forward_writes_is_put_back(name, loss):
+    model, loss = MODELS[name](), LOSSES[loss]
+    kept, theta = model.state(), nn.utils.parameters_to_vector(model.parameters()).detach()
+    v = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
+    ahead, here, behind = (_gradient(model, theta + s * v, loss, kept) for s in (1e-5, 0.0, -1e-5))
+    op = ce.HessianOperator(model, loss, X, Y)
+    product = op @ v
+    assert model.state() == kept
+    torch.testing.assert_close(op.gradient, here, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(product, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)  # differences: 1e-9
+    assert type(model(X)) is torch.Tensor
+
+
+class Momentum(Base):
+    """A frozen copy follows in forward, as with MoCo."""
+
+    def prepare(self):
+        self.follower = nn.Linear(4, 3).double().requires_grad_(False)
+
+    def factor(self, x):
+        with torch.no_grad():
+            self.follower.weight.mul_(0.9)
+        return self.follower(x)
+
+
+@both
+def test_frozen_parameters_that_forward_edits_are_refused_by_name(loss):
+    model = Momentum()
+    before = model.follower.weight.clone()
+    with pytest.raises(ce.UnsupportedError, match=r"edits follower\.weight in place"):
+        ce.HessianOperator(model, LOSSES[loss], X, Y)
+    assert torch.equal(model.follower.weight, before)
+
+
+@both
+def test_edits_of_hidden_parameters_are_noticed(loss):
+    class Reads(HidesParameters):
+        def factor(self, x):
+            return self.held["b"].detach()
+
+    model = Reads()
+    op = ce.HessianOperator(model, LOSSES[loss], X, Y)
+    model.held["b"].data.mul_(2)
+    with pytest.raises(ce.StaleOperatorError):
+        op.dense()
+
+
+class Aliased(Base):
+    """A buffer that is held by another name, too, and written to by it."""
+
+    def prepare(self):
+        self.register_buffer("scale", torch.ones(3).double())
+        self.held = [self.scale]
+
+    def factor(self, x):
+        self.held[0].add_(1)
+        return self.scale
+
+
+class Views(Base):
+    """Two buffers with one memory."""
+
+    def prepare(self):
+        self.register_buffer("whole", torch.ones(4).double())
+        self.register_buffer("part", self.whole[:3])
+
+    def factor(self, x):
+        self.whole.add_(1)
+        return self.part
+
+
+@both
+@pytest.mark.parametrize("make", [Aliased, Views])
+def test_writing_to_buffers_that_share_memory_is_refused_by_name(make, loss):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ce.UnsupportedError, match=r"the memory of the buffer '(scale|whole)'"):
+        ce.HessianOperator(model, LOSSES[loss], X, Y)
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+
+
+@both
+@pytest.mark.parametrize("make", [Aliased, Views])
+def test_reading_buffers_that_share_memory_is_exact(make, loss):
+    model = type("Reads", (make,), {"factor": lambda self, x: list(self.buffers())[-1][:3]})()
+    op, plain = ce.HessianOperator(model, LOSSES[loss], X, Y), ce.HessianOperator(model.net, LOSSES[loss], X, Y)
+    torch.testing.assert_close(op.dense(), plain.dense(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("draw", [random.uniform, torch.default_generator])
+def test_global_generators_by_another_name_are_refused(draw):
+    class Draws(Base):
+        def factor(self, x):
+            return draw(0, 1) if callable(draw) else torch.rand((), generator=draw).item()
+
+    model, states = Draws(), (random.getstate(), torch.get_rng_state())
+    model.held = draw
+    with pytest.raises(ce.UnsupportedError, match="draws random numbers"):
+        ce.HessianOperator(model, LOSSES["torch"], X, Y)
+    assert states[0] == random.getstate()
+    assert torch.equal(states[1], torch.get_rng_state())
+
+
+@both
+def test_a_generator_without_a_state_is_no_obstacle(loss):
+    model = Base()
+    model.factor, model.held = types.MethodType(lambda self, x: 1.0, model), random.SystemRandom()
+    assert ce.HessianOperator(model, LOSSES[loss], X, Y).dense().shape == (43, 43)
+
+
+@both
+@pytest.mark.parametrize("training", [True, False])
+def test_buffers_after_a_step_that_fails(training, loss):
+    """A forward of the user's may write to buffers in any mode."""
+
+    class Counts(Base):
+        fails = False
+
+        def prepare(self):
+            self.register_buffer("calls", torch.zeros(()))
+
+        def factor(self, x):
+            self.calls.add_(1)
+            if self.fails:
+                raise RuntimeError("fails")
+            return 1.0
+
+    model = Counts().train(training)
+    op, opt = ce.HessianOperator(model, LOSSES[loss], X, Y), ce.CGD(model.parameters(), lr=0.1, prune=None)
+    Counts.fails = True
+    with pytest.raises(RuntimeError, match="fails"):
+        opt.step(op)
+    assert model.calls == 0
+
+
+@both
+@pytest.mark.parametrize("first", [nn.ELU(inplace=True), nn.Hardtanh(inplace=True)])
+def test_a_step_leaves_the_batch_alone(first, loss):
+    torch.manual_seed(0)
+    model = nn.Sequential(first, nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x = 2 * X
+    opt = ce.CGD(model.parameters(), lr=0.1, prune=None)
+    opt.step(ce.HessianOperator(model, LOSSES[loss], x, Y))
+    assert torch.equal(x, 2 * X)
+    assert model[2].num_batches_tracked == 1
