@@ -3,6 +3,8 @@
 Where the gradient changes with it, a step has no tangent map I - lr H.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,3 +118,56 @@ def test_a_detach_behind_a_padded_row_is_seen(name):
     model = Padded(LOOK_UP[name])
     op = ce.HessianOperator(model, lambda o, y: (o * o.detach()).sum(), TOKENS, CLASSES)
     assert op.held_constant == "detach"
+
+
+class Tokens(nn.Module):
+    """A table with a padded row, and a decoder of its own or the table's."""
+
+    def __init__(self, tied, by_rule):
+        super().__init__()
+        torch.manual_seed(0)
+        self.e = nn.Embedding.from_pretrained(torch.randn(5, 3).double(), freeze=False, padding_idx=1)
+        self.last, self.by_rule = nn.Linear(3, 5, bias=False).double(), by_rule
+        if tied:
+            self.last.weight = self.e.weight
+
+    def forward(self, x):
+        h = self.e(x) if self.by_rule else F.embedding(x, self.e.weight, padding_idx=1)
+        return self.last(torch.tanh(h).sum(1))
+
+
+def _step(model, theta, loss):
+    """theta after a real step."""
+    twin = copy.deepcopy(model)
+    torch.nn.utils.vector_to_parameters(theta, twin.parameters())
+    opt = torch.optim.SGD(twin.parameters(), lr=0.1)
+    loss(twin(TOKENS), CLASSES).backward()
+    opt.step()
+    return torch.nn.utils.parameters_to_vector(twin.parameters()).detach()
+
+
+LOSS = {"rules": nn.CrossEntropyLoss(), "torch": lambda o, y: F.cross_entropy(o, y) + 0.0}
+
+
+@pytest.mark.parametrize("loss", LOSS)
+@pytest.mark.parametrize("by_rule", [True, False])
+def test_tangent_maps_of_padded_rows(by_rule, loss):
+    """A row that nothing moves is a constant of training; one that a decoder shares is none."""
+    loss = LOSS[loss]
+    model = Tokens(False, by_rule)
+    theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    Y = torch.linspace(-1, 1, len(theta), dtype=torch.float64).unsqueeze(1)
+    Y[3:6] = 0  # the padded row stays where it is
+    v = Y.squeeze(1).clone()
+    expected = (_step(model, theta + 1e-5 * v, loss) - _step(model, theta - 1e-5 * v, loss)) / 2e-5
+    op = ce.HessianOperator(model, loss, TOKENS, CLASSES)
+    ce.TangentMap(torch.optim.SGD(model.parameters(), lr=0.1)).apply_(op, Y)
+    torch.testing.assert_close(Y.squeeze(1), expected, rtol=1e-6, atol=1e-8)
+
+    tied = Tokens(True, by_rule)
+    op = ce.HessianOperator(tied, loss, TOKENS, CLASSES)
+    assert op.held_constant == "padding_idx"
+    with pytest.raises(ce.UnsupportedError, match="padding_idx"):
+        ce.TangentMap(torch.optim.SGD(tied.parameters(), lr=0.1)).apply_(op, torch.eye(15, dtype=torch.float64))
+    without = ce.HessianOperator(tied, loss, torch.tensor([[0, 3], [4, 2]]), CLASSES)
+    assert without.held_constant is None

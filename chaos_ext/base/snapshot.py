@@ -45,7 +45,7 @@ class _Surroundings:
 
     def _look(self) -> list[object]:
         """What has to be the very same objects: where these are, a walk through the model would find the same."""
-        held: list[object] = list(chain.from_iterable(map(dict.values, self._dicts)))
+        held: list[object] = list(chain.from_iterable([own.values() for own in self._dicts]))
         return held + [m.training for m in self._modules] + [p.requires_grad for p in self._parameters]
 
     def _read_marks(self, constants: list[Tensor]) -> list[int]:

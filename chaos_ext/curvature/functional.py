@@ -24,11 +24,11 @@ from ..errors import ChaosExtError, NonFiniteError
 from .dense import not_finite
 from .differences import Derivative
 from .examination import program_of
-from .inspection import Constants, Seen, Watch, look, reentrant_checkpoint, watched
+from .inspection import PADDING, Constants, Seen, Watch, look, reentrant_checkpoint, watched
 from .products import Parts, double_backward, forward_over_reverse, require_same_gradient, uncut
 from .scalar import Scalar, first_line, in_double
 from .substitution import Substituted, backward
-from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences
+from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences, moves_held_rows
 
 log = logging.getLogger("chaos_ext")
 
@@ -145,6 +145,8 @@ class FunctionalEngine:
     def apart(self) -> str | None:
         """How forward cuts what the gradient changes with, so that H is not its derivative; see ``Program``."""
         self._probe()
+        if self._program is not None and self._program.stops == PADDING and moves_held_rows(self.twin()):
+            return PADDING
         return None if self._program is None else self._program.apart
 
     @property

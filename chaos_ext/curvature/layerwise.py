@@ -16,9 +16,11 @@ from ..base.tensors import all_finite, rows_contiguous
 from ..base.torch_internals import without_grad
 from ..errors import NonFiniteError
 from ..graph.program import Program
+from ..rules.embedding import Embedding
 from ..rules.losses import LossRule
 from . import dense
 from .compressed import CompressedHessian, bound, compress
+from .inspection import PADDING
 from .native_sweep import Native, native
 from .plan import LayerReport, fuses, linear_work, product_columns, reports, sweep_columns
 from .sweep import hessian_vector_products
@@ -28,8 +30,7 @@ from .tape import Tape
 class LayerwiseEngine:
     """Loss, gradient and Hessian on tapes, one tape per dtype, all of the parameters' values ``theta``."""
 
-    # Losses with rules leave nothing behind, and H is the derivative of the gradient: else there is no program.
-    loss_writes, apart = False, None
+    loss_writes = False  # losses with rules leave nothing behind
 
     def __init__(
         self, program: Program, space: ParameterSpace, theta: Sequence[Tensor], x: Tensor, y: Tensor, rule: LossRule
@@ -43,6 +44,17 @@ class LayerwiseEngine:
         self.gradient = self.flat_gradient(space.dtype)
         if not (math.isfinite(self.loss) and all_finite(self.gradient)):
             raise NonFiniteError("loss: the loss or its gradient is NaN or inf on this batch")
+
+    @property
+    def apart(self) -> str | None:
+        """The row of an embedding that is a constant to H, where something else moves it; see ``Program``."""
+        nodes, saved = self.program.nodes, self.tape(self.space.dtype).saved
+        for i, rule in enumerate(n.rule for n in nodes):
+            if isinstance(rule, Embedding) and rule.slots[0] is not None and rule.meets_padding(saved[i]):
+                others = [nodes[j].rule for j in self.program.uses[rule.slots[0]]]
+                if any(getattr(r, "padding_idx", None) != rule.padding_idx for r in others):
+                    return PADDING
+        return None
 
     def tape(self, dtype: torch.dtype) -> Tape:
         """The tape of the parameters in the given dtype."""

@@ -82,6 +82,22 @@ def differences(engine: Differentiable, v: Tensor) -> Derivative | None:
     return found if found is not None and is_linear(engine.gradient_at, theta, u, v) else None
 
 
+def moves_held_rows(engine: Differentiable) -> bool:
+    """Whether an embedding's row without a gradient (``padding_idx``) is moved by what else uses it, as a tied decoder.
+
+    A row that nothing moves is as good as a constant, also to what follows training: among coordinates that move, H is
+    the derivative of the gradient then.
+    """
+    theta, path = engine.theta(), engine.path
+    pair = torch.stack(directions(len(theta), theta))
+    products = engine.product(pair, path)
+    if products is None:
+        return False
+    v = pair[0] * ((engine.gradient != 0) | (products != 0).any(0))
+    product, found = engine.product(v.unsqueeze(0), path), along(engine.gradient_at, theta, v)
+    return product is not None and found is not None and not found.agrees(product[0], limits(theta.dtype)[1])
+
+
 class _Comparison:
     """Products H u and H v of one engine on each way that torch offers, and differences.
 

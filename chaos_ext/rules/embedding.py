@@ -33,6 +33,10 @@ class Embedding:
         assert W is not None
         return F.embedding(x, W), (x, W.shape)
 
+    def meets_padding(self, saved: Any) -> bool:
+        """Whether this batch looks up the row that is a constant."""
+        return self.padding_idx is not None and bool((saved[0] == self.padding_idx).any())
+
     def _scatter(self, saved: Any, rows: Tensor) -> Tensor:
         """Sums rows [*x.shape, D, ...] over equal indices, without atomics: one-hot times rows."""
         x, shape = saved
