@@ -99,3 +99,70 @@ def test_another_shape_is_put_back(layout):
         assert written() == ["Reads.held"]
     assert held.shape == before.shape
     assert _same(held, before)
+
+
+class Frozen(Reads):
+    """The same as a parameter without a gradient."""
+
+    def __init__(self, layout):
+        super().__init__(layout)
+        self.adjacency = nn.Parameter(self.held[0], requires_grad=False)
+        self.held = []
+
+    def forward(self, x):
+        self.write()
+        return torch.tanh(self.last(x)) * stored_parts(self.adjacency)[-1].sum()
+
+
+class Edits(Frozen):
+    def write(self):
+        self.adjacency.mul_(1.5)
+
+
+class GrowsFrozen(Frozen):
+    def write(self):
+        self.adjacency.add_(torch.ones(4, 4, dtype=torch.float64).to_sparse())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frozen_parameters(layout, loss):
+    model, plain = Frozen(layout), Reads(layout)
+    theirs = ce.HessianOperator(plain, LOSSES[loss], X, Y).dense()
+    op = ce.HessianOperator(model, LOSSES[loss], X, Y)
+    torch.testing.assert_close(op.dense(), theirs, rtol=1e-10, atol=1e-14)
+    stored_parts(model.adjacency)[-1].mul_(2)
+    with pytest.raises(ce.StaleOperatorError):
+        op.dense()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", [*((Edits, name) for name in LAYOUTS), (GrowsFrozen, "coo")], ids=str)
+def test_frozen_parameters_that_forward_edits_are_refused_and_put_back(case, loss):
+    make, layout = case
+    model = make(layout)
+    before = model.adjacency.detach().clone()
+    with pytest.raises(ce.UnsupportedError, match="edits adjacency in place"):
+        ce.HessianOperator(model, LOSSES[loss], X, Y)
+    assert _same(model.adjacency, before)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_a_graph_of_many_nodes_is_not_made_dense(layout, monkeypatch):
+    """As a dense one this adjacency takes 3.2 GB."""
+
+    class Graph(nn.Sequential):
+        def forward(self, pair):
+            return super().forward(torch.sparse.mm(pair[1], pair[0]))
+
+    n = 20_000
+    places = torch.arange(n).expand(2, n)
+    A = torch.sparse_coo_tensor(places, torch.ones(n, dtype=torch.float64), (n, n)).coalesce()
+    A = A if layout == "coo" else A.to_sparse_csr()
+    x = X[torch.arange(n) % 6]
+    op = ce.HessianOperator(Graph(nn.Linear(4, 3)).double(), LOSSES["torch"], (x, A), Y[torch.arange(n) % 6])
+    monkeypatch.setattr(torch.Tensor, "to_dense", None)
+    op @ torch.ones(15, dtype=torch.float64)
+    stored_parts(A)[-1][0] = 2
+    with pytest.raises(ce.StaleOperatorError):
+        op @ torch.ones(15, dtype=torch.float64)

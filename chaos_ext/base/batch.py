@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError, UnsupportedError
 from .tensors import all_finite
-from .torch_internals import stored_values
+from .torch_internals import stored_parts, stored_values
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type, types.FunctionType, nn.Module)
 _MOST = 10_000_000  # values that are looked at
@@ -138,4 +138,10 @@ def _same(now: Any, copy: Any) -> bool:
 
 
 def _same_sparse(now: Tensor, copy: Tensor) -> bool:
-    return bool(torch.equal(now.to_dense(), copy.to_dense()))
+    """Entry by entry: as a dense one a graph of many nodes takes gigabytes."""
+    if now.layout != copy.layout:
+        return False
+    if now.layout == torch.sparse_coo and not (now.is_coalesced() and copy.is_coalesced()):
+        now, copy = now.detach().coalesce(), copy.detach().coalesce()
+    pairs = list(zip(stored_parts(now), stored_parts(copy), strict=True))
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from . import torch_internals as internals
+from .kept import SPARSE, Sparse
 from .parameters import ModuleTree
 from .restoring import Restoring, T, put_back, together
 from .tensors import copy_of
@@ -108,14 +109,17 @@ class refuse_edits(Restoring[None]):  # noqa: N801 - used as a function
     """
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        kept = [(name, t, t.detach().clone()) for name, t in named]
+        kept = [(name, t, Sparse(t, name) if t.layout in SPARSE else t.detach().clone()) for name, t in named]
         self._edited: list[str] = []
         super().__init__(lambda: None, lambda: put_back(kept, self._compare))
 
-    def _compare(self, name: str, t: Tensor, value: Tensor) -> None:
-        if not torch.equal(t, value):
+    def _compare(self, name: str, t: Tensor, was: Tensor | Sparse) -> None:
+        if was.changed() if isinstance(was, Sparse) else not torch.equal(t, was):
             self._edited.append(name)
-            t.data.copy_(value)
+            if isinstance(was, Sparse):
+                was.restore()
+            else:
+                t.data.copy_(was)
 
     def __exit__(self, *raised: object) -> None:
         super().__exit__(*raised)

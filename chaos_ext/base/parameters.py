@@ -50,7 +50,7 @@ class ModuleTree:
     def frozen(self) -> list[tuple[str, Tensor]]:
         """Parameters that are no part of theta and that a forward may write to: none where all modules are torch's."""
         named = self.named_parameters if self.watched else []
-        return [(n, p) for n, p in named if not p.requires_grad and p.layout == torch.strided and not p.is_meta]
+        return [(n, p) for n, p in named if not p.requires_grad and not p.is_meta]
 
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
