@@ -4,6 +4,7 @@ H is that of the function as it is before the call, which differences of gradien
 """
 
 import copy
+import functools
 import random
 import types
 
@@ -172,7 +173,52 @@ class DrawsFromALegacyGenerator(Base):
         return copy.deepcopy(self.r).rand()
 
 
+class RemembersByFunctools(Base):
+    @functools.lru_cache(8)  # noqa: B019 - the very thing
+    def ones(self):
+        return 2 * self.net[0].weight.new_ones(3)
+
+    def factor(self, x):
+        return self.ones()
+
+    def state(self):
+        return 0
+
+
+class Resizes(Base):
+    def prepare(self):
+        self.held = [torch.ones(3).double(), torch.ones(3).double()]
+
+    def factor(self, x):
+        self.held[0].resize_(len(self.held[0]) + 1).fill_(1.0)
+        self.held[1].data = self.held[1].float()
+        return self.held[0].sum() + self.held[1].sum()
+
+    def state(self):
+        return [(t.dtype, t.tolist()) for t in self.held]
+
+
+class Labelled(torch.Tensor):
+    """A kind of tensor that is one inside, too."""
+
+    def __deepcopy__(self, memo):
+        return self.as_subclass(torch.Tensor).clone().as_subclass(Labelled)
+
+
+class WritesToASubclass(Base):
+    def prepare(self):
+        self.held = [torch.ones(3).double().as_subclass(Labelled)]
+
+    def factor(self, x):
+        self.held[0].mul_(1.1)
+        return self.held[0].as_subclass(torch.Tensor)
+
+    def state(self):
+        return self.held[0].tolist()
+
+
 MODELS = {
+    **{cls.__name__: cls for cls in (RemembersByFunctools, Resizes, WritesToASubclass)},
     **{cls.__name__: cls for cls in (CountsInItsClass, SharesACache, MakesACache, FillsAGlobal, CountsGlobally)},
     **{cls.__name__: cls for cls in (HidesATeacher, HidesParameters, DrawsFromALegacyGenerator)},
     "slots beside attributes": type("A", (CountsIn,), {"make": SlotsAndMore}),
@@ -195,6 +241,7 @@ def _forget():
         held.clear()
     if hasattr(MakesACache, "made"):
         del MakesACache.made
+    RemembersByFunctools.ones.cache_clear()
 
 
 def _gradient(model, theta, loss, kept):

@@ -6,14 +6,13 @@ import array
 import random
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .tensors import same_values
-from .torch_internals import stored_parts
+from .tensors import copy_of, same_values, unexpanded
+from .torch_internals import detached, stored_parts
 
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 BYTES = (array.array, bytearray)
@@ -67,16 +66,48 @@ class Container:
 
 
 class Values:
-    """A tensor or array that an attribute holds."""
+    """A tensor that an attribute holds."""
 
-    def __init__(self, value: Any, name: str, copy: Callable[[Any], Any], same: Callable[..., bool]) -> None:
-        self.value, self.name, self.kept, self._same = value, name, copy(value), same
+    def __init__(self, value: Tensor, name: str) -> None:
+        self.value, self.name, self.kept = value, name, copy_of(detached(value))
 
     def changed(self) -> bool:
-        return not self._same(self.value, self.kept)
+        return not same_values(unexpanded(detached(self.value)), unexpanded(self.kept))
+
+    def restore(self) -> None:
+        now, was = unexpanded(detached(self.value)), unexpanded(self.kept)
+        if now.shape == was.shape and now.dtype == was.dtype:
+            now[...] = was
+        else:  # of another size (resize_) or kind (.data = ...)
+            self.value.data = copy_of(self.kept)
+
+
+class Array:
+    """An array of numpy or Python."""
+
+    def __init__(self, value: Any, name: str) -> None:
+        self.value, self.name = value, name
+        self.kept: Any = value[:] if isinstance(value, BYTES) else value.copy()
+
+    def changed(self) -> bool:
+        same = self.value == self.kept if isinstance(self.value, BYTES) else equal_arrays(self.value, self.kept)
+        return not same
 
     def restore(self) -> None:
         self.value[slice(None) if isinstance(self.value, BYTES) else ...] = self.kept
+
+
+class Memo:
+    """What ``functools.lru_cache`` remembers: forgotten, if it grew, since it may be a tracer's or a transform's."""
+
+    def __init__(self, function: Any, name: str) -> None:
+        self.function, self.name, self.kept = function, name, function.cache_info().misses
+
+    def changed(self) -> bool:
+        return bool(self.function.cache_info().misses != self.kept)
+
+    def restore(self) -> None:
+        self.function.cache_clear()
 
 
 class Sparse:

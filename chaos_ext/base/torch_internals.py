@@ -59,7 +59,9 @@ def stored_parts(t: Tensor) -> tuple[Tensor, ...]:
 
 
 def detached(t: Tensor) -> Tensor:
-    """``t.detach()``, unseen by any TorchFunctionMode: what is kept of a tensor is none of its forward's doing."""
+    """``t.detach()`` as a plain tensor, unseen by any TorchFunctionMode: to keep it is none of forward's doing."""
+    if type(t) is Tensor and not t.requires_grad:
+        return t
     with torch._C.DisableTorchFunction():
         return t.detach()
 

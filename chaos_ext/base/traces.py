@@ -20,16 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_internals as internals
-from .kept import BYTES, SPARSE, Cell, Container, Generator, Kept, Slots, Sparse, Values, equal_arrays, items_of
+from .kept import BYTES, SPARSE, Array, Cell, Container, Generator, Kept, Memo, Slots, Sparse, Values, items_of
 from .overlap import Named, sharing
 from .restoring import Restoring, put_back
 from .scopes import ClassVariables, globals_of, is_of, user_classes
-from .tensors import copy_of, same_values, unexpanded
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
 _CONTAINERS = (dict, list, set, deque)
 _BUILT_IN = frozenset((*_CONTAINERS, OrderedDict))  # without attributes
+_GLOBAL = "a global of "  # begins the names of what is reached by way of a global variable, a data set perhaps
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), type, property, types.ModuleType))
+_REMEMBERING = type(functools.lru_cache(len))
 _OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
 
 _torchs: dict[type, bool] = {}
@@ -60,7 +61,7 @@ def untouched(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Rest
     kept = [(k,) for k in found]
 
     def written() -> list[str]:
-        return [k.name for k in found if k.changed()]
+        return [k.name for k in found if not isinstance(k, Memo) and k.changed()]
 
     return Restoring(lambda: written, lambda: put_back(kept, _restore))
 
@@ -72,7 +73,7 @@ def holds_something(value: object) -> bool:
 
 def plain_tensors(modules: Sequence[nn.Module]) -> list[Values | Sparse]:
     """Tensors within reach of the modules' attributes that are neither parameters nor buffers, with copies of them."""
-    return [k for k in _walk(modules) if isinstance(k, (Values, Sparse)) and isinstance(k.value, Tensor)]
+    return [k for k in _walk(modules) if isinstance(k, (Values, Sparse))]
 
 
 def shared_buffers(model: nn.Module, modules: Sequence[nn.Module]) -> Named:
@@ -101,6 +102,8 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
         if type(value) in _PLAIN or id(value) in seen:
             continue
         seen.add(id(value))
+        if name.startswith(_GLOBAL) and _is_large(value):
+            continue
         if isinstance(value, _CONTAINERS) and len(value) <= _MOST:
             yield Container(value, name)
             if value and name.rpartition(".")[2] not in _OWN:
@@ -113,7 +116,7 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
             variables, values = globals_of(value)
             if variables is not None:
                 yield variables
-            todo.extend((v, f"the global of {name}") for v in values if not _is_large(v))
+            todo.extend((v, f"{_GLOBAL}{name}") for v in values)
         todo.extend(_within(value, name, id(value) in given))
 
 
@@ -122,13 +125,11 @@ def _kept(value: Any, name: str) -> Kept | None:
     if isinstance(value, Tensor):
         if not _is_restorable(value):
             return None
-        value = internals.detached(value) if value.requires_grad else value
-        strided = value.layout == torch.strided
-        return Values(unexpanded(value), name, copy_of, same_values) if strided else Sparse(value, name)
-    if _is_of_numpy(value, "ndarray"):
-        return Values(value, name, lambda a: a.copy(), equal_arrays)
-    if isinstance(value, BYTES):
-        return Values(value, name, lambda a: a[:], operator.eq)
+        return Values(value, name) if value.layout == torch.strided else Sparse(value, name)
+    if isinstance(value, BYTES) or _is_of_numpy(value, "ndarray"):
+        return Array(value, name)
+    if isinstance(value, _REMEMBERING):
+        return Memo(value, name)
     if _is_generator(value):
         return Generator(value, name)
     if isinstance(value, types.CellType):
@@ -202,7 +203,9 @@ def _named(name: str, item: tuple[Any, ...]) -> str:
 
 
 def _is_restorable(t: Tensor) -> bool:
-    if type(t) not in (Tensor, nn.Parameter) or t.is_nested or t.is_meta or t.is_inference():
+    """Not those of another kind inside (``__torch_dispatch__``), such as what transformations wrap."""
+    plain = type(t) in (Tensor, nn.Parameter) or type(t).__torch_dispatch__ is Tensor.__torch_dispatch__
+    if not plain or t.is_nested or t.is_meta or t.is_inference():
         return False
     return t.layout in (torch.strided, *SPARSE)
 
