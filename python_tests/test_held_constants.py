@@ -83,6 +83,7 @@ LOOK_UP = {
     "position": lambda x, w: F.embedding(x, w, 0),
     "from the end": lambda x, w: F.embedding(x, w, -5),
     "native": lambda x, w: torch.embedding(w, x, 0),
+    "native, by keyword": lambda x, w: torch.embedding(weight=w, indices=x, padding_idx=0),
 }
 TOKENS, CLASSES = torch.tensor([[0, 1, 2], [3, 0, 4]]), torch.tensor([0, 1])
 

@@ -312,3 +312,22 @@ def test_a_scripted_activation_is_exact(loss):
     scripted = nn.Sequential(model.a, torch.jit.script(nn.Tanh()), model.b)
     H = ce.HessianOperator(scripted, loss, x, y).dense()
     assert relative(H, double_backward(model, CE, x, y)) < 1e-10
+
+
+class Sum(nn.Module):
+    """Two weights whose gradients are one tensor; torch.fx cannot trace the branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(5, 4).double()), nn.Parameter(torch.randn(5, 4).double())
+
+    def forward(self, x):
+        return F.linear(x if x.sum() < 1e9 else 2 * x, torch.tanh(self.a + self.b))
+
+
+def test_gradients_that_are_one_tensor():
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(Sum(), nn.Linear(5, 3).double()), torch.randn(6, 4).double(), torch.arange(6) % 3
+    op = ce.HessianOperator(model, CE, x, y)
+    assert len(op.explain()) > 1  # by rules, not as a whole
+    torch.testing.assert_close(op.dense(), ce.HessianOperator(model, _by_torch, x, y).dense(), rtol=1e-10, atol=1e-14)

@@ -113,6 +113,7 @@ class Watch(Mode):
         self.forgets = self.reentrant = False
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = _by_position(func, args, kwargs)
         if not self.reentrant:
             self._notice(func, args, kwargs)
         return func(*args, **kwargs)
@@ -154,6 +155,7 @@ class Constants(Mode):
         return torch.full_like(found, math.nan) if self._is_edited or self._place != len(self._kept) else found
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = _by_position(func, args, kwargs)
         written = _written(func, args, kwargs)
         edits = _any_tracked(written) or any(written is v for v in self._views)
         self._is_edited = self._is_edited or edits
@@ -238,6 +240,14 @@ def _taken_out(func: Any, args: Any) -> str | None:
     itself = func is Tensor.view_as and len(args) == 2 and args[0] is args[1]
     harmless = itself or getattr(func, "__name__", "") in _HARMLESS
     return None if harmless else "torch.no_grad"
+
+
+def _by_position(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The tensors of ``torch.embedding`` as its first arguments, however they were given."""
+    if func is not torch.embedding or len(args) > 1:
+        return args, kwargs
+    rest = dict(kwargs)
+    return (*args, *[rest.pop(n) for n in ("weight", "indices")[len(args) :]]), rest
 
 
 def _padded(func: Any, args: Any, kwargs: Any) -> tuple[int, int] | None:

@@ -97,20 +97,21 @@ class AutoRule:
         tangents = self._tangents(saved, dinputs, dtheta)
         if saved.delta is None or not tangents:
             return None
-        (dz,) = self._columns([g for g, _ in tangents], [saved.delta], [t for _, t in tangents])
+        (dz,) = self._columns([saved.gradient[i] for i in tangents], [saved.delta], list(tangents.values()))
         return dz
 
-    def _tangents(
-        self, saved: _Graph, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Parts of the gradient's graph, each with its tangent [k, *shape]; those that depend on nothing left out."""
+    def _tangents(self, saved: _Graph, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> dict[int, Tensor]:
+        """By place among the parts of the gradient's graph, the tangents [k, *shape]; what depends on nothing left out.
+
+        Two parts may be one tensor: those of w1 and w2 in tanh(w1 + w2).
+        """
         d = dict(zip((id(t) for t in (*saved.inputs, *saved.leaves)), (*dinputs, *dtheta), strict=True))
         pairs = zip(saved.gradient, saved.active, strict=True) if saved.delta is not None else ()
-        return [
-            (g, torch.movedim(d[id(t)], -1, 0).contiguous())  # type: ignore[arg-type]
-            for g, t in pairs
+        return {
+            i: torch.movedim(d[id(t)], -1, 0).contiguous()  # type: ignore[arg-type]
+            for i, (g, t) in enumerate(pairs)
             if g.requires_grad and d[id(t)] is not None
-        ]
+        }
 
     def tangent_backward(
         self, saved: _Graph, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
@@ -129,15 +130,10 @@ class AutoRule:
         return self._spread(saved, total)
 
     @twice_differentiable
-    def _curvature(self, saved: _Graph, delta: Tensor, tangents: list[tuple[Tensor, Tensor]]) -> list[Tangent]:
+    def _curvature(self, saved: _Graph, delta: Tensor, tangents: dict[int, Tensor]) -> list[Tangent]:
         """d/d(a, theta) <G, tangents> at delta: on a graph of its own, since G's was recorded at delta = 0."""
         parts = torch.autograd.grad(saved.out, saved.active, delta, create_graph=True, allow_unused=True)
-        by_id = {id(g): t for g, t in tangents}
-        pairs = [
-            (p, by_id[id(g)])
-            for p, g in zip(parts, saved.gradient, strict=True)
-            if p is not None and p.requires_grad and id(g) in by_id
-        ]
+        pairs = [(p, tangents[i]) for i, p in enumerate(parts) if p is not None and p.requires_grad and i in tangents]
         if not pairs:
             return [None] * len(saved.active)
         return self._columns([p for p, _ in pairs], saved.active, [t for _, t in pairs])
