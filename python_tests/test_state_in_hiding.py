@@ -5,6 +5,7 @@ H is that of the function as it is before the call, which differences of gradien
 
 import copy
 import functools
+import logging
 import random
 import types
 
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import chaos_ext as ce
+from chaos_ext.base.kept import Container, Values
+from chaos_ext.base.traces import _walk
 
 LOSSES = {"rules": nn.CrossEntropyLoss(), "torch": lambda o, y: F.cross_entropy(o, y) + 0.0}
 X, Y = torch.linspace(-1, 1, 24, dtype=torch.float64).view(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
@@ -401,3 +404,27 @@ def test_a_step_leaves_the_batch_alone(first, loss):
     opt.step(ce.HessianOperator(model, LOSSES[loss], x, Y))
     assert torch.equal(x, 2 * X)
     assert model[2].num_batches_tracked == 1
+
+
+LOG, DATA = logging.getLogger("hiding"), {i: torch.full((3,), float(i)) for i in range(2_000)}
+
+
+class Logs(nn.Module):
+    """Names a logger, and a data set, which are not its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.log = nn.Linear(4, 3).double(), LOG
+
+    def forward(self, x):
+        LOG.debug("a call")
+        self.log.debug("another")
+        return self.inner(x) * DATA[3].double()
+
+
+def test_the_process_and_its_data_are_no_state():
+    found = list(_walk([Logs()], [Logs.forward]))
+    values = {id(k.value) for k in found if isinstance(k, Values)}
+    assert not values & {id(t) for t in DATA.values()}
+    assert not any(isinstance(k, Container) and k.container is vars(LOG) for k in found)
+    assert len(found) < 20

@@ -31,6 +31,9 @@ _BUILT_IN = frozenset((*_CONTAINERS, OrderedDict))  # without attributes
 _GLOBAL = "a global of "  # begins the names of what is reached by way of a global variable, a data set perhaps
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), type, property, types.ModuleType))
 _REMEMBERING = type(functools.lru_cache(len))
+_MOST_BY_GLOBALS = 1_000  # a session's variables: data, results, connections
+# Packages whose objects belong to the process, not to a model: what a forward logs stays logged.
+_SERVICES = ("asyncio", "concurrent", "io", "logging", "multiprocessing", "queue", "socket", "subprocess", "threading")
 _OWN = ("_parameters", "_buffers")  # dicts of nn.Module whose tensors are not looked at here
 
 _torchs: dict[type, bool] = {}
@@ -94,6 +97,7 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
     given, most = {id(m) for m in modules}, len(seen) + _MOST
     todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
     todo.extend((value, type(value).__name__) for value in objects)
+    by_globals = 0
     for cls in dict.fromkeys(c for o in (*modules, *objects) for c in user_classes(type(o))):
         yield ClassVariables(cls)
         todo.extend((value, f"{cls.__name__}.{n}") for n, value in vars(cls).items())
@@ -102,8 +106,10 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
         if type(value) in _PLAIN or id(value) in seen:
             continue
         seen.add(id(value))
-        if name.startswith(_GLOBAL) and _is_large(value):
-            continue
+        if name.startswith(_GLOBAL):
+            by_globals += 1
+            if by_globals > _MOST_BY_GLOBALS or _is_large(value) or _holds_many(value):
+                continue
         if isinstance(value, _CONTAINERS) and len(value) <= _MOST:
             yield Container(value, name)
             if value and name.rpartition(".")[2] not in _OWN:
@@ -165,6 +171,10 @@ def _is_large(value: object) -> bool:
     return isinstance(size, int) and size > _MOST
 
 
+def _holds_many(value: object) -> bool:
+    return isinstance(value, _CONTAINERS) and len(value) > _MOST_BY_GLOBALS
+
+
 def _is_generator(value: object) -> bool:
     """One with a state of its own: what draws from the global ones, held or not, is refused (``randomness``)."""
     if isinstance(value, random.Random):
@@ -213,4 +223,4 @@ def _is_restorable(t: Tensor) -> bool:
 def has_attributes(value: object) -> bool:
     """A plain object: no module (it has its turn), class or function, and nothing of torch's."""
     skipped = (nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
-    return not isinstance(value, skipped) and hasattr(value, "__dict__") and not is_of(type(value), "torch")
+    return not isinstance(value, skipped) and hasattr(value, "__dict__") and not is_of(type(value), "torch", *_SERVICES)
