@@ -81,7 +81,7 @@ def excesses(metrics: Path) -> Excess:
 def _excess(r: Series) -> tuple[Tensor, Tensor]:
     rows = [x for x in zip(r.distance.tolist(), r.upper.tolist(), r.lower.tolist(), strict=True) if x[1] == x[1]]
     pairs = [(folds(d, top), folds(bottom, d)) for d, top, bottom in rows]
-    return tuple(torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).unbind(1))  # type: ignore[return-value]
+    return tuple(torch.tensor(pairs, dtype=torch.float64, device="cpu").reshape(-1, 2).unbind(1))  # type: ignore[return-value]
 
 
 def worst(found: Excess, seed: str, eps: float, strategies: tuple[str, ...] = STRATEGIES) -> float:

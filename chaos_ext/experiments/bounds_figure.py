@@ -51,7 +51,9 @@ def figure_bounds(
 def _course(ax: Any, metrics: Path, seed: str, eps: list[float]) -> None:
     """Twins along the most chaotic direction at up to four eps, with the upper bound."""
     twins = read_twins(metrics)
-    chosen = [eps[round(i)] for i in torch.linspace(0, len(eps) - 1, min(len(eps), len(_STYLES))).tolist()]
+    chosen = [
+        eps[round(i)] for i in torch.linspace(0, len(eps) - 1, min(len(eps), len(_STYLES)), device="cpu").tolist()
+    ]
     for i, (e, style) in enumerate(zip(chosen, _STYLES, strict=False)):
         r = twins[seed, "max_chaotic", e]
         ax.plot(r.step, r.distance / e, color=str(0.7 * i / len(_STYLES)), linestyle=style, linewidth=1.4,

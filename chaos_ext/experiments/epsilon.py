@@ -56,7 +56,7 @@ class EpsilonTraining(Training):
         self.every = settings.every
         start = parameters_to_vector(self.model.parameters()).detach()
         generator = torch.Generator().manual_seed(derive_seed("epsilon", unit.seed))
-        u = torch.randn(len(start), generator=generator, dtype=torch.float64).to(start.device)
+        u = torch.randn(len(start), generator=generator, dtype=torch.float64, device="cpu").to(start.device)
         u /= u.norm()
         lengths = torch.tensor((0.0, *EPS), dtype=torch.float64, device=start.device)
         thetas = (start.double() + lengths[:, None] * u).to(start.dtype)

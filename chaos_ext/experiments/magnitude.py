@@ -113,7 +113,10 @@ def read_ends(metrics: Path) -> dict[str, dict[str, Ends]]:
                 pair = float(row["eps"]), float(row["distance"])
                 found.setdefault(row["seed"], {}).setdefault(row["strategy"], []).append(pair)
     return {
-        seed: {s: Ends(*torch.tensor(sorted(pairs), dtype=torch.float64).unbind(1)) for s, pairs in of.items()}
+        seed: {
+            s: Ends(*torch.tensor(sorted(pairs), dtype=torch.float64, device="cpu").unbind(1))
+            for s, pairs in of.items()
+        }
         for seed, of in found.items()
     }
 
