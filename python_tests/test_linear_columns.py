@@ -50,21 +50,23 @@ def _double_backward(model, x, y, V):
         nn.functional.cross_entropy(model(x), y), params, create_graph=True, materialize_grads=True
     )
     flat = torch.cat([g.flatten() for g in grads])
-    columns = []
+    found = []
     for v in V.T:
         parts = torch.autograd.grad(flat @ v, params, retain_graph=True, materialize_grads=True)
-        columns.append(torch.cat([p.flatten() for p in parts]))
-    return torch.stack(columns, 1)
+        found.append(torch.cat([p.flatten() for p in parts]))
+    return torch.stack(found, 1)
 
 
+@pytest.mark.parametrize("small", [0, 1 << 14], ids=["as large", "as small"])
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "by layer"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_products(name, dtype, fused, monkeypatch):
+def test_products(name, dtype, fused, small, monkeypatch):
     """Against double backward in float64, of v as it lies and of a view with strides."""
     if not fused:
         monkeypatch.setattr(plan, "_FUSED_FEW", -1)
         monkeypatch.setattr(plan, "_FUSED_WORK", -1)
+    monkeypatch.setattr(columns, "_SMALL", small)
     model, x, y = _case(name, dtype)
     op = ce.HessianOperator(model, nn.CrossEntropyLoss(), x, y)
     wide = torch.randn(op.shape[0], 2 * max(COLUMNS), dtype=torch.float64).to(dtype)
@@ -81,6 +83,7 @@ def test_blocks_of_any_width_give_the_same(most, monkeypatch):
     op = ce.HessianOperator(model, nn.CrossEntropyLoss(), x, y)
     V = torch.randn(op.shape[0], 33, dtype=torch.float64)
     expected = op @ V
+    monkeypatch.setattr(columns, "_SMALL", 0)
     monkeypatch.setattr(plan, "_LINEAR_COLUMNS", most)
     monkeypatch.setattr(plan, "_LINEAR_BYTES", 0)
     torch.testing.assert_close(op @ V, expected, rtol=1e-12, atol=1e-14)

@@ -13,11 +13,12 @@ from ..base.workspace import empty
 
 # Columns from which on they are better last: measured on products of 8 to 512 rows with matrices 20 to 784 wide.
 _MANY = {torch.float32: 16, torch.float64: 32}
+_SMALL = 1 << 14  # multiplications that cost less than what goes around them
 
 
-def are_few(t: Tensor) -> bool:
-    """Whether a block [..., k] is better taken with its columns in front."""
-    return t.shape[-1] < _MANY.get(t.dtype, 1)
+def are_few(t: Tensor, work: int) -> bool:
+    """Whether a block [..., k] is better taken with its columns in front, for ``work`` multiplications a column."""
+    return work >= _SMALL and t.shape[-1] < _MANY.get(t.dtype, 1)
 
 
 def in_front(t: Tensor) -> Tensor:

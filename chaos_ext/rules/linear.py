@@ -47,7 +47,7 @@ class Linear:
         given = V if da is None else da
         if given is None:
             return None if c is None else c.expand(*a.shape[:-1], *c.shape)
-        dz = (_forward_few if columns.are_few(given) else _forward_many)(a, W, da, V)
+        dz = (_forward_few if columns.are_few(given, _work(a, W)) else _forward_many)(a, W, da, V)
         dz = dz.reshape(*a.shape[:-1], *dz.shape[1:])
         return dz if c is None else dz + c
 
@@ -59,13 +59,18 @@ class Linear:
         given = next((t for t in (ddelta, da, V) if t is not None), None)
         if given is None:
             return [None], [None, None]
-        back = _backward_few if columns.are_few(given) else _backward_many
+        back = _backward_few if columns.are_few(given, _work(a, W)) else _backward_many
         Back = back(as_rows(a), W, as_rows(delta), da, V, ddelta, self.constant_input, self.slots[0] is not None)
         dd_in = None if Back.dd_in is None else Back.dd_in.reshape(*a.shape, given.shape[-1])
         hvp_b = None
         if self.slots[1] is not None and ddelta is not None:
             hvp_b = ddelta.reshape(-1, len(W), ddelta.shape[-1]).sum(0)
         return [dd_in], [Back.hvp_w, hvp_b]
+
+
+def _work(a: Tensor, W: Tensor) -> int:
+    """Multiplications of W a."""
+    return a.numel() * len(W)
 
 
 class _Back(NamedTuple):
