@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from small import LOSSES, batch
 from torch import nn
 
 import chaos_ext as ce
-
-
-def _batch():
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(6, 4, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
 
 
 class Net(nn.Module):
@@ -38,14 +33,13 @@ EDITS = {
     "hook": lambda m: m.b.register_forward_hook(lambda *a: 2 * a[2]),
     "function": lambda m: setattr(m, "forward", lambda x: 2 * Net.forward(m, x)),
 }
-LOSSES = {"rules": nn.CrossEntropyLoss(), "torch": lambda o, y: F.cross_entropy(o, y) + 0.0}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", EDITS)
 def test_what_forward_reads_is_edited_after_the_operator_was_made(name, loss):
     """H is the old one, or the operator says that it is stale; never one of both, and never beside an old gradient."""
-    (x, y), model = _batch(), Net()
+    (x, y), model = batch(), Net()
     before = ce.HessianOperator(model, LOSSES[loss], x, y).dense()
     op = ce.HessianOperator(model, LOSSES[loss], x, y)
     EDITS[name](model)
@@ -62,7 +56,7 @@ def test_what_forward_reads_is_edited_after_the_operator_was_made(name, loss):
 )
 @pytest.mark.parametrize("kind", ["buffer", "attribute"])
 def test_edits_of_large_constants_are_noticed(dtype, kind):
-    (x, y), model = _batch(), Net()
+    (x, y), model = batch(), Net()
     t = (torch.arange(1 << 21) % 251).to(dtype)
     if kind == "buffer":
         model.register_buffer("large", t)
@@ -83,7 +77,7 @@ def test_nan_and_what_cannot_be_written_to_are_left_alone():
     numpy = pytest.importorskip("numpy")
     fixed = numpy.array([1.0, float("nan")])
     fixed.setflags(write=False)
-    x, y = _batch()
+    x, y = batch()
     model = Net()
     model.fixed, model.wide = fixed, torch.full((1,), float("nan"), dtype=torch.float64).expand(4)
     model.z = torch.full((3,), complex(float("nan"), 0.0))
@@ -101,7 +95,7 @@ def test_nan_and_what_cannot_be_written_to_are_left_alone():
 @pytest.mark.parametrize("kind", ["buffer", "attribute"])
 def test_an_expanded_constant_takes_no_memory_of_its_size(kind):
     """A petabyte, if it were looked at in full."""
-    (x, y), model, one = _batch(), Net(), torch.ones(1, 3, dtype=torch.float64)
+    (x, y), model, one = batch(), Net(), torch.ones(1, 3, dtype=torch.float64)
     wide = one.expand(1 << 45, 3)
     if kind == "buffer":
         model.register_buffer("wide", wide)

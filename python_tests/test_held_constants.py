@@ -8,19 +8,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small import batch, mlp
 from torch import nn
 
 import chaos_ext as ce
-
-
-def _mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-
-
-def _batch():
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(6, 4, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
 
 
 class Cut(nn.Module):
@@ -58,7 +49,7 @@ def test_a_detach_that_changes_nothing_is_none():
             self.last = out.detach().mean()
             return out
 
-    (x, y), model = _batch(), Logging(*_mlp())
+    (x, y), model = batch(), Logging(*mlp())
     op = ce.HessianOperator(model, lambda o, y: F.cross_entropy(o, y) + 0.0, x, y)
     assert op.held_constant is None
     ce.TangentMap(torch.optim.SGD(model.parameters(), lr=0.1)).apply_(op, torch.eye(43, dtype=torch.float64))

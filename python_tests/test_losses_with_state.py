@@ -11,22 +11,13 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from small import batch, mlp
 from torch import nn
 
 import chaos_ext as ce
 from chaos_ext.base.guards import commit_forward
 
 LR = 0.1
-
-
-def _mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-
-
-def _batch():
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(6, 4, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
 
 
 class WarmUp(nn.Module):
@@ -132,10 +123,10 @@ MAKE = {
 
 @pytest.mark.parametrize("name", MAKE)
 def test_gradient_and_hessian_are_of_one_function_and_nothing_moves(name):
-    (x, y), (loss, held) = _batch(), _pair(MAKE[name]())
+    (x, y), (loss, held) = batch(), _pair(MAKE[name]())
     _, twin = _pair(MAKE[name]())
     fresh = _pair(MAKE[name]())[0]
-    model = _mlp()
+    model = mlp()
     op = ce.HessianOperator(model, loss, x, y, verify=True)
     H = op.dense()
     v = torch.eye(len(H), dtype=torch.float64)
@@ -152,8 +143,8 @@ def test_gradient_and_hessian_are_of_one_function_and_nothing_moves(name):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_cgd_without_pruning_is_sgd(name):
-    (x, y), (loss, held), (theirs, twin) = _batch(), _pair(MAKE[name]()), _pair(MAKE[name]())
-    model, other = _mlp(), _mlp()
+    (x, y), (loss, held), (theirs, twin) = batch(), _pair(MAKE[name]()), _pair(MAKE[name]())
+    model, other = mlp(), mlp()
     ours, sgd = ce.CGD(model.parameters(), lr=LR, prune=None), torch.optim.SGD(other.parameters(), lr=LR)
     for _ in range(12):
         ours.step(ce.HessianOperator(model, loss, x, y))
@@ -167,8 +158,8 @@ def test_cgd_without_pruning_is_sgd(name):
 
 @pytest.mark.parametrize("name", ["counter", "moving average", "closure"])
 def test_a_step_that_fails_leaves_the_loss_as_it_was(name, monkeypatch):
-    (x, y), (loss, held) = _batch(), _pair(MAKE[name]())
-    model = _mlp()
+    (x, y), (loss, held) = batch(), _pair(MAKE[name]())
+    model = mlp()
     opt = ce.CGD(model.parameters(), lr=LR, prune="negative")
     opt.step(ce.HessianOperator(model, loss, x, y))
     before, theta = copy.deepcopy(held.state()), [p.clone() for p in model.parameters()]
@@ -191,9 +182,9 @@ def test_a_loss_that_edits_its_targets_edits_copies():
     def loss(o, t):
         return F.mse_loss(o, t.clamp_(max=0.1))
 
-    x, _ = _batch()
+    x, _ = batch()
     t = torch.randn(6, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    kept, model = t.clone(), _mlp()
+    kept, model = t.clone(), mlp()
     op = ce.HessianOperator(model, loss, x, t)
     op.dense()
     assert torch.equal(t, kept)
@@ -201,8 +192,8 @@ def test_a_loss_that_edits_its_targets_edits_copies():
 
 @pytest.mark.parametrize("name", ["counter", "moving average", "object", "closure"])
 def test_members_of_an_ensemble_cannot_share_a_loss_with_state(name):
-    (x, y), (loss, _) = _batch(), _pair(MAKE[name]())
-    model = _mlp()
+    (x, y), (loss, _) = batch(), _pair(MAKE[name]())
+    model = mlp()
     ens = ce.Ensemble.around(model, loss, torch.optim.SGD(model.parameters(), lr=LR), torch.zeros(43, 1).double())
     with pytest.raises(ce.UnsupportedError, match="loss_fn: it writes to what it holds"):
         ens.step(x, y)
@@ -228,7 +219,7 @@ class WithLoss(nn.Sequential):
 
 
 def test_losses_that_only_hold_something_are_not_run_once_more():
-    x, y = _batch()
+    x, y = batch()
     model = WithLoss(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
     weights, scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), [2.0]
     for loss in (Weighted(), model.loss, lambda o, t: scale[0] * F.cross_entropy(o, t, weight=weights)):
@@ -236,7 +227,7 @@ def test_losses_that_only_hold_something_are_not_run_once_more():
 
 
 def test_members_may_share_a_loss_that_only_holds_something():
-    (x, y), model = _batch(), _mlp()
+    (x, y), model = batch(), mlp()
     opt = torch.optim.SGD(model.parameters(), lr=LR)
     ens = ce.Ensemble.around(model, Weighted(), opt, torch.zeros(43, 1).double())
     torch.testing.assert_close(ens.step(x, y), Weighted()(model(x), y).detach().expand(2), rtol=1e-12, atol=0)
@@ -267,7 +258,7 @@ class Odd(dict):
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda o, y: F.cross_entropy(o, y) + 0.0])
 def test_containers_that_override_their_methods(loss):
-    (x, y), model = _batch(), Counting()
+    (x, y), model = batch(), Counting()
     model.odd = Odd()
     dict.__setitem__(model.odd, "a", 1)
     op = ce.HessianOperator(model, loss, x, y)
@@ -350,7 +341,7 @@ HIDDEN["numpy"] = _numpys
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", HIDDEN)
 def test_states_wherever_they_hide(name, dtype):
-    (x, y), model, other = _batch(), _mlp().to(dtype), _mlp().to(dtype)
+    (x, y), model, other = batch(), mlp().to(dtype), mlp().to(dtype)
     loss, theirs = HIDDEN[name](), HIDDEN[name]()
     for made in (loss, theirs):
         for m in [getattr(made, "inner", None), *(_held_modules(made))]:
@@ -381,9 +372,9 @@ def _global(o, y):
 @pytest.mark.parametrize("make", [_global_counter, OfTheClass], ids=["global", "class"])
 def test_states_that_all_losses_share(make):
     """Twins would share it, too: the factors are those of a first training, then of another one."""
-    (x, y), losses = _batch(), []
+    (x, y), losses = batch(), []
     for ours in (True, False):
-        OfTheClass.calls, loss, model = 0, make(), _mlp()
+        OfTheClass.calls, loss, model = 0, make(), mlp()
         opt = (ce.CGD if ours else torch.optim.SGD)(model.parameters(), lr=LR, **({"prune": None} if ours else {}))
         for _ in range(4):
             opt.zero_grad()
@@ -399,6 +390,6 @@ def test_states_that_all_losses_share(make):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_states_that_cannot_be_put_back_are_refused_by_name(dtype):
-    (x, y), model, loss = _batch(), _mlp().to(dtype), _iterator()
+    (x, y), model, loss = batch(), mlp().to(dtype), _iterator()
     with pytest.raises(ce.UnsupportedError, match="something that cannot be put back"):
         ce.HessianOperator(model, loss, x.to(dtype), y)

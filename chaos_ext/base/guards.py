@@ -147,9 +147,8 @@ def commit_forward(tree: ModuleTree, x: object, loss: tuple[Callable[..., object
             loss[0](tree.model(_copied(x)), _copied(loss[1]))
     elif tree.watched or any(map(updates_running_stats, tree.modules)):
         mode = internals.grad_mode(_needs_graph(tree, x))
-        may_edit = bool(tree.watched) or any(getattr(m, "inplace", False) for m in tree.modules)
         with mode, mode:
-            tree.model(_copied(x) if may_edit else x)
+            tree.model(_copied(x) if tree.may_edit_input() else x)
 
 
 def _copied(value: object) -> object:

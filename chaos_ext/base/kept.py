@@ -17,7 +17,7 @@ from .torch_internals import detached, stored_parts
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 BYTES = (array.array, bytearray)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
-_CONTAINERS = (OrderedDict, dict, list, set, deque)
+CONTAINERS = (OrderedDict, dict, list, set, deque)
 
 
 class Kept(Protocol):
@@ -35,7 +35,7 @@ class Container:
     def __init__(self, container: Any, name: str) -> None:
         self.container, self.name = container, name
         # Its own kind's methods: those of a subclass may do more (Counter.update adds).
-        self.kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        self.kind: Any = next(kind for kind in CONTAINERS if isinstance(container, kind))
         self.items = items_of(container)
 
     def changed(self) -> bool:
@@ -199,7 +199,7 @@ def _comparable(state: Any) -> Any:
 def items_of(container: Any) -> list[tuple[Any, ...]]:
     if isinstance(container, dict):
         return list(dict.items(container))
-    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    kind: Any = next(kind for kind in CONTAINERS if isinstance(container, kind))
     return [(item,) for item in kind.__iter__(container)]
 
 

@@ -47,6 +47,10 @@ class ModuleTree:
         else:
             self.named_parameters = list(model.named_parameters())
 
+    def may_edit_input(self) -> bool:
+        """Whether a call may write to the model's input: torch's own modules do where they are told to."""
+        return bool(self.watched) or any(getattr(m, "inplace", False) for m in self.modules)
+
     def frozen(self) -> list[tuple[str, Tensor]]:
         """Parameters that are no part of theta and that a forward may write to: none where all modules are torch's."""
         named = self.named_parameters if self.watched else []

@@ -12,7 +12,6 @@ import operator
 import random
 import sys
 import types
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,14 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_internals as internals
-from .kept import BYTES, SPARSE, Array, Cell, Container, Generator, Kept, Memo, Slots, Sparse, Values, items_of
+from .kept import (
+    BYTES,
+    CONTAINERS,
+    SPARSE,
+    Array,
+    Cell,
+    Container,
+    Generator,
+    Kept,
+    Memo,
+    Slots,
+    Sparse,
+    Values,
+    items_of,
+)
 from .overlap import Named, sharing
 from .restoring import Restoring, put_back
 from .scopes import ClassVariables, globals_of, is_of, user_classes
 
 _MOST = 100_000  # objects that are looked at: a data set that hangs on a module is not copied
-_CONTAINERS = (dict, list, set, deque)
-_BUILT_IN = frozenset((*_CONTAINERS, OrderedDict))  # without attributes
+_BUILT_IN = frozenset(CONTAINERS)  # without attributes
 _GLOBAL = "a global of "  # begins the names of what is reached by way of a global variable, a data set perhaps
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), type, property, types.ModuleType))
 _REMEMBERING = type(functools.lru_cache(len))
@@ -110,7 +122,7 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
             by_globals += 1
             if by_globals > _MOST_BY_GLOBALS or _is_large(value) or _holds_many(value):
                 continue
-        if isinstance(value, _CONTAINERS) and len(value) <= _MOST:
+        if isinstance(value, CONTAINERS) and len(value) <= _MOST:
             yield Container(value, name)
             if value and name.rpartition(".")[2] not in _OWN:
                 todo.extend([(item[-1], _named(name, item)) for item in items_of(value)])
@@ -172,7 +184,7 @@ def _is_large(value: object) -> bool:
 
 
 def _holds_many(value: object) -> bool:
-    return isinstance(value, _CONTAINERS) and len(value) > _MOST_BY_GLOBALS
+    return isinstance(value, CONTAINERS) and len(value) > _MOST_BY_GLOBALS
 
 
 def _is_generator(value: object) -> bool:

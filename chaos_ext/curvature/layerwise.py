@@ -91,6 +91,7 @@ class LayerwiseEngine:
         """H v for v [P, k]: natively as a whole, or layer by layer in column blocks that stay small."""
         tape, out = self.tape(v.dtype), torch.empty_like(v)
         whole = self.native(v.dtype)
+        # On a GPU the other way has not been measured.
         if whole is not None and (v.is_cuda or fuses(self._work, v.shape[1])):
             return _ops.tangent_product(rows_contiguous(v), *whole.args)
         chunk = product_columns(tape, self.space)

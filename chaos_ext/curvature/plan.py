@@ -167,7 +167,8 @@ def reports(tape: Tape, space: ParameterSpace) -> Iterator[LayerReport]:
             yield LayerReport(node.name, node.rule.path, _passing_flops(tape, i, entries), 0, why)
 
 
-# Up to which the fused sweep is faster than layers, measured on 256-20-10 to 784-512-512-10, 8 to 512 samples:
+# Up to which the fused sweep is faster than layers, measured on 256-20-10 to 784-512-512-10,
+# 8 to 512 samples, float32, one thread of a CPU:
 _FUSED_FEW, _FUSED_WORK = 5_000_000, 150_000_000  # work of all of less than 12 columns, and of one of more
 _LINEAR_BYTES = 1 << 23  # of the columns of v and H v that layers are swept with, one after the other
 _LINEAR_COLUMNS = 8

@@ -61,7 +61,7 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
     if result.program is not None:
         problem = validate(result.program)
         result = Capture(None, problem) if problem else result
-    result = replace(result, edits_input=bool(tree.watched) or any(getattr(m, "inplace", False) for m in tree.modules))
+    result = replace(result, edits_input=tree.may_edit_input())
     _cache[model] = (Signature(tree, x), result)
     return result
 
