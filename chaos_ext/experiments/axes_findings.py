@@ -83,33 +83,43 @@ def _claim(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
 
 
 def _against_random(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
-    pairs = list(zip(found[name], found["random"], strict=True))
-    values = [fisher_test(a.up, a.axes, b.up, b.axes) for a, b in pairs]
-    held = [a.up * b.axes > b.up * a.axes and p < LEVEL for (a, b), p in zip(pairs, values, strict=True)]
-    return Finding(
+    rates = [_Rates(a.up, a.axes, b.up, b.axes) for a, b in zip(found[name], found["random"], strict=True)]
+    return _compared(
+        rates,
+        few,
         claim=f"This is special to {CLAIMS[name]}: random axes go from negative to positive less often",
-        where="control, not in the paper",
-        criterion=f"a smaller share of random axes does, Fisher's exact test below {LEVEL}, in every seed",
-        numbers="; ".join(
-            f"{a.up} of {a.axes} against {b.up} of {b.axes} (p = {p:.2g})"
-            for (a, b), p in zip(pairs, values, strict=True)
-        ),
-        verdict="undecided" if few else verdict(held, len(held)),
+        criterion="a smaller share of random axes does",
     )
 
 
 def _against_mirror(found: dict[str, list[Changes]], name: str, few: bool) -> Finding:
-    pairs = list(zip(found[name], found[_MIRRORS[name]], strict=True))
-    values = [fisher_test(a.up, a.axes, b.down, b.axes) for a, b in pairs]
-    held = [a.up * b.axes > b.down * a.axes and p < LEVEL for (a, b), p in zip(pairs, values, strict=True)]
-    return Finding(
+    pairs = zip(found[name], found[_MIRRORS[name]], strict=True)
+    return _compared(
+        [_Rates(a.up, a.axes, b.down, b.axes) for a, b in pairs],
+        few,
         claim=f"Not by selection: axes like {CLAIMS[name]} from the other end of training do not fall as often",
+        criterion="a smaller share of the mirror image goes down",
+    )
+
+
+class _Rates(NamedTuple):
+    """Axes that went up among those of the set, and that changed among the control's."""
+
+    up: int
+    axes: int
+    others: int
+    of: int
+
+
+def _compared(rates: list[_Rates], few: bool, claim: str, criterion: str) -> Finding:
+    values = [fisher_test(*r) for r in rates]
+    held = [r.up * r.of > r.others * r.axes and p < LEVEL for r, p in zip(rates, values, strict=True)]
+    pairs = zip(rates, values, strict=True)
+    return Finding(
+        claim=claim,
         where="control, not in the paper",
-        criterion=f"a smaller share of the mirror image goes down, Fisher's exact test below {LEVEL}, in every seed",
-        numbers="; ".join(
-            f"{a.up} of {a.axes} up against {b.down} of {b.axes} down (p = {p:.2g})"
-            for (a, b), p in zip(pairs, values, strict=True)
-        ),
+        criterion=f"{criterion}, Fisher's exact test below {LEVEL}, in every seed",
+        numbers="; ".join(f"{r.up} of {r.axes} against {r.others} of {r.of} (p = {p:.2g})" for r, p in pairs),
         verdict="undecided" if few else verdict(held, len(held)),
     )
 
