@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: devices and dtypes, the emulator, and what tests of fig1 need."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _outside_the_source_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where the processes of tests start: ``python -c`` looks there first, and would find the sources unbuilt."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("start"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def test_killed_twice_between_the_two_files_of_a_checkpoint(tmp_path, monkeypatc
 def test_terminated_and_resumed_it_writes_the_same_bytes(tmp_path):
     options = ["--steps", "300", "--k", "8", "--every", "10", "--threads", "1"]
     base = [sys.executable, "-m", "chaos_ext", "reproduce", "finite-time", *options]
-    run = functools.partial(subprocess.run, check=True, cwd=tmp_path)  # from the source tree -m would find that
+    run = functools.partial(subprocess.run, check=True, cwd=tmp_path)
     run([*base, "--out", tmp_path / "whole"])
     process = subprocess.Popen([*base, "--out", tmp_path / "cut"], cwd=tmp_path)
     while process.poll() is None and not (tmp_path / "cut" / "extremes.csv").exists():

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import installed
 import pytest
@@ -49,6 +48,13 @@ def test_a_tree_that_was_built_in_place_stays_on_the_path(tmp_path):
     path = ["", str(tmp_path), "/elsewhere"]
     (tmp_path / "chaos_ext").mkdir()
     assert installed.without_unbuilt(path, tmp_path) == ["", "/elsewhere"]
-    assert installed.without_unbuilt(path, Path.cwd().resolve()) in (path, path[1:])
+    assert installed.without_unbuilt(path, installed.ROOT) in (path, path[1:])
     (tmp_path / "chaos_ext" / "_C.abi3.so").touch()
     assert installed.without_unbuilt(path, tmp_path) == path
+
+
+def test_what_tests_start_does_not_find_the_source_tree():
+    """``python -c`` and ``python -m`` look in the folder that they are started in before anything else."""
+    code = "import importlib.util, sys; print(importlib.util.find_spec('chaos_ext').origin)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == chaos_ext.__file__
