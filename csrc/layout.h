@@ -35,6 +35,7 @@ inline std::string layout_text() {
       {"LINEAR", kLinearNode},
       {"SCALE", kScaleNode},
       {"SUM", kSumNode},
+      {"NORM", kNormNode},
       {"SOFTMAX", kSoftmaxNode},
       {"DIAGONAL", kDiagonalNode},
       {"NODE_KINDS", kNodeKinds},

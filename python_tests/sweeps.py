@@ -59,6 +59,31 @@ def _only_bias() -> tuple:
     return 4, [*_linear(3, 2, 4), torch.empty(0)], [12], nodes, [1.0, 1.0, 0.7, 1.0]
 
 
+def _norm(B: int, G: int, M: int, C: int) -> list[Tensor]:
+    return [_normal(B, G, M), _normal(G).abs(), _normal(C), _normal(B, G, M)]
+
+
+def _normalised() -> tuple:
+    """Per sample; per channel, with positions; two channels in a group; without statistics; without gamma."""
+    R = 6
+    operands = [*_linear(R, 3, 4), *_norm(1, R, 4, 4), *_norm(3, 4, 2, 4), *_norm(1, 6, 4, 4), *_norm(R, 4, 1, 4)]
+    operands += [*_norm(1, R, 4, 0), *_softmax(R, 4)]
+    nodes = [*_node(_ops.LINEAR, -1, out=0, row_w=8, row_b=4), *_node(_ops.NORM, 0, out=1, row_w=20, row_b=0)]
+    nodes += [*_node(_ops.NORM, 1, out=2, row_w=24, row_b=28), *_node(_ops.NORM, 2, out=3, row_b=32)]
+    nodes += [*_node(_ops.NORM, 3, out=4, row_w=36), *_node(_ops.NORM, 4, out=5), *_node(_ops.SOFTMAX, 5)]
+    factors = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 2.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    return 40, operands, [4 * R] * 6, nodes, factors
+
+
+def _normalised_input() -> tuple:
+    """gamma and beta of a constant, read twice: a residual connection around a norm."""
+    R = 5
+    operands = [*_norm(1, R, 3, 3), *_norm(R, 3, 1, 3), torch.empty(0)]
+    nodes = [*_node(_ops.NORM, -1, out=0, row_w=0, row_b=3), *_node(_ops.NORM, 0, out=1, row_w=6, row_b=9)]
+    nodes += [*_node(_ops.SUM, 0, 1, out=2), *_node(_ops.DIAGONAL, 2)]
+    return 12, operands, [3 * R] * 3, nodes, [1.0, 1.0, 1.0, 1.0, 0.5, 2.0, 0.3, 1.0]
+
+
 _PROGRAMS = {
     "one layer": _one_layer,
     "MLP": _mlp,
@@ -66,6 +91,8 @@ _PROGRAMS = {
     "one sample": lambda: _mlp(1),
     "residual": _residual,
     "only a bias": _only_bias,
+    "normalised": _normalised,
+    "normalised input": _normalised_input,
 }
 PROGRAMS = list(_PROGRAMS)
 
@@ -77,6 +104,9 @@ def parameters(nodes: list[int], operands: list[Tensor]) -> list[tuple[int, int]
         if node.kind == _ops.LINEAR:
             O, I = operands[start + 1].shape
             places += [(row, size) for row, size in ((node.row_w, O * I), (node.row_b, O)) if row >= 0]
+        elif node.kind == _ops.NORM:
+            C = len(operands[start + 2])
+            places += [(row, C) for row in (node.row_w, node.row_b) if row >= 0]
         start += _ops.OPERANDS[node.kind]
     return places
 

@@ -64,7 +64,6 @@ def _double_backward(model, x, y, V):
 def test_products(name, dtype, fused, small, monkeypatch):
     """Against double backward in float64, of v as it lies and of a view with strides."""
     if not fused:
-        monkeypatch.setattr(plan, "_FUSED_FEW", -1)
         monkeypatch.setattr(plan, "_FUSED_WORK", -1)
     monkeypatch.setattr(columns, "_SMALL", small)
     model, x, y = _case(name, dtype)

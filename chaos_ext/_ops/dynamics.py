@@ -24,7 +24,8 @@ def tangent_product(
 
     ``values``: rows of each value's tangent. ``nodes``: a NodeRecord each, the loss last; ``factors``: a FactorRecord
     each. ``operands`` in their order: LINEAR a [R, I], W [O, I], delta [R, O]; SCALE phi' and phi'' delta (or empty);
-    SUM none (alpha first + beta second); SOFTMAX p [R, C], s [R]; DIAGONAL the curvature (or empty: alpha).
+    SUM none (alpha first + beta second); NORM xh [B, G, M], r [G], gamma [C] (or empty), delta like xh; SOFTMAX p
+    [R, C], s [R]; DIAGONAL the curvature (or empty: alpha).
     """
     return _tangent_product(Y, operands, values, nodes, factors)
 

@@ -17,9 +17,9 @@ PIECEWISE_LINEAR = frozenset((RELU, LEAKY_RELU, HARDTANH))
 REFLECTOR_BLOCK = 16
 
 # Node kinds of a tangent sweep, and how many operands each has: csrc/dynamics/tangent_program.h.
-LINEAR, SCALE, SUM, SOFTMAX, DIAGONAL = range(5)
-NODE_KINDS = 5
-OPERANDS = {LINEAR: 3, SCALE: 2, SUM: 0, SOFTMAX: 2, DIAGONAL: 1}
+LINEAR, SCALE, SUM, NORM, SOFTMAX, DIAGONAL = range(6)
+NODE_KINDS = 6
+OPERANDS = {LINEAR: 3, SCALE: 2, SUM: 0, NORM: 4, SOFTMAX: 2, DIAGONAL: 1}
 
 # What becomes of H y in an update (0, to store it, is not for Python), and how many buffers each has.
 PLAIN, MOMENTUM, ADAM = 1, 2, 3
@@ -35,7 +35,7 @@ class NodeRecord(NamedTuple):
     """One node of a tangent sweep; -1: constant, or none.
 
     Attributes:
-        kind: LINEAR, SCALE, SUM, SOFTMAX or DIAGONAL.
+        kind: LINEAR, SCALE, SUM, NORM, SOFTMAX or DIAGONAL.
         first, second: the values that it reads.
         out: the value that it makes.
         row_w, row_b: first rows of the weight and of the bias in theta.
@@ -50,7 +50,11 @@ class NodeRecord(NamedTuple):
 
 
 class FactorRecord(NamedTuple):
-    """alpha and beta of a node: SUM is alpha first + beta second, DIAGONAL without an operand is alpha."""
+    """alpha and beta of a node.
+
+    SUM is alpha first + beta second, DIAGONAL without an operand is alpha. NORM: alpha is 1, or 0 where mean and
+    variance are constants; beta numbers in a row share an entry of gamma.
+    """
 
     alpha: float = 1.0
     beta: float = 1.0

@@ -16,6 +16,7 @@ from .layout import (
     MAX_NODES,
     MAX_SLOTS,
     NODE_KINDS,
+    NORM,
     OPERANDS,
     SOFTMAX,
     SUM,
@@ -57,7 +58,7 @@ class Program:
         for t in operands:
             checks.like(op, "operands", t, "Y", Y)
             checks.contiguous(op, "operands", t)
-        self.nodes = records(NodeRecord, nodes)
+        self.nodes, self.factors = records(NodeRecord, nodes), records(FactorRecord, factors)
         for n, node in enumerate(self.nodes):
             self._read(n, node)
         self._expect(self.next == len(operands), f"{self.next} operands, got {len(operands)}")
@@ -87,7 +88,7 @@ class Program:
         alone = node.kind == SUM or node.second < 0
         self._expect(alone, f"a second input of sums only, got value {node.second}")
         self._expect(not loss or node.out < 0, f"a loss without an output, got value {node.out}")
-        kinds = {LINEAR: self._linear, SOFTMAX: self._softmax}
+        kinds = {LINEAR: self._linear, SOFTMAX: self._softmax, NORM: lambda node: self._norm(node, self.factors[n])}
         moves = kinds.get(node.kind, self._elementwise)(node)
         self._expect(moves, f"nodes with a tangent, of an input or of a parameter, got none for node {n}")
 
@@ -105,14 +106,38 @@ class Program:
         self._operand(R, O)
         moves = self._input(node.first, R * I, "the input")
         self._output(node.out, R * O)
-        for first, rows in ((node.row_w, O * I), (node.row_b, O)):
+        return self._owned((node.row_w, O * I), (node.row_b, O)) or moves
+
+    def _owned(self, *parameters: Run) -> bool:
+        """Whether any of these has a row."""
+        filled = []
+        for first, rows in parameters:
             if first < 0:
                 continue
             wanted = f"Y with at least the rows of every parameter, got {first} + {rows} of {self.rows}"
             self._expect(first + rows <= self.rows, wanted)
-            moves = moves or rows > 0
-            self.parameters += [(first, rows)] if rows else []
-        return moves
+            filled += [(first, rows)] if rows else []
+        self.parameters += filled
+        return bool(filled)
+
+    def _norm(self, node: NodeRecord, factors: FactorRecord) -> bool:
+        xh = self._following()
+        self._expect(xh.dim() == 3, f"operand {self.next} with 3 dimensions, got {list(xh.shape)}")
+        self._operand(*xh.shape)
+        self._operand(xh.shape[1])
+        gamma = self._following()
+        self._expect(gamma.dim() == 1, f"operand {self.next} with 1 dimension, got {list(gamma.shape)}")
+        self._operand(*gamma.shape)
+        self._operand(*xh.shape)
+        C, rows, share = len(gamma), xh.numel(), factors.beta
+        self._expect(factors.alpha in (0, 1), f"a norm's first factor to be 0 or 1, got {factors.alpha}")
+        self._expect(C > 0 or (node.row_w < 0 and node.row_b < 0), "no parameters of a norm without gamma")
+        fits = C == 0 or (1 <= share <= rows and share == int(share) and rows % (C * int(share)) == 0)
+        wanted = f"a norm's second factor to be numbers that share one of {C} parameters, out of {rows}, got {share:g}"
+        self._expect(fits, wanted)
+        moves = self._input(node.first, rows, "the input")
+        self._output(node.out, rows)
+        return self._owned((node.row_w, C), (node.row_b, C)) or moves
 
     def _elementwise(self, node: NodeRecord) -> bool:
         value = node.first if node.kind == DIAGONAL else node.out

@@ -120,6 +120,15 @@ def has_global_hooks() -> bool:
     return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
 
 
+_CALL = nn.Module.__call__
+
+
+def is_intercepted() -> bool:
+    """Whether calling any module or function may do more than usual here: global hooks, modes, another ``__call__``."""
+    modes = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
+    return bool(modes) or has_global_hooks() or nn.Module.__call__ is not _CALL
+
+
 def has_step_hooks(opt: torch.optim.Optimizer) -> bool:
     """Whether a step of this optimizer does more (torch/optim/optimizer.py, ``register_step_pre_hook``)."""
     own = opt._optimizer_step_pre_hooks or opt._optimizer_step_post_hooks

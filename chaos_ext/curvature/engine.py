@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base.guards import borrowed_buffers, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.snapshot import Snapshot
+from ..base.torch_internals import is_intercepted
 from ..base.traces import shared_buffers
 from ..graph.capture import capture
 from ..graph.program import Program
@@ -58,19 +59,31 @@ def _layerwise(
         engine = LayerwiseEngine(found, snapshot.space, snapshot.parts, x, y, rule)
     except NotLayerwise as e:
         return None, str(e)
+    except (RuntimeError, ValueError, IndexError):
+        forward(tree, x.clone())  # says so in the model's terms, if the fault is in x
+        raise
+    if expected is None:
+        return engine, ""
     if not close(engine.output, expected):
         # A flag that forward reads changed since the capture, say.
         return None, "forward no longer computes what was captured"
+    found.seen.add(len(x))
     return engine, ""
 
 
 def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Program | None, object, str]:
-    """The model's program and its output now, or the reason why there is no program."""
+    """The model's program and its output now, or the reason why there is no program.
+
+    There is no output where nothing can have changed since the program was last compared with the model: all modules
+    are torch's own, whose settings are what they were, and so is the shape of x.
+    """
 
     def run() -> tuple[Program | None, object, str]:
         found = capture(tree, space, x, lambda program: validate(program, tree.model, x))
         if found.program is None:
             return None, None, found.reason
+        if not tree.watched and len(x) in found.program.seen and not is_intercepted():
+            return found.program, None, found.reason
         return found.program, forward(tree, x.clone() if found.edits_input else x), found.reason
 
     if not tree.buffered:

@@ -92,7 +92,7 @@ class LayerwiseEngine:
         tape, out = self.tape(v.dtype), torch.empty_like(v)
         whole = self.native(v.dtype)
         # On a GPU the other way has not been measured.
-        if whole is not None and (v.is_cuda or fuses(self._work, v.shape[1])):
+        if whole is not None and (v.is_cuda or fuses(self._work)):
             return _ops.tangent_product(rows_contiguous(v), *whole.args)
         chunk = product_columns(tape, self.space)
         for i in range(0, v.shape[1], chunk):

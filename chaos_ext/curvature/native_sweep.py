@@ -1,7 +1,7 @@
 """A tape as the arguments of the native sweep: what becomes of layers that csrc/dynamics/tangent_sweep knows.
 
-Programs of Linear layers (any leading axes), elementwise activations, sums, scalings and reshapes, with every parameter
-read once, are swept as a whole in native code. All others are swept layer by layer (``sweep``).
+Programs of Linear layers (any leading axes), normalisations, elementwise activations, sums, scalings and reshapes, with
+every parameter read once, are swept as a whole in native code. All others are swept layer by layer (``sweep``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from ..rules.elementwise import Elementwise
 from ..rules.joints import Add, Affine, Reshape
 from ..rules.linear import Linear
 from ..rules.losses import ElementwiseLoss, SoftmaxLoss
+from ..rules.norm import FixedNorm, GroupStatistics, RowStatistics
 from ..rules.rule import as_rows
 from .tape import Tape
+
+_NORMS = (FixedNorm, GroupStatistics, RowStatistics)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class _Outline:
         elif isinstance(node.rule, Elementwise):
             self._append(_ops.NodeRecord(_ops.SCALE, first, out=out))
             self.readers.append(i)
+        elif isinstance(node.rule, _NORMS):
+            w, b = (-1 if s is None else offsets[s] for s in node.rule.slots)
+            record = _ops.NodeRecord(_ops.NORM, first, out=out, row_w=w, row_b=b)
+            self._append(record, float(not isinstance(node.rule, FixedNorm)), _sharing(tape.saved[i]))
+            self.readers.append(i)
         else:
             factors = node.rule.factors if isinstance(node.rule, Add) else (_factor(node.rule), 0.0)
             self._append(_ops.NodeRecord(_ops.SUM, first, second, out), *factors)
@@ -88,6 +96,15 @@ class _Outline:
         curvature = _constant(tape.loss)
         logits = self.place[tape.program.output]
         self._append(_ops.NodeRecord(kind, logits), 1.0 if curvature is None else curvature)
+
+
+def _sharing(saved: Any) -> int:
+    """How many numbers in a row have one entry of gamma: those of the axes behind its last one."""
+    if saved.gamma is None:
+        return 1
+    shape = saved.gamma.shape
+    behind = next((n for n in range(len(shape)) if shape[-1 - n] != 1), len(shape))
+    return saved.xh.shape[saved.xh.dim() - behind :].numel()
 
 
 def _factor(rule: object) -> float:
@@ -115,7 +132,7 @@ def _knows(tape: Tape, i: int) -> bool:
         return False
     if isinstance(node.rule, Add):
         return all(tape.values[j].shape == tape.values[i + 1].shape for j in node.inputs)
-    return type(node.rule) in (Linear, Elementwise, Affine, Reshape)
+    return type(node.rule) in (Linear, Elementwise, Affine, Reshape, *_NORMS)
 
 
 _outlines: weakref.WeakKeyDictionary[Program, tuple[Any, _Outline | None]] = weakref.WeakKeyDictionary()
@@ -150,6 +167,11 @@ def _operands(tape: Tape, i: int) -> list[Tensor]:
     if isinstance(tape.program.nodes[i].rule, Linear):
         a, W = saved
         return [as_rows(a).contiguous(), W.contiguous(), as_rows(delta).contiguous()]
+    rule = tape.program.nodes[i].rule
+    if isinstance(rule, _NORMS):
+        layout = rule.layout(saved.xh.shape)
+        gamma = saved.r.new_empty(0) if saved.gamma is None else saved.gamma.reshape(-1)
+        return [saved.xh.view(layout), saved.r.reshape(-1), gamma.contiguous(), delta.reshape(layout).contiguous()]
     d1, d2 = saved
     return [d1, d1.new_empty(0) if d2 is None else (d2 * delta).contiguous()]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..rules.rule import Rule, SparesConstants
 
@@ -27,6 +27,7 @@ class Program:
         depends: for each value, the set of nodes with parameters that it depends on.
         uses: for each slot of theta, the nodes that read it.
         readers: for each value, how many nodes read it, the caller counted as one of the output's.
+        seen: numbers of samples with which its output was found to be the model's.
     """
 
     nodes: tuple[Node, ...]
@@ -34,6 +35,7 @@ class Program:
     depends: tuple[frozenset[int], ...]
     uses: dict[int, tuple[int, ...]]
     readers: tuple[int, ...]
+    seen: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, nodes: Sequence[Node], output: int) -> Program:

@@ -38,13 +38,13 @@ class _Relations:
     """The module itself, its children and its parameters."""
 
     def __init__(self, m: nn.Module) -> None:
-        self._self, self._class = weakref.ref(m), type(m)
+        self._self, self._class, self._forward = weakref.ref(m), type(m), type(m).forward
         children, parameters = own_children(m), own_parameters(m)
         self._children = [(k, _weak(c)) for k, c in children.items()]
         self._parameters = [(k, _weak(p), p is not None and p.requires_grad) for k, p in parameters.items()]
 
     def same(self, m: nn.Module) -> bool:
-        if self._self() is not m or type(m) is not self._class:
+        if self._self() is not m or type(m) is not self._class or type(m).forward is not self._forward:
             return False
         children, parameters = own_children(m), own_parameters(m)
         if len(children) != len(self._children) or len(parameters) != len(self._parameters):
@@ -83,6 +83,7 @@ class _TorchsModule:
         names = [k for k, v in own.items() if k[0] != "_" and _is_plain(v)]
         self._size, self._read = len(own), operator.itemgetter("training", *names)
         self._values = self._read(own)
+        self._lists = [(k, repr(v)) for k, v in own.items() if k in names and isinstance(v, (list, dict, set))]
 
     def is_like(self, m: nn.Module) -> bool:
         own = vars(m)
@@ -90,7 +91,8 @@ class _TorchsModule:
             values = self._read(own)
         except KeyError:
             return False
-        return len(own) == self._size and all(map(operator.is_, values, self._values)) and self._relations.same(m)
+        same = len(own) == self._size and all(map(operator.is_, values, self._values))
+        return same and all(repr(own[k]) == known for k, known in self._lists) and self._relations.same(m)
 
 
 class _UsersModule:

@@ -75,6 +75,8 @@ class _SweepNode:
             d[self.out] = self.operands[0].reshape(-1, 1) * first
         elif self.kind == _ops.SUM:
             d[self.out] = self.alpha * first + self.beta * second
+        elif self.kind == _ops.NORM:
+            d[self.out] = self._norm_forward(Y, first)
         elif self.kind == _ops.SOFTMAX:
             p, s = self.operands
             e[self.a] += cross_entropy_tangent(p, s, first.view(*p.shape, k)).reshape(-1, k)
@@ -92,6 +94,52 @@ class _SweepNode:
             for value, factor in ((self.a, self.alpha), (self.b, self.beta)):
                 if value >= 0:
                     e[value] += factor * e[self.out]
+        elif self.kind == _ops.NORM:
+            self._norm_backward(Y, d, e, out)
+
+    def _mean(self, t: Tensor) -> Tensor:
+        """Over each group of t [B, G, M, ...]; nothing where statistics are constants."""
+        return self.alpha * t.mean((0, 2), keepdim=True)
+
+    def _by_parameter(self, t: Tensor) -> Tensor:
+        """Rows of parameters [C, ...] for every number [B, G, M, ...]."""
+        xh = self.operands[0]
+        where = torch.arange(xh.numel()) // int(self.beta) % len(t)
+        return t[where].view(*xh.shape, *t.shape[1:])
+
+    def _norm_theta(self, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gamma, and the tangents of gamma and beta, for every number."""
+        xh, gamma = self.operands[0], self.operands[2]
+        zero = Y.new_zeros(*xh.shape, Y.shape[1])
+        rows = (self.row_w, self.row_b)
+        dgamma, dbeta = (self._by_parameter(Y[r : r + len(gamma)]) if r >= 0 else zero for r in rows)
+        return (self._by_parameter(gamma) if len(gamma) else torch.ones_like(xh)).unsqueeze(-1), dgamma, dbeta
+
+    def _dxh(self, dx: Tensor) -> Tensor:
+        xh, r = self.operands[0].unsqueeze(-1), self.operands[1].view(1, -1, 1, 1)
+        dx = dx.expand(xh.numel(), dx.shape[-1]).view(*xh.shape[:-1], -1) if dx.dim() else dx.expand(xh.shape)
+        return r * (dx - self._mean(dx) - xh * self._mean(xh * dx))
+
+    def _norm_forward(self, Y: Tensor, dx: Tensor) -> Tensor:
+        gamma, dgamma, dbeta = self._norm_theta(Y)
+        return (gamma * self._dxh(dx) + dgamma * self.operands[0].unsqueeze(-1) + dbeta).reshape(-1, Y.shape[1])
+
+    def _norm_backward(self, Y: Tensor, d: dict[int, Tensor], e: dict[int, Tensor], out: Tensor) -> None:
+        xh, delta = (self.operands[i].unsqueeze(-1) for i in (0, 3))
+        r, k = self.operands[1].view(1, -1, 1, 1), Y.shape[1]
+        gamma, dgamma, _ = self._norm_theta(Y)
+        dx = d[self.a] if self.a >= 0 else Y.new_zeros(xh.numel(), k)
+        own, dxh = e[self.out].view(*xh.shape[:-1], k), self._dxh(dx)
+        u, du = gamma * delta, gamma * own + dgamma * delta
+        q, dq = self._mean(xh * u), self._mean(dxh * u + xh * du)
+        if self.a >= 0:
+            back = r * (u - self._mean(u) - xh * q)
+            stretch = r * self._mean(xh * dx.view_as(own))
+            e[self.a] += (r * (du - self._mean(du) - dxh * q - xh * dq) - stretch * back).reshape(-1, k)
+        C = len(self.operands[2])
+        for row, h in ((self.row_w, xh * own + delta * dxh), (self.row_b, own)):
+            if row >= 0:
+                out[row : row + C] = h.reshape(-1, C, int(self.beta), k).sum((0, 2))
 
     def _linear_backward(self, Y: Tensor, d: dict[int, Tensor], e: dict[int, Tensor], out: Tensor) -> None:
         a, W, delta = self.operands

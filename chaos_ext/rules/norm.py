@@ -45,10 +45,15 @@ class Normalised(NamedTuple):
     own: tuple[int, ...]
 
 
+def _channels(shape: torch.Size) -> tuple[int, int, int]:
+    return shape[0], shape[1], shape[2:].numel()
+
+
 class FixedNorm:
     """BatchNorm in eval mode, on x [N, C, ...]: the mean and variance are buffers."""
 
     path, fresh, rowwise = "layer rule", True, True
+    layout = staticmethod(_channels)
 
     def __init__(self, weight: Leaf, bias: Leaf, mean: Leaf, variance: Leaf, eps: float) -> None:
         self.weight, self.bias, self.mean, self.variance, self.eps = weight, bias, mean, variance, eps
@@ -63,8 +68,7 @@ class FixedNorm:
         return _affine((x - mean.view(shape)) * r, r, self.weight(theta), self.bias(theta), shape)
 
     def backward(self, saved: Normalised, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
-        gradients = _gradients(self.slots, saved, delta)
-        return [_scaled(saved, delta) * saved.r], gradients
+        return [_scaled(saved, delta) * saved.r], _gradients(self.slots, saved, delta)
 
     def tangent_forward(self, saved: Normalised, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         dx, r, gamma = dinputs[0], saved.r, saved.gamma
@@ -84,28 +88,25 @@ class GroupStatistics:
     """BatchNorm in training mode, on x [N, C, ...] as N x C x M: a group is a channel, with means over N and M."""
 
     path, fresh, rowwise = "layer rule", True, False
+    layout = staticmethod(_channels)
 
     def __init__(self, weight: Leaf, bias: Leaf, eps: float) -> None:
         self.weight, self.bias, self.eps = weight, bias, eps
         self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
 
-    @staticmethod
-    def _layout(shape: torch.Size) -> tuple[int, int, int]:
-        return shape[0], shape[1], shape[2:].numel()
-
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Normalised]:
         x = inputs[0]
-        xh, r = _normalise(x, self._layout(x.shape), (0, 2), self.eps)
+        xh, r = _normalise(x, self.layout(x.shape), (0, 2), self.eps)
         return _affine(xh, r, self.weight(theta), self.bias(theta), by_channel(x.shape))
 
     def backward(self, saved: Normalised, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         gradients = _gradients(self.slots, saved, delta)
-        return [_adjoint(saved, _scaled(saved, delta), self._layout(saved.xh.shape), (0, 2))], gradients
+        return [_adjoint(saved, _scaled(saved, delta), self.layout(saved.xh.shape), (0, 2))], gradients
 
     def tangent_forward(self, saved: Normalised, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         if dinputs[0] is None and dtheta[0] is None and dtheta[1] is None:
             return None
-        return _tangent(saved, self._layout(saved.xh.shape), dinputs[0], saved.gamma, *dtheta)
+        return _tangent(saved, self.layout(saved.xh.shape), dinputs[0], saved.gamma, *dtheta)
 
     def tangent_backward(
         self, saved: Normalised, delta: Tensor, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent], ddelta: Tangent
@@ -113,7 +114,7 @@ class GroupStatistics:
         dx, dgamma = dinputs[0], dtheta[0]
         if dx is None and dgamma is None and ddelta is None:
             return [None], [None, None]
-        layout = self._layout(saved.xh.shape)
+        layout = self.layout(saved.xh.shape)
         dd_in, sums = _adjoint_tangent(saved, layout, delta, dx, ddelta, saved.gamma, dgamma)
         return [dd_in], [p if s is not None else None for p, s in zip(sums, self.slots, strict=True)]
 
@@ -144,7 +145,7 @@ class RowStatistics:
         self.rowwise = rowwise
         self.slots: tuple[int | None, ...] = (weight.slot, bias.slot)
 
-    def _layout(self, shape: torch.Size) -> tuple[int, int, int]:
+    def layout(self, shape: torch.Size) -> tuple[int, int, int]:
         *rows, entries = self.view(shape)
         return 1, math.prod(rows), entries
 
@@ -160,7 +161,7 @@ class RowStatistics:
     def tangent_forward(self, saved: Normalised, dinputs: Sequence[Tangent], dtheta: Sequence[Tangent]) -> Tangent:
         dz: Tangent = None
         if dinputs[0] is not None:
-            dz = _tangent(saved, self._layout(saved.xh.shape), dinputs[0])
+            dz = _tangent(saved, self.layout(saved.xh.shape), dinputs[0])
             dz = dz if saved.gamma is None else dz.mul_(column(saved.gamma))
         return _moved(dz, saved, dtheta)
 
@@ -170,7 +171,7 @@ class RowStatistics:
         dx, dgamma = dinputs[0], dtheta[0]
         if dx is None and dgamma is None and ddelta is None:
             return [None], [None, None]
-        layout = self._layout(saved.xh.shape)
+        layout = self.layout(saved.xh.shape)
         products = _products(self.slots, saved, delta, dx, ddelta, lambda dx: _tangent(saved, layout, dx))
         e, de = _scaled(saved, delta), _scaled_tangent(saved, delta, dgamma, ddelta)
         return [_adjoint_tangent(saved, layout, e, dx, de)[0]], products

@@ -8,10 +8,13 @@
 #if defined(__CUDACC__)
 #define CHAOS_EXT_HD __host__ __device__ inline
 #define CHAOS_EXT_HD_MEMBER __host__ __device__
+#define CHAOS_EXT_HD_LAMBDA
 #elif defined(__GNUC__)
 #define CHAOS_EXT_HD inline __attribute__((always_inline))  // into callers compiled for wider vectors
 #define CHAOS_EXT_HD_MEMBER
+#define CHAOS_EXT_HD_LAMBDA __attribute__((always_inline))
 #else
 #define CHAOS_EXT_HD inline
 #define CHAOS_EXT_HD_MEMBER
+#define CHAOS_EXT_HD_LAMBDA
 #endif

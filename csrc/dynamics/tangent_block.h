@@ -85,4 +85,19 @@ void unpad(const T* from, int64_t w, T* to, int64_t ld, int64_t rows, int64_t co
   for (int64_t r = 0; r < rows; ++r, from += w, to += ld) std::copy(from, from + columns, to);
 }
 
+// columns of rows [rows, ld] to one after the other [columns, rows], or back.
+template <typename T>
+void to_columns(const T* from, int64_t ld, T* to, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r, from += ld) {
+    for (int64_t j = 0; j < columns; ++j) to[j * rows + r] = from[j];
+  }
+}
+
+template <typename T>
+void from_columns(const T* from, T* to, int64_t ld, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r, to += ld) {
+    for (int64_t j = 0; j < columns; ++j) to[j] = from[j * rows + r];
+  }
+}
+
 }  // namespace chaos_ext

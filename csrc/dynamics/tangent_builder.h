@@ -121,6 +121,8 @@ class ProgramBuilder {
     expect(!loss || f.out < 0, op_, ": expected a loss without an output, got value ", f.out);
     if (f.kind == kLinearNode) {
       read_linear(node, f);
+    } else if (f.kind == kNormNode) {
+      read_norm(node, f, factors.beta);
     } else if (f.kind == kSoftmaxNode) {
       read_softmax(node, f);
     } else {
@@ -141,6 +143,34 @@ class ProgramBuilder {
     node.in[0] = input(f.first, product_of({node.R, node.I}), "the input");
     node.out = output(f.out, outputs);
     node.row_w = owned(f.row_w, weights), node.row_b = owned(f.row_b, node.O);
+  }
+
+  void read_norm(Node& node, const NodeRecord& f, double neighbours) {
+    const Operand<T>& xh = next();
+    expect(xh.dim == 3, op_, ": expected operand ", next_, " with 3 dimensions, got ", xh);
+    node.I = xh.shape[0], node.O = xh.shape[1], node.R = xh.shape[2];
+    const int64_t rows = product_of({node.I, node.O, node.R});
+    node.a = numbers(rows);
+    node.r = operand({node.O});
+    const Operand<T>& gamma = next();
+    expect(gamma.dim == 1, op_, ": expected operand ", next_, " with 1 dimension, got ", gamma);
+    const bool scaled = gamma.shape[0] > 0;
+    node.W = numbers(gamma.shape[0]);
+    node.delta = operand({node.I, node.O, node.R});
+    expect(node.alpha == T(0) || node.alpha == T(1), op_, ": expected a norm's first factor to be 0 or 1, got ",
+           node.alpha);
+    expect(scaled || (f.row_w < 0 && f.row_b < 0), op_, ": expected no parameters of a norm without gamma");
+    node.C = scaled ? gamma.shape[0] : 1;
+    node.L =
+        scaled && neighbours >= 1 && neighbours <= static_cast<double>(rows) ? static_cast<int64_t>(neighbours) : 1;
+    expect(!scaled || (static_cast<double>(node.L) == neighbours && rows % product_of({node.C, node.L}) == 0), op_,
+           ": expected a norm's second factor to be numbers that share one of ", node.C, " parameters, out of ", rows,
+           ", got ", neighbours);
+    node.in[0] = input(f.first, rows, "the input");
+    node.out = output(f.out, rows);
+    node.row_w = owned(f.row_w, node.C), node.row_b = owned(f.row_b, node.C);
+    node.own = program_.scratch_rows;
+    if (node.in[0].has()) program_.scratch_rows += rows + node.O;
   }
 
   // The first row of a parameter; -1 where there is none, or none of its rows.

@@ -143,7 +143,47 @@ __device__ inline void softmax_row(const SweepColumns<T>& q, const TangentNode<T
   for (int64_t c = 0; c < n.O; ++c) softmax_tangent(n.W[r], p[c], d[c * q.w], base, mean, e[c * q.w]);
 }
 
-// One row of a node that is neither linear nor the softmax.
+#include "tangent_norm.inl"
+
+// The thread's column. One that is not there reads what the last one has.
+template <typename T>
+struct NormThread {
+  const SweepColumns<T>& q;
+
+  __device__ T value(int64_t row) const { return q.row(row)[q.x()]; }
+  __device__ T theta(int64_t row) const { return q.V[row * q.ldv + q.read_x()]; }
+  __device__ void put(int64_t row, T v) const { q.row(row)[q.x()] = v; }
+};
+
+template <typename T>
+__device__ inline void norms_forward(const SweepColumns<T>& q, const TangentNode<T>& n) {
+  for (int64_t group = q.first(); group < n.O; group += q.step()) norm_forward<T>(NormThread<T>{q}, n, group);
+}
+
+// d(delta_in), before any row of theta is overwritten.
+template <typename T>
+__device__ inline void norms_to_input(const SweepColumns<T>& q, const TangentNode<T>& n) {
+  for (int64_t group = q.first(); n.in[0].has() && group < n.O; group += q.step()) {
+    norm_to_input<T>(NormThread<T>{q}, n, group);
+  }
+}
+
+// (H y)_gamma and (H y)_beta; returns this thread's sum of squares.
+template <typename T>
+__device__ inline T norm_to_slots(const SweepColumns<T>& q, const TangentNode<T>& n, const UpdateList<T>& slots) {
+  const int x = q.x();
+  T squares = T(0);
+  if (x >= q.columns || (n.row_w < 0 && n.row_b < 0)) return squares;
+  for (int64_t c = q.first(); c < n.C; c += q.step()) {
+    T gamma = T(0), beta = T(0);
+    norm_to_theta<T>(NormThread<T>{q}, n, c, gamma, beta);
+    if (n.row_w >= 0) squares += finish_as(q, slots.at(n.row_w), c, gamma, x);
+    if (n.row_b >= 0) squares += finish_as(q, slots.at(n.row_b), c, beta, x);
+  }
+  return squares;
+}
+
+// One row of a node that is neither linear nor norm nor the softmax.
 template <typename T>
 __device__ inline void other_forward(const SweepColumns<T>& q, const TangentNode<T>& n, int64_t r) {
   const T* in[2] = {};
@@ -164,9 +204,12 @@ __device__ inline void other_backward(const SweepColumns<T>& q, const TangentNod
   }
 }
 
-template <typename T>
+template <bool kNorms, typename T>
 __device__ inline void node_forward(const SweepColumns<T>& q, const TangentNode<T>& n) {
   if (n.kind == kLinearNode) return linear_forward(q, n);
+  if constexpr (kNorms) {
+    if (n.kind == kNormNode) return norms_forward(q, n);
+  }
   for (int64_t r = q.first(); r < n.R; r += q.step()) {
     if (n.kind == kSoftmaxNode) {
       softmax_row(q, n, r);

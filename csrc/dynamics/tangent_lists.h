@@ -23,9 +23,13 @@ UpdateList<T> store_list(const char* op, const TangentProgram<T>& program) {
   };
   for (int n = 0; n < program.count; ++n) {
     const TangentNode<T>& node = program.node[n];
-    if (node.kind != kLinearNode) continue;
-    add(node.row_w, node.O * node.I);
-    add(node.row_b, node.O);
+    if (node.kind == kLinearNode) {
+      add(node.row_w, node.O * node.I);
+      add(node.row_b, node.O);
+    } else if (node.kind == kNormNode) {
+      add(node.row_w, node.C);
+      add(node.row_b, node.C);
+    }
   }
   expect(disjoint(runs), op, ": expected nodes whose parameters share no row, got two that do");
   return list;

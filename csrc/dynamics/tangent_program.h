@@ -2,6 +2,7 @@
 // Plain structures, without torch, shared by the CPU kernel, the CUDA kernel and its emulation. See tangent_sweep.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../common/host_device.h"
@@ -18,6 +19,7 @@ enum NodeKind : int {
   kLinearNode,    // z = W a + b
   kScaleNode,     // a = phi(z), elementwise
   kSumNode,       // z = alpha a + beta b
+  kNormNode,      // z = gamma xh + beta, tangent_norm.inl
   kSoftmaxNode,   // cross-entropy at its logits, s (diag p - p p^T)
   kDiagonalNode,  // a loss with a diagonal Hessian
   kNodeKinds,
@@ -40,8 +42,15 @@ struct TangentNode {
   int64_t row_w, row_b;  // first rows of W and b in theta, -1: constant
   const T *a, *W, *delta;
   // Linear: a [R, I], W [O, I], delta [R, O]. Scale: a = phi' [R], W = phi'' delta [R] or null. Softmax: a = p [R, O],
-  // W = s [R]. Diagonal: a = curvature [R], or null and alpha.
+  // W = s [R]. Diagonal: a = curvature [R], or null and alpha. Norm: a = xh [I, O, R], W = gamma [C] or null, r [O],
+  // delta as xh; alpha is 1, or 0 where mean and variance are constants.
   T alpha, beta;
+  // Norm: O groups of I R numbers; gamma is the same for L neighbours. `own`: where dxh lies in the scratch, and behind
+  // it mean(xh dx) of each group.
+  int64_t C, L, own;
+  const T* r;
+
+  CHAOS_EXT_HD_MEMBER int64_t numbers() const { return I * O * R; }
 };
 
 template <typename T>
@@ -51,8 +60,13 @@ struct TangentProgram {
   TangentNode<T> node[kMaxNodes];
 };
 
+template <typename T>
+bool has_norms(const TangentProgram<T>& program) {
+  return std::any_of(program.node, program.node + program.count, [](const auto& n) { return n.kind == kNormNode; });
+}
+
 // Row i of the tangent that a node passes on, of its value or, of a diagonal loss, of the cotangent of its input: from
-// the tangents of its inputs, null where constant. Neither linear nor the softmax.
+// the tangents of its inputs, null where constant. Neither linear nor norm nor the softmax.
 template <typename T>
 CHAOS_EXT_HD T forward_value(const TangentNode<T>& n, int64_t i, const T* first, const T* second) {
   if (n.kind == kSumNode) {

@@ -12,8 +12,8 @@
 namespace chaos_ext {
 
 // One block of w columns a thread block; blockDim.x is a multiple of w. The scratch holds scratch_rows >= blockDim.x /
-// w.
-template <typename T>
+// w. kNorms: whether there may be norm nodes, which need more registers.
+template <typename T, bool kNorms>
 __global__ void tangent_sweep_kernel(const __grid_constant__ TangentProgram<T> program,
                                      const __grid_constant__ UpdateList<T> slots,
                                      T* Y,  // [S, k], rows ld apart
@@ -38,7 +38,7 @@ __global__ void tangent_sweep_kernel(const __grid_constant__ TangentProgram<T> p
     __syncthreads();
   }
   for (int i = 0; i < program.count; ++i) {
-    node_forward(q, program.node[i]);
+    node_forward<kNorms>(q, program.node[i]);
     __syncthreads();
   }
   T sum = T(0);
@@ -48,6 +48,10 @@ __global__ void tangent_sweep_kernel(const __grid_constant__ TangentProgram<T> p
       if (n.in[0].has()) linear_to_input(q, n);
       __syncthreads();
       sum += linear_to_theta(q, n, slots);
+    } else if (kNorms && n.kind == kNormNode) {
+      norms_to_input(q, n);
+      __syncthreads();
+      sum += norm_to_slots(q, n, slots);
     } else if (n.kind == kScaleNode || n.kind == kSumNode) {
       for (int64_t r = q.first(); r < n.R; r += q.step()) other_backward(q, n, r);
       __syncthreads();

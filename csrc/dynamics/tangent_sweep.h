@@ -11,6 +11,7 @@
 // and back, before V is overwritten:
 //   d(delta_in) = W^T d(delta) + V^T delta,   d(delta_z) = phi'(z) d(delta_a) + phi''(z) delta_a dz,
 //   (H y)_W = sum_r d(delta_r) a_r^T + delta_r da_r^T,   (H y)_b = sum_r d(delta_r).
+// Normalisation: tangent_norm.inl.
 //
 // Index legend: R rows (samples times positions), I/O features, S rows of state, P of theta, k columns.
 // Cost: 4 R |W| flops a column for a layer whose input carries no tangent, else 12. A column depends on no other one:

@@ -1,6 +1,6 @@
 // tangent_product and tangent_update_ on the CPU. Formulas and cost: tangent_sweep.h. A thread takes blocks of columns
-// whose tangents stay in its L2 cache. Columns that do not fill a vector go through a padded copy, a few of them one by
-// one through a kernel whose vectors run along the inputs instead.
+// whose tangents stay in its L2 cache. Columns that do not fill a vector go through a padded copy, or, a few of them or
+// long ones, one by one through a kernel whose vectors run along the inputs instead.
 //
 // A layer's rows of Y are read twice, going forward and when they are updated, and written once. Keeping them in cache
 // in between is possible only for blocks so narrow that memory answers more slowly than it does to a second, longer
@@ -40,6 +40,8 @@ const SweepKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kerne
 constexpr int64_t kRowBytes = 1536;         // of a block: rows of Y are pages apart, and want to be read in long runs,
 constexpr int64_t kTangentBytes = 7 << 18;  // while the block's tangents stay in the L2 cache
 constexpr int64_t kThreadWork = 1 << 22;    // multiply-adds that are worth a thread
+constexpr int64_t kApart = 4;               // columns that are copied at a time to be swept one by one
+constexpr int64_t kPaddedBytes = 1 << 20;   // of a vector of columns: more leaves the cache between two layers
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -50,6 +52,7 @@ int64_t column_work(const TangentProgram<T>& program, int64_t S) {
   for (int i = 0; i < program.count; ++i) {
     const TangentNode<T>& n = program.node[i];
     if (n.kind == kLinearNode) work += (n.in[0].has() ? 6 : 2) * n.R * n.O * n.I;
+    if (n.kind == kNormNode) work += 20 * n.numbers();
   }
   return work;
 }
@@ -65,17 +68,18 @@ int64_t block_width(int64_t tangent_rows, int64_t work, int64_t k) {
   return std::min(most, std::max(lanes, round_up(least, lanes)));
 }
 
-// Columns that are swept side by side; the others, a few, one by one.
+// Columns of S rows that are swept side by side; the others one by one.
 template <typename T>
-int64_t side_by_side(int64_t columns) {
-  const int64_t lanes = kernels_for(T{}).lanes, rest = columns % lanes;
-  return rest > lanes / 2 ? columns : columns - rest;
+int64_t side_by_side(int64_t columns, int64_t S) {
+  const int64_t lanes = kernels_for(T{}).lanes, rest = columns % lanes, item = sizeof(T);
+  const int64_t most = S * lanes * item > kPaddedBytes ? lanes - 2 : 3 * lanes / 8;
+  return rest > most ? columns : columns - rest;
 }
 
 template <typename T>
-std::vector<Packed<T>> pack(const TangentProgram<T>& program, int64_t k, std::vector<std::vector<T>>& keep) {
+std::vector<Packed<T>> pack(const TangentProgram<T>& program, int64_t k, int64_t S, std::vector<std::vector<T>>& keep) {
   std::vector<Packed<T>> packed(program.count);
-  for (int i = 0; side_by_side<T>(k) > 0 && i < program.count; ++i) {
+  for (int i = 0; side_by_side<T>(k, S) > 0 && i < program.count; ++i) {
     const TangentNode<T>& n = program.node[i];
     if (n.kind != kLinearNode) continue;
     if (n.row_w >= 0) packed[i].a = transposed(n.a, n.R, n.I, keep);
@@ -94,10 +98,38 @@ struct Sweep {
 
   void run(int64_t x, int64_t width) const {
     const int64_t columns = std::min(width, call().k - x), lanes = kernels_for(T{}).lanes;
-    const int64_t together = side_by_side<T>(columns), whole = together / lanes * lanes;
+    const int64_t together = side_by_side<T>(columns, call().S), whole = together / lanes * lanes;
     if (whole > 0) run_block(x, whole, whole, kernels_for(T{}));
     if (together > whole) run_block(x + whole, together - whole, lanes, kernels_for(T{}));
-    for (int64_t j = x + together; j < x + columns; ++j) run_block(j, 1, 1, column::kernels_for(T{}));
+    for (int64_t j = together; j < columns; j += kApart) run_apart(x + j, std::min(kApart, columns - j));
+  }
+
+  // Columns x .. x + columns one by one, each of them in a row.
+  void run_apart(int64_t x, int64_t columns) const {
+    const int64_t S = call().S, P = call().P;
+    SweepBlock<T> q = block;
+    const bool apart = q.ld != 1, given = q.HY != nullptr && q.ld_given != 1, gives = q.out != nullptr && q.ld_out != 1;
+    T* const own = thread_memory<T>(1, apart ? S * columns : 0);
+    T* const other = thread_memory<T>(2, gives || given ? P * columns : 0);
+    if (apart) to_columns(q.theta + x, q.ld, own, S, columns);
+    if (given) to_columns(q.HY + x, q.ld_given, other, P, columns);
+    for (int64_t j = 0; j < columns; ++j) {
+      if (apart) q.theta = own + j * S, q.Y = block.Y == nullptr ? nullptr : own + j * S, q.ld = 1;
+      if (given) q.HY = other + j * P, q.ld_given = 1;
+      if (gives) q.out = other + j * P, q.ld_out = 1;
+      run_column(q, x + j);
+    }
+    if (gives) from_columns(other, block.out + x, block.ld_out, P, columns);
+    if (apart && block.Y != nullptr) from_columns(own, block.Y + x, block.ld, S, columns);
+  }
+
+  // Rows of one number without gaps; of a single column these are the block's own.
+  void run_column(SweepBlock<T>& q, int64_t x) const {
+    T squares = T(0);
+    q.w = 1, q.stride = 1, q.squares = &squares;
+    q.scratch = thread_memory<T>(0, call().program.scratch_rows);
+    compute(q, column::kernels_for(T{}));
+    if (block.squares != nullptr) block.squares[x] = squares;
   }
 
   // Columns x .. x + columns, as w columns side by side.
@@ -105,7 +137,7 @@ struct Sweep {
     SweepBlock<T> q = block;
     q.w = w;
     // One vector more than a row: where samples lay a multiple of 4 KiB apart, loads would wait for unrelated stores.
-    q.stride = w == 1 ? 1 : w + column::kernels_for(T{}).lanes;
+    q.stride = w + kernels.lanes;
     q.scratch = thread_memory<T>(0, (call().program.scratch_rows + 1) * q.stride);
     q.squares = q.row(call().program.scratch_rows);
     std::fill(q.squares, q.squares + w, T(0));
@@ -113,8 +145,7 @@ struct Sweep {
     if (q.Y != nullptr) q.Y += x;
     if (q.HY != nullptr) q.HY += x;
     if (q.out != nullptr) q.out += x;
-    const bool together = q.ld == 1 && (q.HY == nullptr || q.ld_given == 1) && (q.out == nullptr || q.ld_out == 1);
-    if (w == columns && (w > 1 || together)) {
+    if (w == columns) {
       compute(q, kernels);
     } else {
       compute_copied(q, columns, kernels);
@@ -177,7 +208,7 @@ Tensor tangent_product_cpu(const Tensor& Y,                     // [P, k]
     const SweepCall<T> call{.program = builder.program(),
                             .slots = slots,
                             .given = {},
-                            .packed = pack(builder.program(), k, keep),
+                            .packed = pack(builder.program(), k, P, keep),
                             .S = P,
                             .P = P,
                             .k = k};
@@ -210,7 +241,7 @@ Tensor tangent_update_cpu(Tensor& Y,                           // [S, k]
     const SweepCall<T> call{.program = program,
                             .slots = list,
                             .given = std::move(own),
-                            .packed = pack(program, k, keep),
+                            .packed = pack(program, k, S, keep),
                             .S = S,
                             .P = HY ? HY->size(0) : 0,
                             .k = k};

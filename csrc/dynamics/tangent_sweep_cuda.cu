@@ -48,7 +48,7 @@ void launch_sweep(const TangentProgram<T>& program, const UpdateList<T>& slots, 
   const int64_t k = Y.size(1);
   const SharedPlan plan = plan_shared(P, program.scratch_rows, sizeof(T));
   const unsigned blocks = grid_size(k, plan.w);
-  const auto kernel = tangent_sweep_kernel<T>;
+  const auto kernel = has_norms(program) ? tangent_sweep_kernel<T, true> : tangent_sweep_kernel<T, false>;
   STD_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.bytes)));
   const Tensor scratch = new_empty(Y, {plan.in_shared ? 0 : static_cast<int64_t>(blocks) * plan.scratch_rows * plan.w});

@@ -1,6 +1,7 @@
 // The arithmetic of a tangent sweep on one block of columns; compiled once per instruction set and dtype, with the CE_
 // macros of ../common/foreach_target.inl. A block's width is a multiple of a vector.
 
+#include "tangent_norm.inl"
 #include "tangent_tiles.inl"
 
 inline void linear_forward(const SweepBlock<T>& q, const TangentNode<T>& n, const Packed<T>& p) {
@@ -76,6 +77,36 @@ inline void scale_backward(const SweepBlock<T>& q, const TangentNode<T>& n) {
   scale_rows(q, n.R, q.row(n.in[0].e), q.row(n.out.e), n.a, T(0), n.adds[0], n.W, q.row(n.in[0].d));
 }
 
+// A vector of columns, from x on.
+struct NormColumns {
+  const SweepBlock<T>& q;
+  int64_t x;
+
+  CE_INLINE Vec value(int64_t row) const { return load(q.row(row) + x); }
+  CE_INLINE Vec theta(int64_t row) const { return load(q.theta + row * q.ld + x); }
+  CE_INLINE void put(int64_t row, const Vec& v) const { store(q.row(row) + x, v); }
+};
+
+inline void norms_forward(const SweepBlock<T>& q, const TangentNode<T>& n) {
+  for (int64_t group = 0; group < n.O; ++group) {
+    for (int64_t x = 0; x < q.w; x += kLanes) norm_forward<Vec>(NormColumns{q, x}, n, group);
+  }
+}
+
+inline void norms_backward(const SweepBlock<T>& q, const TangentNode<T>& n) {
+  for (int64_t group = 0; n.in[0].has() && group < n.O; ++group) {
+    for (int64_t x = 0; x < q.w; x += kLanes) norm_to_input<Vec>(NormColumns{q, x}, n, group);
+  }
+  for (int64_t c = 0; (n.row_w >= 0 || n.row_b >= 0) && c < n.C; ++c) {
+    for (int64_t x = 0; x < q.w; x += kLanes) {
+      Vec gamma[1][1] = {}, beta[1][1] = {};
+      norm_to_theta<Vec>(NormColumns{q, x}, n, c, gamma[0][0], beta[0][0]);
+      if (n.row_w >= 0) finish_as<1, 1>(q, q.call->slots.at(n.row_w), c, x, gamma);
+      if (n.row_b >= 0) finish_as<1, 1>(q, q.call->slots.at(n.row_b), c, x, beta);
+    }
+  }
+}
+
 inline void softmax(const SweepBlock<T>& q, const TangentNode<T>& n) {
   for (int64_t r = 0; r < n.R; ++r) {
     const T* p = n.a + r * n.O;
@@ -102,6 +133,7 @@ inline void sweep(const SweepBlock<T>& q) {
       case kLinearNode: linear_forward(q, n, q.call->packed[i]); break;
       case kScaleNode: scale_rows(q, n.R, q.row(n.out.d), q.row(n.in[0].d), n.a, T(0), false, nullptr, nullptr); break;
       case kSumNode: sum_forward(q, n); break;
+      case kNormNode: norms_forward(q, n); break;
       case kSoftmaxNode: softmax(q, n); break;
       case kDiagonalNode:
         scale_rows(q, n.R, q.row(n.in[0].e), q.row(n.in[0].d), n.a, n.alpha, false, nullptr, nullptr);
@@ -114,6 +146,7 @@ inline void sweep(const SweepBlock<T>& q) {
       case kLinearNode: linear_backward(q, n, q.call->packed[i]); break;
       case kScaleNode: scale_backward(q, n); break;
       case kSumNode: sum_backward(q, n); break;
+      case kNormNode: norms_backward(q, n); break;
     }
   }
 }

@@ -188,9 +188,9 @@ void bind_tangent_sweep(py::module_& m) {
           std::vector<T> global(in_shared ? 0 : blocks * rows * w, T(NAN));
           const int64_t ld = Y.strides(0) / static_cast<int64_t>(sizeof(T));
           emulator::launch(blocks, threads, [&] {
-            tangent_sweep_kernel<T>(program, list, Y.mutable_data(), ld, P, k, w, result ? out(*result) : nullptr,
-                                    in_shared ? nullptr : global.data(), rows, keeps_theta,
-                                    squares ? out(*squares) : nullptr);
+            const auto kernel = has_norms(program) ? tangent_sweep_kernel<T, true> : tangent_sweep_kernel<T, false>;
+            kernel(program, list, Y.mutable_data(), ld, P, k, w, result ? out(*result) : nullptr,
+                   in_shared ? nullptr : global.data(), rows, keeps_theta, squares ? out(*squares) : nullptr);
           });
         });
   m.def("tangent_update_kernel",
