@@ -62,6 +62,7 @@ from .recorder import Recorder
 from .rules.rule import Leaf, Rule
 from .rules.table import register_rule, unregister_rule
 from .spectra.decompose import directions, spectrum
+from .spectra.per_layer import spectra_per_layer
 from .spectra.spectrum import Spectrum
 from .systems import System
 
@@ -136,6 +137,7 @@ __all__: list[str] = [
     "register_tangent",
     "select",
     "sharpness_dimension",
+    "spectra_per_layer",
     "spectral_summary",
     "spectrum",
     "subspace_similarity",

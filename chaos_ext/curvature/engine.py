@@ -68,7 +68,7 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
     """The model's program and its output now, or the reason why there is no program."""
 
     def run() -> tuple[Program | None, object, str]:
-        found = capture(tree, space, x, lambda program: validate(program, tree.model, x))
+        found = capture(tree, space, x, lambda program: validate(program, tree.model, x, tree.block))
         if found.program is None:
             return None, None, found.reason
         return found.program, forward(tree, x.clone() if found.edits_input else x), found.reason
