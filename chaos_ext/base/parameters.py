@@ -22,6 +22,7 @@ from .torch_internals import own_buffers, own_children, own_parameters
 from .traces import is_quiet
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
+_Named = tuple[str, Tensor]
 Group = dict[str, Any]  # options of one parameter group of an optimizer
 
 
@@ -39,6 +40,7 @@ class ModuleTree:
         watched: those whose forward may leave traces: none if all are torch's own, else all.
         buffered: those with buffers, and these by name.
         named_parameters: as in ``model.named_parameters()``.
+        theta, constants: those that are differentiated, and those that are frozen or outside of the block.
     """
 
     def __init__(self, model: nn.Module, params: Chosen | None = None) -> None:
@@ -54,12 +56,7 @@ class ModuleTree:
         else:
             self.named_parameters = list(model.named_parameters())
         self.block = None if params is None else chosen_names(model, self.named_parameters, params)
-        names = None if self.block is None else set(self.block)
-        self._block = None if names is None else {id(p) for n, p in self.named_parameters if n in names}
-
-    def differentiates(self, p: Tensor) -> bool:
-        """Whether a parameter is part of theta: neither frozen nor outside of the block."""
-        return p.requires_grad and (self._block is None or id(p) in self._block)
+        self.theta, self.constants = _divided(self.named_parameters, self.block)
 
     def may_edit_input(self) -> bool:
         """Whether a call may write to the model's input: torch's own modules do where they are told to."""
@@ -67,8 +64,7 @@ class ModuleTree:
 
     def frozen(self) -> list[tuple[str, Tensor]]:
         """Parameters that are no part of theta and that a forward may write to: none where all modules are torch's."""
-        named = self.named_parameters if self.watched else []
-        return [(n, p) for n, p in named if not (self.differentiates(p) or p.is_meta)]
+        return [(n, p) for n, p in self.constants if not p.is_meta] if self.watched else []
 
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -98,10 +94,19 @@ def _own_parameters(named_modules: Iterable[tuple[str, nn.Module]]) -> list[tupl
     return list(named.values())
 
 
+def _divided(named: Sequence[_Named], block: tuple[str, ...] | None) -> tuple[list[_Named], list[_Named]]:
+    """Parameters by whether they require a gradient and are in the block; None: all are."""
+    inside = [(n, p) for n, p in named if p.requires_grad and (block is None or n in block)]
+    if len(inside) == len(named):
+        return inside, []
+    names = {n for n, _ in inside}
+    return inside, [(n, p) for n, p in named if n not in names]
+
+
 def _constants(tree: ModuleTree) -> list[tuple[str, Tensor]]:
     """Parameters that are no part of theta, and buffers, with their own names for messages."""
     buffers = {id(b): (k, b) for _, own in tree.buffered for k, b in own.items() if b is not None}
-    constants = [(n, p) for n, p in tree.named_parameters if not tree.differentiates(p)] + list(buffers.values())
+    constants = [*tree.constants, *buffers.values()]
     return [(n, t) for n, t in constants if t.layout == torch.strided] if constants else constants
 
 
@@ -156,7 +161,7 @@ class ParameterSpace:
                     f"model: its {m.original_name} was scripted or traced, so that nothing can take its parameters' "
                     "places; pass the module that torch.jit was given"
                 )
-        space = cls([(n, p) for n, p in tree.named_parameters if tree.differentiates(p)], _constants(tree))
+        space = cls(tree.theta, _constants(tree))
         space.block = tree.block
         return space
 

@@ -34,7 +34,7 @@ class _Surroundings:
         self._dicts: list[dict[str, Any]] = [own(m) for own in owned for m in modules]
         self._buffers = [own for m, own in tree.buffered if not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
-        self._outside = [p for p in self._parameters if not tree.differentiates(p)]
+        self._outside = [p for _, p in tree.constants]
         constants = self._constants()
         self._seen, self._marks = self._look(), self._read_marks(constants)
         strided = [t for t in constants if t.layout == torch.strided and not t.is_meta]
