@@ -5,6 +5,7 @@ from ._build_info import build_info
 from ._version import __version__
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .curvature.compressed import CompressedHessian
+from .curvature.dataset import DatasetHessian
 from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
 from .curvature.shortcut import hessian
@@ -75,6 +76,7 @@ __all__: list[str] = [
     "Coefficients",
     "CompressedHessian",
     "CovariantVectors",
+    "DatasetHessian",
     "DatasetNotFoundError",
     "DirectionAlignment",
     "DivergenceFit",

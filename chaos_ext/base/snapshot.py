@@ -124,6 +124,7 @@ class Origin(NamedTuple):
     Attributes:
         unused: places in theta's order of the parameters that the loss does not depend on.
         loss: the loss and what it is given as y, if calling it leaves something behind; else None.
+        one_batch: whether x is the batch; of several there is no forward to leave something behind.
     """
 
     model: nn.Module
@@ -131,3 +132,4 @@ class Origin(NamedTuple):
     snapshot: Snapshot
     unused: frozenset[int] = frozenset()
     loss: tuple[Callable[..., object], object] | None = None
+    one_batch: bool = True
