@@ -282,6 +282,27 @@ def test_a_step_with_its_spectrum_is_one_of_the_whole_data_set():
     assert all(relative(a.detach(), b.detach()) < 1e-9 for a, b in zip(model.parameters(), twin.parameters()))
 
 
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_the_edge_of_stability_of_the_whole_data_set(make):
+    model = _mlp()
+    opt = make(model.parameters(), lr=0.1)
+    whole = ce.distance_to_threshold(ce.HessianOperator(model, nn.CrossEntropyLoss(), X, LABELS), opt)
+    found = ce.distance_to_threshold(ce.DatasetHessian(model, nn.CrossEntropyLoss(), _cut(X, LABELS)), opt)
+    assert found.sharpness == pytest.approx(whole.sharpness, rel=1e-9)
+
+
+def test_inference_mode_and_no_columns():
+    model = _mlp()
+    v = torch.ones(63, 2, dtype=torch.float64)
+    expected = double_backward(model, nn.CrossEntropyLoss(), X, LABELS) @ v
+    with torch.inference_mode():
+        op = ce.DatasetHessian(model, nn.CrossEntropyLoss(), _cut(X.clone(), LABELS.clone()), keep=0)
+        assert relative(op @ v, expected) < 1e-10
+    assert relative(op @ v.requires_grad_(), expected) < 1e-10
+    assert not (op @ v).requires_grad
+    assert (op @ v[:, :0]).shape == (63, 0)
+
+
 def test_a_step_with_its_spectrum_runs_no_forward():
     class Counts(nn.Module):
         def __init__(self):

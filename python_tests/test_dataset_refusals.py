@@ -323,3 +323,23 @@ def test_an_error_of_the_data_comes_through_and_leaves_no_trace():
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("keep", [-1, 0.5, "all", True])
+def test_bytes_to_keep_that_are_none(keep):
+    with pytest.raises(ValueError, match="keep: expected a number of bytes >= 0, got"):
+        ce.DatasetHessian(mlp(), LOSS, _batches(), keep=keep)
+
+
+def test_batches_in_one_buffer_are_recorded_again_and_noticed_where_they_were_kept():
+    class Buffered:
+        def __iter__(self):
+            x, y = torch.empty_like(X[:3]), torch.empty_like(Y[:3])
+            for new_x, new_y in _batches():
+                x.copy_(new_x), y.copy_(new_y)
+                yield x, y
+
+    op = ce.DatasetHessian(mlp(), LOSS, Buffered(), keep=0)
+    assert torch.allclose(op.dense(), ce.hessian(mlp(), LOSS, X, Y), rtol=1e-12)
+    with pytest.raises(ce.StaleOperatorError, match="batch 0"):
+        ce.DatasetHessian(mlp(), LOSS, Buffered()).dense()

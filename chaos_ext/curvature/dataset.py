@@ -67,7 +67,7 @@ class DatasetHessian:
         normalisers: n_b of each batch (of a sum 1).
 
     Raises:
-        ValueError: no batches, or others when walked again; what ``HessianOperator`` refuses, with the batch.
+        ValueError: no batches, or others when walked again; what ``HessianOperator`` refuses, with the batch; ``keep``.
         TypeError: an iterator, which cannot be walked again; batches that are no (x, y), or differ in dtype or device.
         NonFiniteError: as ``HessianOperator``; all samples of all batches are ignored.
         UnsupportedError: as ``HessianOperator``; a loss that does not say how batches combine, and no ``weight``.
@@ -86,6 +86,8 @@ class DatasetHessian:
         progress: bool = False,
         memory_budget: int | None = None,
     ) -> None:
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}")
         tree = ModuleTree(model, params)
         self.space = space = ParameterSpace.of(tree)
         refuse_autocast(space.device)
