@@ -343,3 +343,11 @@ def test_batches_in_one_buffer_are_recorded_again_and_noticed_where_they_were_ke
     assert torch.allclose(op.dense(), ce.hessian(mlp(), LOSS, X, Y), rtol=1e-12)
     with pytest.raises(ce.StaleOperatorError, match="batch 0"):
         ce.DatasetHessian(mlp(), LOSS, Buffered()).dense()
+
+
+def test_bytes_as_labels_are_not_ignored_by_their_low_bits():
+    torch.manual_seed(0)
+    model, y = nn.Linear(4, 200).double(), torch.tensor([156, 3, 156, 7, 1, 2], dtype=torch.uint8)
+    op = ce.DatasetHessian(model, LOSS, [(X[:3], y[:3]), (X[3:], y[3:])])
+    assert op.normalisers == (3.0, 3.0)
+    assert torch.allclose(op.gradient, ce.HessianOperator(model, LOSS, X, y.long()).gradient, rtol=1e-12)

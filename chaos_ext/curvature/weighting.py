@@ -44,10 +44,11 @@ def _classes(loss_fn: Any, output: Tensor, y: Tensor) -> float:
     """Of rows of classes (the second axis): those that are not ignored by their class weights, or all."""
     if y.is_floating_point():
         return float(output.numel() // output.shape[min(1, output.dim() - 1)])
-    kept = y[y != loss_fn.ignore_index]
+    labels = y.long()  # of bytes, -100 is 156
+    kept = labels[labels != loss_fn.ignore_index]
     if loss_fn.weight is None:
         return float(kept.numel())
-    return float(loss_fn.weight.detach().to(y.device)[kept.long()].double().sum())
+    return float(loss_fn.weight.detach().to(y.device)[kept].double().sum())
 
 
 _NORMALISERS: dict[type, Callable[[Any, Tensor, Tensor], float]] = {
