@@ -2,9 +2,9 @@
 
 import copy
 import functools
-import gc
 import itertools
 import random
+import weakref
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import chaos_ext as ce
+from chaos_ext.curvature import dataset, recorded
 
 ENDS = (0, 7, 12, 15, 20, 23)  # of batches
 KEEP = {"all": 1 << 28, "some": 40_000, "one at a time": 0}
@@ -210,29 +211,21 @@ def test_dense_writes_where_it_is_told_to_and_keeps_to_its_budget():
     assert relative(one.dense(), out) < 1e-12
 
 
-class Operators:
-    """How many there are while a loss runs."""
-
-    def __init__(self):
-        self.most = 0
-
-    def __call__(self, output, y):
-        self.most = max(self.most, self.alive())
-        return F.cross_entropy(output, y)
-
-    @staticmethod
-    def alive():
-        return sum(type(o) is ce.HessianOperator for o in gc.get_objects())
-
-
 @pytest.mark.parametrize("keep", [0, 1 << 28])
-def test_one_batch_at_a_time_where_nothing_is_kept(keep):
-    gc.collect()
-    before, count = Operators.alive(), Operators()
-    op = ce.DatasetHessian(_mlp(), count, [(X, LABELS)] * 6, weight="mean", keep=keep)
+def test_one_batch_at_a_time_where_nothing_is_kept(keep, monkeypatch):
+    alive, counts = weakref.WeakSet(), []
+
+    class Counted(ce.HessianOperator):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            alive.add(self)
+            counts.append(len(alive))
+
+    monkeypatch.setattr(dataset, "HessianOperator", Counted)
+    op = ce.DatasetHessian(_mlp(), nn.CrossEntropyLoss(), [(X, LABELS)] * 6, keep=keep)
     op @ op.gradient
-    assert count.most - before <= (1 if keep == 0 else 6)
-    assert Operators.alive() - before == (0 if keep == 0 else 6)
+    assert counts == ([1] * 12 if keep == 0 else [1, 2, 3, 4, 5, 6])
+    assert len(alive) == (0 if keep == 0 else 6)
 
 
 def test_a_loss_of_ones_own_says_how_its_batches_combine():
@@ -327,8 +320,6 @@ def test_explain_adds_up_the_batches():
 
 
 def test_progress_counts_batches(monkeypatch):
-    from chaos_ext.curvature import recorded
-
     counted = []
 
     class Bar:

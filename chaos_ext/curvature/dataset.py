@@ -43,6 +43,8 @@ class DatasetHessian:
     come again. What the passes of batches have recorded is kept for later products up to ``keep`` bytes; if that holds
     all of them, ``batches`` are not walked again, else once for each product, and compared each time.
 
+    A step of ``CGD`` with a spectrum of this is one of the whole gradient, and leaves no running statistics behind.
+
     The model's mode, buffers and ``.grad``, the global random states and a DataLoader's generators are never changed.
 
     Example:
