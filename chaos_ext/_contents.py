@@ -5,6 +5,7 @@ from ._build_info import build_info
 from ._version import __version__
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .curvature.compressed import CompressedHessian
+from .curvature.dataset import DatasetHessian
 from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
 from .curvature.shortcut import hessian
@@ -62,6 +63,7 @@ from .recorder import Recorder
 from .rules.rule import Leaf, Rule
 from .rules.table import register_rule, unregister_rule
 from .spectra.decompose import directions, spectrum
+from .spectra.per_layer import spectra_per_layer
 from .spectra.spectrum import Spectrum
 from .systems import System
 
@@ -74,6 +76,7 @@ __all__: list[str] = [
     "Coefficients",
     "CompressedHessian",
     "CovariantVectors",
+    "DatasetHessian",
     "DatasetNotFoundError",
     "DirectionAlignment",
     "DivergenceFit",
@@ -136,6 +139,7 @@ __all__: list[str] = [
     "register_tangent",
     "select",
     "sharpness_dimension",
+    "spectra_per_layer",
     "spectral_summary",
     "spectrum",
     "subspace_similarity",

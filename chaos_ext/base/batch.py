@@ -6,13 +6,13 @@ import sys
 import types
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, UnsupportedError
-from .tensors import all_finite
+from .tensors import all_finite, checksum, unexpanded
 from .torch_internals import stored_parts, stored_values
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type, types.FunctionType, nn.Module)
@@ -145,3 +145,30 @@ def _same_sparse(now: Tensor, copy: Tensor) -> bool:
         now, copy = now.detach().coalesce(), copy.detach().coalesce()
     pairs = list(zip(stored_parts(now), stored_parts(copy), strict=True))
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+class Mark(NamedTuple):
+    """What tells a tensor from others."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: tuple[int, ...]
+    sums: tuple[int, ...]
+
+
+def fingerprint(x: object, y: object) -> tuple[object, ...]:
+    """What tells a batch from others: a ``Mark`` of each of its tensors, wherever it is, and its plain values.
+
+    Raises:
+        As ``Batch``.
+    """
+    return tuple([_mark(value) for value in (*_leaves("x", x), *_leaves("y", y))])
+
+
+def _mark(value: Any) -> object:
+    if isinstance(value, Tensor):
+        parts = [value] if value.layout == torch.strided else stored_parts(value)
+        return Mark(value.dtype, value.device, tuple(value.shape), tuple(int(checksum(unexpanded(t))) for t in parts))
+    if _is_array(value):
+        return value.dtype.str, value.shape, value.tobytes()
+    return (type(value), value) if isinstance(value, _PLAIN) else type(value)

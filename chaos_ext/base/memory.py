@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..errors import MemoryBudgetError
+from .torch_internals import stored_parts
 
 
 def available_bytes(device: torch.device) -> int:
@@ -34,3 +35,26 @@ def require(bytes_needed: int, device: torch.device, what: str, remedy: str, bud
         raise MemoryBudgetError(
             f"{what}: needs {bytes_needed / 2**30:.3g} GiB, the budget on {device} is {limit / 2**30:.3g} GiB; {remedy}"
         )
+
+
+def held_bytes(value: object) -> int:
+    """Bytes of the tensors within reach of an object's attributes and containers, modules and parameters left out."""
+    sizes: dict[int, tuple[int, int]] = {}  # of each storage, and of the tensors in it together
+    seen: set[int] = set()
+    todo = [value]
+    while todo:
+        part = todo.pop()
+        if id(part) in seen or isinstance(part, (torch.nn.Module, torch.nn.Parameter, type)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.Tensor):
+            for t in [part] if part.layout == torch.strided else stored_parts(part):
+                storage = t.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes(), sizes.get(storage.data_ptr(), (0, 0))[1] + t.nbytes
+        elif isinstance(part, dict):
+            todo.extend(part.values())
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            todo.extend(part)
+        else:
+            todo.extend(vars(part).values() if hasattr(part, "__dict__") else ())
+    return sum(map(min, sizes.values()))

@@ -1,7 +1,8 @@
 """The flat parameter vector theta [P]: its order and its slices.
 
-theta concatenates the parameters that require a gradient, in ``model.parameters()`` order, each row-major, exactly as
-``torch.nn.utils.parameters_to_vector`` does. Frozen parameters are constants, a tied parameter appears once.
+theta concatenates the parameters that require a gradient (or a block: those chosen among them), in
+``model.parameters()`` order, each row-major, exactly as ``torch.nn.utils.parameters_to_vector`` does. All others are
+constants, a tied parameter appears once.
 """
 
 from __future__ import annotations
@@ -15,26 +16,34 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
+from .blocks import Chosen, chosen_names
 from .overlap import refuse_overlap
 from .torch_internals import own_buffers, own_children, own_parameters
 from .traces import is_quiet
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
+_Named = tuple[str, Tensor]
 Group = dict[str, Any]  # options of one parameter group of an optimizer
 
 
 class ModuleTree:
     """The modules of a model and their parameters, from one walk that everything which looks at a model shares.
 
-    Attributes:
+    Args:
         model: the model.
+        params: names, glob patterns or parameters: to all derivatives the others are constants. None: no others.
+
+    Attributes:
+        model: as given.
+        block: the names that ``params`` stands for, in the model's order, or None.
         modules: as in ``model.modules()``.
         watched: those whose forward may leave traces: none if all are torch's own, else all.
         buffered: those with buffers, and these by name.
         named_parameters: as in ``model.named_parameters()``.
+        theta, constants: those that are differentiated, and those that are frozen or outside of the block.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, params: Chosen | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         named_modules = _named_modules(model)
@@ -46,6 +55,8 @@ class ModuleTree:
             self.named_parameters = _own_parameters(named_modules)
         else:
             self.named_parameters = list(model.named_parameters())
+        self.block = None if params is None else chosen_names(model, self.named_parameters, params)
+        self.theta, self.constants = _divided(self.named_parameters, self.block)
 
     def may_edit_input(self) -> bool:
         """Whether a call may write to the model's input: torch's own modules do where they are told to."""
@@ -53,8 +64,7 @@ class ModuleTree:
 
     def frozen(self) -> list[tuple[str, Tensor]]:
         """Parameters that are no part of theta and that a forward may write to: none where all modules are torch's."""
-        named = self.named_parameters if self.watched else []
-        return [(n, p) for n, p in named if not p.requires_grad and not p.is_meta]
+        return [(n, p) for n, p in self.constants if not p.is_meta] if self.watched else []
 
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -84,10 +94,19 @@ def _own_parameters(named_modules: Iterable[tuple[str, nn.Module]]) -> list[tupl
     return list(named.values())
 
 
+def _divided(named: Sequence[_Named], block: tuple[str, ...] | None) -> tuple[list[_Named], list[_Named]]:
+    """Parameters by whether they require a gradient and are in the block; None: all are."""
+    inside = [(n, p) for n, p in named if p.requires_grad and (block is None or n in block)]
+    if len(inside) == len(named):
+        return inside, []
+    names = {n for n, _ in inside}
+    return inside, [(n, p) for n, p in named if n not in names]
+
+
 def _constants(tree: ModuleTree) -> list[tuple[str, Tensor]]:
-    """Frozen parameters and buffers, with their own names for messages."""
+    """Parameters that are no part of theta, and buffers, with their own names for messages."""
     buffers = {id(b): (k, b) for _, own in tree.buffered for k, b in own.items() if b is not None}
-    constants = [(n, p) for n, p in tree.named_parameters if not p.requires_grad] + list(buffers.values())
+    constants = [*tree.constants, *buffers.values()]
     return [(n, t) for n, t in constants if t.layout == torch.strided] if constants else constants
 
 
@@ -103,7 +122,10 @@ class ParameterSpace:
         params: the parameters themselves.
         sizes, offsets: length and start of each parameter in theta.
         size: P.
+        block: the names, where theta is a choice among those that require a gradient; else None.
     """
+
+    block: tuple[str, ...] | None = None
 
     def __init__(self, named: Iterable[tuple[str, Tensor]], constants: Sequence[tuple[str, Tensor]] = ()) -> None:
         pairs = [(n, p) for n, p in named if p.requires_grad]
@@ -139,7 +161,9 @@ class ParameterSpace:
                     f"model: its {m.original_name} was scripted or traced, so that nothing can take its parameters' "
                     "places; pass the module that torch.jit was given"
                 )
-        return cls(tree.named_parameters, _constants(tree))
+        space = cls(tree.theta, _constants(tree))
+        space.block = tree.block
+        return space
 
     def _check(self) -> None:
         dtype, device = self.dtype, self.device

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..errors import UnsupportedError
+from .restoring import Restoring
 from .torch_internals import Draws
 
 _T = TypeVar("_T")
@@ -38,6 +39,19 @@ def without_randomness(run: Callable[[], _T], model: nn.Module, device: torch.de
         f"model: its forward draws random numbers ({', '.join(names) or 'no Dropout module; forward or loss_fn'}), "
         "so it has no single Hessian; call .eval() on these modules"
     )
+
+
+def same_random_state(device: torch.device, generators: Sequence[torch.Generator] = ()) -> Restoring[None]:
+    """Puts the global generators back, and those given, whatever the code inside draws from them."""
+    before = _States(device)
+    own = [(g, g.get_state()) for g in generators]
+
+    def restore() -> None:
+        before.restore()
+        for g, state in own:
+            g.set_state(state)
+
+    return Restoring(lambda: None, restore)
 
 
 def _draws(run: Callable[[], object]) -> bool:

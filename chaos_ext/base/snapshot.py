@@ -34,10 +34,12 @@ class _Surroundings:
         self._dicts: list[dict[str, Any]] = [own(m) for own in owned for m in modules]
         self._buffers = [own for m, own in tree.buffered if not updates_running_stats(m)]
         self._parameters = [p for _, p in tree.named_parameters]
+        self._outside = [p for _, p in tree.constants]
         constants = self._constants()
         self._seen, self._marks = self._look(), self._read_marks(constants)
         strided = [t for t in constants if t.layout == torch.strided and not t.is_meta]
-        self._kept = [(t, _content(t)) for t in strided]
+        # Outside of a block as in theta: comparing copies is faster than checksums are.
+        self._kept = [(t, t.detach().clone() if t.requires_grad else _content(t)) for t in strided]
         plain = plain_tensors(tree.watched) if tree.watched else []
         self._sparse = [k for k in plain if isinstance(k, Sparse)]
         dense = [(k.value, k.kept) for k in plain if isinstance(k, Values)]
@@ -55,7 +57,7 @@ class _Surroundings:
 
     def _constants(self) -> list[Tensor]:
         buffers = [b for own in self._buffers for b in own.values() if b is not None]
-        return buffers + [p for p in self._parameters if not p.requires_grad]
+        return buffers + self._outside
 
     def are_same(self) -> bool:
         now = self._look()
@@ -71,7 +73,7 @@ def _content(t: Tensor) -> Tensor:
 
 
 def _is_same(t: Tensor, kept: Tensor) -> bool:
-    return same_values(t.detach() if t.numel() <= _LARGE else checksum(unexpanded(t)), kept)
+    return same_values(t.detach() if kept.shape == t.shape else checksum(unexpanded(t)), kept)
 
 
 class Snapshot:
@@ -122,6 +124,7 @@ class Origin(NamedTuple):
     Attributes:
         unused: places in theta's order of the parameters that the loss does not depend on.
         loss: the loss and what it is given as y, if calling it leaves something behind; else None.
+        one_batch: whether x is the batch; of several there is no forward to leave something behind.
     """
 
     model: nn.Module
@@ -129,3 +132,4 @@ class Origin(NamedTuple):
     snapshot: Snapshot
     unused: frozenset[int] = frozenset()
     loss: tuple[Callable[..., object], object] | None = None
+    one_batch: bool = True

@@ -79,7 +79,7 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
     """
 
     def run() -> tuple[Program | None, object, str]:
-        found = capture(tree, space, x, lambda program: validate(program, tree.model, x))
+        found = capture(tree, space, x, lambda program: validate(program, tree.model, x, tree.block))
         if found.program is None:
             return None, None, found.reason
         if not tree.watched and len(x) in found.program.seen and not is_intercepted():

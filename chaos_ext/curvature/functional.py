@@ -31,7 +31,6 @@ from .substitution import Substituted, backward
 from .trust import DOUBLE_BACKWARD, JVP_OF_GRAD, choose_path, differences, moves_held_rows
 
 log = logging.getLogger("chaos_ext")
-
 _MAX_CHUNK = 1024
 _CHUNK_BYTES = 1 << 29
 
@@ -67,7 +66,7 @@ class FunctionalEngine:
         x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
         self.space, self._x, self._y, self.model = space, x, y, model
         self.seen: Seen | None = None
-        self._substituted = Substituted(Scalar(model, loss_fn), space.names, x, y)
+        self._substituted = Substituted(Scalar(model, loss_fn), space, x, y)
         self.loss, self.output, self.gradient, captured = self._first_pass()
         self.loss_writes = self._substituted.loss_writes
         if not (torch.isfinite(self.loss) and torch.isfinite(self.gradient).all()):
@@ -94,7 +93,8 @@ class FunctionalEngine:
 
         def run() -> tuple[Tensor, object, Tensor, bool]:
             mode = entered(AutocastInside(self.space.device))
-            refused = refuse_edits([*zip(self.space.names, copies, strict=True), *ModuleTree(self.model).frozen()])
+            constants = ModuleTree(self.model, self.space.block).frozen()
+            refused = refuse_edits([*zip(self.space.names, copies, strict=True), *constants])
             with mode, mode, refused, refused:
                 return self._substituted(copies, look_first)
 
@@ -159,7 +159,8 @@ class FunctionalEngine:
         """What engines of one program have in common, beside their graph."""
         tensors = [t for t in tree_leaves((self._x, self._y)) if isinstance(t, Tensor)]
         modes = tuple(m.training for m in self.model.modules())
-        return self._forced, self.space.device, modes, *((t.shape, t.dtype) for t in (*self.space.params, *tensors))
+        like = [(t.shape, t.dtype) for t in (*self.space.params, *tensors)]
+        return self._forced, self.space.block, self.space.device, modes, *like
 
     def twin(self) -> FunctionalEngine:
         """The same on copies in float64, which leave room for differences; itself where there is no such copy."""
@@ -168,7 +169,7 @@ class FunctionalEngine:
         try:
             model, loss, x, y = copy.deepcopy((self.model, self._substituted.scalar.loss_fn, self._x, self._y))
             loss = loss.double() if isinstance(loss, nn.Module) else loss
-            space = ParameterSpace.of(model.double())
+            space = ParameterSpace.of(ModuleTree(model.double(), self.space.block))
             twin = FunctionalEngine(model, loss, space, in_double(x), in_double(y), self.path, check=False)
         except Exception:  # whatever the user's modules raise on being copied, or in float64
             return self
@@ -209,17 +210,15 @@ class FunctionalEngine:
     @twice_differentiable
     def gradient_at(self, theta: Tensor) -> Tensor:
         """Its gradient [P]."""
-        at = self._displaced(theta)
+        at, copies = self._displaced(theta), [t.requires_grad_() for t in self._at(theta)]
         with at, at:
-            copies = [t.requires_grad_() for t in self._at(theta)]
             return self._substituted(copies, lambda loss, _: self._gradient(loss, copies)[0])
 
     def change_of_gradient(self, v: Tensor) -> Derivative | None:
         """The derivative of the gradient along v [P] by differences, or None where these would mislead."""
         program = self._program
-        if program is None or (program.stops is not None and program.doubt is None):
-            return None
-        return differences(self.twin(), v)
+        misleads = program is None or (program.stops is not None and program.doubt is None)
+        return None if misleads else differences(self.twin(), v)
 
     def product(self, v: Tensor, path: str, theta: Tensor | None = None) -> Tensor | None:
         """H v for v [k, P], one tangent a row, or None where torch has no such path."""
@@ -254,8 +253,8 @@ class FunctionalEngine:
         """Columns at once: parameters, and the activations of the pass, are held a few times per column."""
         size = self.space.size * self.space.dtype.itemsize
         batch = sum(t.numel() * t.element_size() for t in (self._x, self.output) if isinstance(t, Tensor))
-        budget = min(_CHUNK_BYTES, memory.available_bytes(self.space.device) // 4)
-        return max(1, min(_MAX_CHUNK, self.space.size, budget // (4 * size + 32 * batch + 1)))
+        fit = min(_CHUNK_BYTES, memory.available_bytes(self.space.device) // 4) // (4 * size + 32 * batch + 1)
+        return max(1, min(_MAX_CHUNK, self.space.size, fit))
 
     @twice_differentiable  # CGD.step, for one, runs under no_grad
     def _rows(self, v: Tensor, theta: Tensor | None = None) -> Tensor:
@@ -271,7 +270,8 @@ class FunctionalEngine:
                 found = self._substituted(params, lambda loss, _: double_backward(loss, params, tangents))
         products = torch.cat([t.detach().reshape(len(v), -1) for t in found[1]], 1)
         if theta is None:
-            require_same_gradient(self.space.flatten([g.detach() for g in found[0]]), self.gradient, v, products)
+            now = self.space.flatten([g.detach() for g in found[0]])
+            require_same_gradient(now, self.gradient, v, products, self.loss)
         return products
 
     def _separate(self, v: Tensor) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from ..base import memory
 from ..base.batch import Batch
+from ..base.blocks import Chosen
 from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
@@ -26,7 +27,7 @@ from .engine import engine_for
 from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
-from .plan import LayerReport
+from .plan import LayerReport, block_reports, whole_report
 from .trust import DOUBLE_BACKWARD
 from .validation import probes
 from .validation import verify as verify_products
@@ -60,6 +61,8 @@ class HessianOperator:
         x: batch [N, ...] (or whatever the model's forward takes).
         y: targets (or whatever the loss takes).
         verify: compare H v with differences of gradients for two random vectors, at construction.
+        params: names, glob patterns or parameters (one or several) whose diagonal block of H this is: theta is made of
+            these, everything else is constant, and ``requires_grad`` stays as it is. None: all parameters.
         memory_budget: bytes that a dense result may take; default: the memory that is available.
 
     Attributes:
@@ -67,7 +70,8 @@ class HessianOperator:
         snapshot, origin: theta [P] as it was at construction (``snapshot.theta``), with the model and the batch x.
 
     Raises:
-        ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar.
+        ValueError: an empty batch, shapes or labels that do not fit, a loss that is not a scalar, ``params`` that the
+            model does not have.
         TypeError: parameters or targets of a wrong dtype.
         NonFiniteError: NaN or infinity in the batch, the parameters, the loss or the gradient.
         UnsupportedError: a forward that draws random numbers, or that cannot be differentiated twice.
@@ -81,9 +85,10 @@ class HessianOperator:
         y: object,
         verify: bool = False,
         *,
+        params: Chosen | None = None,
         memory_budget: int | None = None,
     ) -> None:
-        tree = ModuleTree(model)
+        tree = ModuleTree(model, params)
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
         self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
@@ -93,7 +98,8 @@ class HessianOperator:
         self.origin = Origin(model, x, self.snapshot, self._engine.unused, loss)
         self.results = Results()
         if verify:
-            self._verify()
+            v = probes(self.space)
+            verify_products(self @ v, FunctionalEngine(model, loss_fn, self.space, x, y, path=DOUBLE_BACKWARD), v)
 
     def __reduce__(self) -> str:
         raise TypeError(  # a copy would speak of parameters that nobody trains
@@ -215,7 +221,7 @@ class HessianOperator:
             try:
                 self.space.write_(theta)
                 args = self.origin.model, self._loss_fn, self.origin.x, self._y
-                yield HessianOperator(*args, memory_budget=self._budget)
+                yield HessianOperator(*args, params=self.space.block, memory_budget=self._budget)
             finally:
                 self.space.write_(self.snapshot.theta)
         finally:  # again: Ctrl-C may have come in the line above
@@ -252,13 +258,8 @@ class HessianOperator:
         bound = self.compressed_bound(dtype)
         if bound is not None and bound < _COMPRESSED_SIZE * self.space.size:
             return self.compressed(dtype).parts()
-        memory.require(
-            entry_bytes * self.space.size**2,
-            self.device,
-            "dense eigendecomposition",
-            "use spectrum(op, k=...)",
-            self._budget,
-        )
+        need, remedy = entry_bytes * self.space.size**2, "use spectrum(op, k=...)"
+        memory.require(need, self.device, "dense eigendecomposition", remedy, self._budget)
         return Coordinates(self.space.size), self.dense_in(dtype)
 
     def compressed_bound(self, dtype: torch.dtype) -> int | None:
@@ -291,10 +292,7 @@ class HessianOperator:
 
     def explain(self) -> list[LayerReport]:
         """The path that each layer takes, its cost and the reason."""
-        if isinstance(self._engine, FunctionalEngine):
-            return [LayerReport("(model)", self._engine.path, 0, self.space.size**2 * self.dtype.itemsize, self._why)]
-        return list(self._engine.explain())
-
-    def _verify(self) -> None:
-        args, v = (self.origin.model, self._loss_fn, self.space, self.origin.x, self._y), probes(self.space)
-        verify_products(self @ v, FunctionalEngine(*args, path=DOUBLE_BACKWARD), v)
+        engine, block = self._engine, block_reports(self.space)
+        if isinstance(engine, FunctionalEngine):
+            return [*block, whole_report(self.space, engine.path, self._why)]
+        return [*block, *engine.explain()]

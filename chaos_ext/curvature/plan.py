@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..base.blocks import listed
 from ..base.parameters import ParameterSpace
 from ..graph.program import Program
 from ..rules.automatic import AutoRule
@@ -140,7 +141,7 @@ class LayerReport:
     """One row of ``HessianOperator.explain``.
 
     Attributes:
-        name: qualified name of the layer ("(model)" for the functional engine).
+        name: qualified name of the layer ("(model)" for the functional engine, "(block)" for the choice ``params=``).
         path: how its rows of H are computed.
         flops: floating point operations of its blocks of the dense H, or of all tangents in a layer left to torch.
         bytes: bytes that these blocks take.
@@ -152,6 +153,18 @@ class LayerReport:
     flops: int
     bytes: int
     why: str
+
+
+def whole_report(space: ParameterSpace, path: str, why: str) -> LayerReport:
+    """Of a model that torch differentiates as a whole."""
+    return LayerReport("(model)", path, 0, space.size**2 * space.dtype.itemsize, why)
+
+
+def block_reports(space: ParameterSpace) -> Iterator[LayerReport]:
+    """Says that H is a block, if it is one."""
+    if space.block is not None:
+        names = listed(space.block)
+        yield LayerReport("(block)", "params", 0, 0, f"the diagonal block of {names}; everything else is constant")
 
 
 def reports(tape: Tape, space: ParameterSpace) -> Iterator[LayerReport]:

@@ -82,19 +82,20 @@ def _grad(
     return [t.to_dense() if t is not None and t.layout != torch.strided else t for t in parts]
 
 
-def require_same_gradient(now: Tensor, then: Tensor, tangents: Tensor, products: Tensor) -> None:
+def require_same_gradient(now: Tensor, then: Tensor, tangents: Tensor, products: Tensor, loss: Tensor) -> None:
     """Whether H is still that of the function whose gradient an operator has; it costs no pass of its own.
 
     Args:
         now, then: gradients [P].
         tangents, products: v and H v [k, P], whose sizes say how large rounding may be at a minimum.
+        loss: that of parameters that normalisation makes ineffective, whose gradient is nothing but rounding.
 
     Raises:
         StaleOperatorError: something that forward or the loss reads has changed.
     """
     eps, size = torch.finfo(then.dtype).eps, tangents.norm(dim=1).clamp_min(torch.finfo(then.dtype).tiny)
     curvature = float((products.norm(dim=1) / size).nan_to_num(posinf=0.0).amax()) if len(products) else 0.0
-    limit = eps**0.5 * float(then.norm()) + 1e4 * eps * curvature
+    limit = eps**0.5 * float(then.norm()) + 1e4 * eps * curvature + 1e2 * eps * float(loss.abs())
     if float((now - then).norm()) > limit:
         raise StaleOperatorError(
             "operator: something that the model's forward or the loss reads (an attribute, a global, a hook) changed "

@@ -6,16 +6,23 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..base.blocks import Chosen
 from .hessian import HessianOperator
 
 
 def hessian(
-    model: nn.Module, loss_fn: Callable[..., Tensor], x: object, y: object, out: Tensor | None = None
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    x: object,
+    y: object,
+    out: Tensor | None = None,
+    *,
+    params: Chosen | None = None,
 ) -> Tensor:
     """The dense Hessian [P, P] of ``loss_fn(model(x), y)``: ``HessianOperator(model, loss_fn, x, y).dense(out)``.
 
     Args:
-        model, loss_fn, x, y: as of ``HessianOperator``.
+        model, loss_fn, x, y, params: as of ``HessianOperator``.
         out: a contiguous [P, P] tensor to write to, of the parameters' dtype; default: a fresh one.
 
     Returns:
@@ -30,4 +37,4 @@ def hessian(
         >>> ce.hessian(model, loss_fn, x, y).shape
         torch.Size([83, 83])
     """
-    return HessianOperator(model, loss_fn, x, y).dense(out)
+    return HessianOperator(model, loss_fn, x, y, params=params).dense(out)

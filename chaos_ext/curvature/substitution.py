@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ..base.guards import dense_embeddings, own_tensors, without_running_stats
 from ..base.held import held_by, unmoved
-from ..base.parameters import ModuleTree
+from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.restoring import together
 from ..base.tensors import copy_of, same_values
 from ..base.torch_internals import tree_map
@@ -24,16 +24,19 @@ class Substituted:
 
     Args:
         scalar: the model with its loss.
-        names: of the parameters that are given, as the model names them.
+        space: the parameters that are given. Others that require a gradient are constants.
         x, y: the batch.
 
     Attributes:
         loss_writes: whether the loss has written to something of its own, which was put back.
     """
 
-    def __init__(self, scalar: Scalar, names: Sequence[str], x: object, y: object) -> None:
+    def __init__(self, scalar: Scalar, space: ParameterSpace, x: object, y: object) -> None:
         self.scalar, self._x, self._y = scalar, x, y
-        self._names = ["model." + n for n in names]
+        self._names = ["model." + n for n in space.names]
+        outside = [] if space.block is None else scalar.model.named_parameters()
+        # Detached here, not in a run, where it would look like something that forward does.
+        self._constants = {"model." + n: p.detach() for n, p in outside if id(p) not in space.index}
         self._watched, self._held = ModuleTree(scalar.model).watched, held_by(scalar.loss_fn)
         self._shared = shared_buffers(scalar, self._watched)
         self.loss_writes = False
@@ -59,7 +62,7 @@ class Substituted:
         # A forward that edits its input in place edits a copy, and so does a loss.
         x, y = (tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, part) for part in (self._x, self._y))
         named = dict(zip(self._names, params, strict=True))
-        found = functional_call(self.scalar, {**buffers, **named}, (x, y, then))
+        found = functional_call(self.scalar, {**buffers, **self._constants, **named}, (x, y, then))
         for (name, own), value in zip(self._shared, before, strict=True):
             if not (same_values(own, value) and same_values(buffers[name], value)):
                 raise _writes_to_shared(name.removeprefix("model."))

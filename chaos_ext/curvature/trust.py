@@ -173,12 +173,13 @@ class _Comparison:
         return path
 
     def _rounding_only(self, sound: list[str], expected: Derivative | None) -> str:
-        """On a fitted batch only rounding is left of H; a wrong formula is wrong by more than that.
+        """On a fitted batch, and of ineffective parameters, H is rounding; a wrong formula is wrong by more than that.
 
         Raises:
             ChaosExtError: this one is.
         """
-        floor = self._rounding * self._scale_nearby(sound[0])
+        eps = torch.finfo(self._theta.dtype).eps
+        floor = max(self._rounding * self._scale_nearby(sound[0]), 30 * eps * float(self._engine.loss.abs()))
         fits = [p for p in sound if expected is None or expected.agrees(self._products[p][0], self._far, floor)]
         if fits and len(sound) == len(self._products) and self._agree(fits, floor):
             log.warning("the Hessian on this batch is at the level of torch's rounding; its symmetric part is used")

@@ -46,13 +46,16 @@ class Capture:
     edits_input: bool = True
 
 
-_cache: weakref.WeakKeyDictionary[nn.Module, tuple[Signature, Capture]] = weakref.WeakKeyDictionary()
+_MOST = 256  # blocks of one model that are remembered
+_Known = dict[tuple[str, ...] | None, tuple[Signature, Capture]]  # by the block of theta
+_cache: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
 def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callable[[Program], str | None]) -> Capture:
     """The model's program; ``validate`` sees each new program once and returns why it must not be used, or None."""
     model = tree.model
-    known = _cache.get(model)
+    blocks = _cache.setdefault(model, {})
+    known = blocks.get(tree.block)
     if known is not None and known[0].holds_for(tree, x):
         return known[1]
     same, refused = untouched(tree.watched), refuse_edits(tree.named_parameters)
@@ -62,7 +65,9 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
         problem = validate(result.program)
         result = Capture(None, problem) if problem else result
     result = replace(result, edits_input=tree.may_edit_input())
-    _cache[model] = (Signature(tree, x), result)
+    if len(blocks) >= _MOST:
+        blocks.clear()
+    blocks[tree.block] = (Signature(tree, x), result)
     return result
 
 

@@ -11,6 +11,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from ..base.optimizers import ADAM_NUMBERS, number, require_numbers
 from ..base.parameters import Group
 from ..base.torch_internals import EXP_AVG_SQ, MAX_EXP_AVG_SQ, STEP
+from ..curvature.dataset import DatasetHessian
 from ..curvature.hessian import HessianOperator
 from ..errors import UnsupportedError
 from ..spectra.lanczos import lanczos
@@ -18,7 +19,7 @@ from ..spectra.lanczos import lanczos
 _DENSE = 512  # parameters up to which the matrix is formed
 
 
-def preconditioned_sharpness(op: HessianOperator, opt: Optimizer) -> float:
+def preconditioned_sharpness(op: HessianOperator | DatasetHessian, opt: Optimizer) -> float:
     """The largest eigenvalue of P^-1 (s H + w I) for the step that Adam or AdamW is about to do on this batch.
 
     P = (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps), diagonal, with t and v after the step (of ``amsgrad`` the running
@@ -27,7 +28,7 @@ def preconditioned_sharpness(op: HessianOperator, opt: Optimizer) -> float:
     edge of stability", 2022).
 
     Args:
-        op: the operator of the batch.
+        op: the operator of the batch, or of a data set.
         opt: torch.optim.Adam or AdamW, before the step.
 
     Raises:
@@ -36,8 +37,8 @@ def preconditioned_sharpness(op: HessianOperator, opt: Optimizer) -> float:
         StaleOperatorError: the parameters or the batch changed since the operator was made.
         NotConvergedError: Lanczos did not find the eigenvalue.
     """
-    if not isinstance(op, HessianOperator):
-        raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
+    if not isinstance(op, (HessianOperator, DatasetHessian)):
+        raise TypeError(f"op: expected a HessianOperator or a DatasetHessian, got {type(op).__name__}")
     group = common_group(opt)
     sign = -1.0 if group["maximize"] else 1.0
     shift = 0.0 if group["decoupled_weight_decay"] else float(group["weight_decay"])
@@ -52,7 +53,7 @@ def preconditioned_sharpness(op: HessianOperator, opt: Optimizer) -> float:
     return float(torch.linalg.eigvalsh((K + K.T) / 2)[-1])
 
 
-def _stepped(op: HessianOperator, values: Tensor) -> Tensor:
+def _stepped(op: HessianOperator | DatasetHessian, values: Tensor) -> Tensor:
     """Zero for parameters that the loss of this batch does not use: torch leaves them as they are."""
     for i in op.unused:
         values[op.space.slice(i)] = 0
@@ -94,7 +95,7 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-def preconditioner(op: HessianOperator, opt: Optimizer) -> Tensor:
+def preconditioner(op: HessianOperator | DatasetHessian, opt: Optimizer) -> Tensor:
     """The diagonal of P of the next step, float64 [P]."""
     of = {p: group for group in opt.param_groups for p in group["params"]}
     space, gradient = op.space, op.gradient.double()

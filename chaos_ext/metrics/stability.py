@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ..base.parameters import Group
 from ..chaos import Threshold, chaotic_threshold
+from ..curvature.dataset import DatasetHessian
 from ..curvature.hessian import HessianOperator
 from ..dynamics.projected import Projected
 from ..errors import UnsupportedError
@@ -39,7 +40,7 @@ class StabilityMargin:
 
 
 def distance_to_threshold(
-    source: Spectrum | HessianOperator | float, opt: Optimizer, regime: str = "large_batch"
+    source: Spectrum | HessianOperator | DatasetHessian | float, opt: Optimizer, regime: str = "large_batch"
 ) -> StabilityMargin:
     """Distance of the sharpness to the threshold at which a quadratic would diverge under this optimizer.
 
@@ -50,8 +51,9 @@ def distance_to_threshold(
     the edge lr (1 - b1) kappa > (1 + b1) (2 - lr w) with the decoupled weight decay w of AdamW: 38 / lr at b1 = 0.9.
 
     Args:
-        source: a spectrum that holds the largest eigenvalue (the smallest under ``maximize``), an operator, or that
-            eigenvalue. Adam needs the operator, or the largest eigenvalue of P^-1 H itself, weight decay included.
+        source: a spectrum that holds the largest eigenvalue (the smallest under ``maximize``), an operator (of a batch,
+            or of a data set), or that eigenvalue. Adam needs the operator, or the largest eigenvalue of P^-1 H itself,
+            weight decay included.
         opt: torch.optim.SGD, Adam or AdamW, or CGD.
         regime: "large_batch", the edge above; "small_batch": 2 (1 - mu) / ((1 - d) lr), at which the *batch* sharpness
             of heavy ball was seen to settle in training with small batches (an observation, no theorem): compare with
@@ -77,7 +79,9 @@ def _margin(sharpness: float, threshold: float) -> StabilityMargin:
     return StabilityMargin(sharpness, threshold, threshold - sharpness, sharpness / threshold)
 
 
-def _of_adam(source: Spectrum | HessianOperator | float, opt: Optimizer, regime: str) -> StabilityMargin:
+def _of_adam(
+    source: Spectrum | HessianOperator | DatasetHessian | float, opt: Optimizer, regime: str
+) -> StabilityMargin:
     if regime != "large_batch":
         raise UnsupportedError(f"regime='small_batch': no edge is known for {type(opt).__name__}; use 'large_batch'")
     if isinstance(source, Spectrum):
@@ -85,7 +89,7 @@ def _of_adam(source: Spectrum | HessianOperator | float, opt: Optimizer, regime:
             f"source: {type(opt).__name__} steps on P^-1 H, whose eigenvalues are not those of H: give the "
             "HessianOperator instead of its spectrum"
         )
-    operator = isinstance(source, HessianOperator)
+    operator = isinstance(source, (HessianOperator, DatasetHessian))
     return _margin(preconditioned_sharpness(source, opt) if operator else float(source), edge(opt))  # type: ignore[arg-type]
 
 
@@ -98,8 +102,8 @@ def _upper(t: Threshold, group: Group, regime: str) -> float:
     return t.upper * (1 - mu) / (1 + mu)
 
 
-def _sharpness(source: Spectrum | HessianOperator | float, t: Threshold) -> float:
-    if isinstance(source, HessianOperator):
+def _sharpness(source: Spectrum | HessianOperator | DatasetHessian | float, t: Threshold) -> float:
+    if isinstance(source, (HessianOperator, DatasetHessian)):
         source = spectrum(source, k=1, which="largest" if t.sign > 0 else "smallest")
     values = (
         source.eigenvalues.double()

@@ -165,7 +165,7 @@ class CGD(Optimizer):
             pruned = self._prune(resolved) if self._needs_directions(resolved) else None
             updates = self._updates(resolved, pruned)
             info = StepInfo.of(self.steps, resolved.loss, pruned)
-            if resolved.origin is not None:
+            if resolved.origin is not None and resolved.origin.one_batch:
                 commit_forward(resolved.origin.snapshot.tree, resolved.origin.x, resolved.origin.loss)
             with Deferred():
                 for update in updates:

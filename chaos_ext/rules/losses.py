@@ -10,7 +10,7 @@ w (q y softplus(-z) + (1 - y) softplus(z)), with weight w, pos_weight q and p = 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -91,12 +91,12 @@ _FUNCTIONAL: dict[object, type[nn.Module]] = {
 }
 
 
-def as_module(loss_fn: Any) -> Any:
+def as_module(loss_fn: Any, modules: Mapping[object, type[nn.Module]] = _FUNCTIONAL) -> Any:
     """torch.nn.functional losses (also in functools.partial with keywords) as the module they equal."""
     function, keywords = loss_fn, {}
     if isinstance(loss_fn, functools.partial) and not loss_fn.args:
         function, keywords = loss_fn.func, loss_fn.keywords
-    cls = next((module for known, module in _FUNCTIONAL.items() if known is function), None)
+    cls = next((module for known, module in modules.items() if known is function), None)
     if cls is None or not set(keywords) <= set(cls.__init__.__annotations__) - {"return"}:
         return loss_fn
     return cls(**keywords)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..curvature.basis import Columns, Coordinates
+from ..curvature.dataset import DatasetHessian
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, NotConvergedError
 from .eigh import eigh
@@ -22,7 +23,7 @@ ZERO_TOL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def spectrum(
-    op: HessianOperator,
+    op: HessianOperator | DatasetHessian,
     k: int | None = None,
     which: str = "both_ends",
     *,
@@ -60,8 +61,8 @@ def spectrum(
         >>> bool(torch.allclose(op @ V, V * spec.eigenvalues[[0, -1]], atol=1e-5))
         True
     """
-    if not isinstance(op, HessianOperator):
-        raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
+    if not isinstance(op, (HessianOperator, DatasetHessian)):
+        raise TypeError(f"op: expected a HessianOperator or a DatasetHessian, got {type(op).__name__}")
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)
     if k is not None:
@@ -70,7 +71,7 @@ def spectrum(
 
 
 def directions(
-    op: HessianOperator, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
+    op: HessianOperator | DatasetHessian, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
 ) -> Spectrum:
     """The complete spectrum of ``spectrum(op)`` for one projection: on the CPU no eigenvector is formed.
 
@@ -94,14 +95,14 @@ def directions(
     return _once(op, "directions", dtype, tolerance)
 
 
-def _once(op: HessianOperator, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
+def _once(op: HessianOperator | DatasetHessian, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
     """The operator's one spectrum of this kind, which whoever has it may have edited."""
     spec = op.results.once((kind, dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=kind == "spectrum"))
     spec.require_unedited()
     return spec
 
 
-def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
+def _complete(op: HessianOperator | DatasetHessian, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
     # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
     basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
     spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
@@ -187,7 +188,7 @@ def check_options(dtype: torch.dtype, zero_tol: float | None) -> float:
 
 
 def _partial(
-    op: HessianOperator,
+    op: HessianOperator | DatasetHessian,
     k: int,
     which: str,
     dtype: torch.dtype,
