@@ -18,6 +18,7 @@ from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh
 from ..base.torch_internals import tree_map
 from ..errors import NonFiniteError, UnsupportedError
+from . import validation
 from .arguments import require_columns, require_matrix, require_vector
 from .basis import Columns, Coordinates
 from .compressed import CompressedHessian
@@ -27,14 +28,13 @@ from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
 from .plan import LayerReport
+from .symmetric import Symmetric
 from .trust import DOUBLE_BACKWARD
-from .validation import probes
-from .validation import verify as verify_products
 
 _COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
 
 
-class HessianOperator:
+class HessianOperator(Symmetric):
     """The Hessian H [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact, on one batch.
 
     theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each
@@ -296,5 +296,5 @@ class HessianOperator:
         return list(self._engine.explain())
 
     def _verify(self) -> None:
-        args, v = (self.origin.model, self._loss_fn, self.space, self.origin.x, self._y), probes(self.space)
-        verify_products(self @ v, FunctionalEngine(*args, path=DOUBLE_BACKWARD), v)
+        args, v = (self.origin.model, self._loss_fn, self.space, self.origin.x, self._y), validation.probes(self.space)
+        validation.verify(self @ v, FunctionalEngine(*args, path=DOUBLE_BACKWARD), v)

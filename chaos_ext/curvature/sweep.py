@@ -121,6 +121,56 @@ def hessian_vector_products(
     return products
 
 
+def output_tangent(tape: Tape, dtheta: Mapping[int, Tensor]) -> Tangent:
+    """J v: the tangent [*z, k] of the model's output z; v as of ``hessian_vector_products``."""
+    program, owned = tape.program, Owned()
+    dvalues: list[Tangent] = [None] * len(tape.values)
+    for push in _forward(tape, dvalues, dtheta, _first_use(tape, dtheta)):
+        inputs = program.nodes[push.node].inputs
+        last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
+        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
+    return dvalues[program.output]
+
+
+def pulled_back(tape: Tape, cotangents: Tensor) -> list[Tangent]:
+    """J^T u for cotangents u [*z, k] of the output: for each slot its part [*shape, k] (None: zero)."""
+    products: list[Tangent] = [None] * len(tape.theta)
+    ddeltas, owned = _at_output(tape, cotangents), Owned()
+    for pull in _way_back(tape, ddeltas):
+        accumulate(products, pull.rule.slots, _step_back(owned, pull, ddeltas))
+    return products
+
+
+def cotangents_at(tape: Tape, cotangents: Tensor) -> Iterator[Pulled]:
+    """The way back of cotangents u [*z, k] of the output, node by node: each with its own as ``ddelta``, to be read
+    before the next is asked for."""
+    ddeltas, owned = _at_output(tape, cotangents), Owned()
+    for pull in _way_back(tape, ddeltas):
+        yield pull
+        _step_back(owned, pull, ddeltas)
+
+
+def _at_output(tape: Tape, cotangents: Tensor) -> list[Tangent]:
+    ddeltas: list[Tangent] = [None] * len(tape.values)
+    ddeltas[tape.program.output] = cotangents
+    return ddeltas
+
+
+def _way_back(tape: Tape, ddeltas: list[Tangent]) -> Iterator[Pulled]:
+    nothing: list[Tangent] = [None] * len(tape.values)
+    return _backward(tape, nothing, ddeltas, NO_SLOTS, _first_use(tape, range(len(tape.theta))))
+
+
+def _step_back(owned: Owned, pull: Pulled, ddeltas: list[Tangent]) -> list[Tangent]:
+    """Hands the cotangents of a node to its inputs; returns those of its slots."""
+    d_inputs, d_slots = owned.pull(pull.rule, pull.saved, pull.delta, pull.dinputs, pull.dslots, pull.ddelta)
+    owned.accumulate(ddeltas, pull.inputs, d_inputs)
+    if all(d is not pull.ddelta for d in d_inputs):
+        owned.release(pull.ddelta)
+    ddeltas[pull.node + 1] = None
+    return d_slots
+
+
 def _first_use(tape: Tape, slots: Sequence[int] | Mapping[int, Tensor]) -> int:
     """The first node that reads one of the slots; the number of nodes if none does."""
     program = tape.program

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..curvature.basis import Columns, Coordinates
+from ..curvature.ggn import GGNOperator
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, NotConvergedError
 from .eigh import eigh
+from .gauss_newton import eigenpairs
 from .lanczos import WHICH, lanczos
 from .spectrum import Spectrum
 from .tridiagonal import EigenColumns, Tridiagonal
@@ -22,7 +24,7 @@ ZERO_TOL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def spectrum(
-    op: HessianOperator,
+    op: HessianOperator | GGNOperator,
     k: int | None = None,
     which: str = "both_ends",
     *,
@@ -34,7 +36,7 @@ def spectrum(
     """Eigenpairs of H: all nonzero ones exactly, or k extreme ones by matrix-free Lanczos.
 
     Without k, the eigendecomposition runs on the compressed Hessian where that is smaller than P, else on the dense
-    one.
+    one; of a Gauss-Newton matrix on the Gram matrix of its outputs.
 
     Args:
         op: the operator; its loss and gradient are carried over.
@@ -60,8 +62,8 @@ def spectrum(
         >>> bool(torch.allclose(op @ V, V * spec.eigenvalues[[0, -1]], atol=1e-5))
         True
     """
-    if not isinstance(op, HessianOperator):
-        raise TypeError(f"op: expected a HessianOperator, got {type(op).__name__}")
+    if not isinstance(op, (HessianOperator, GGNOperator)):
+        raise TypeError(f"op: expected a HessianOperator or a GGNOperator, got {type(op).__name__}")
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)
     if k is not None:
@@ -70,7 +72,7 @@ def spectrum(
 
 
 def directions(
-    op: HessianOperator, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
+    op: HessianOperator | GGNOperator, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
 ) -> Spectrum:
     """The complete spectrum of ``spectrum(op)`` for one projection: on the CPU no eigenvector is formed.
 
@@ -94,17 +96,21 @@ def directions(
     return _once(op, "directions", dtype, tolerance)
 
 
-def _once(op: HessianOperator, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
+def _once(op: HessianOperator | GGNOperator, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
     """The operator's one spectrum of this kind, which whoever has it may have edited."""
     spec = op.results.once((kind, dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=kind == "spectrum"))
     spec.require_unedited()
     return spec
 
 
-def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
-    # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
-    basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
-    spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
+def _complete(op: HessianOperator | GGNOperator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
+    if isinstance(op, GGNOperator):
+        pairs = eigenpairs(op, dtype, zero_tol)
+        spec = _nonzero(*pairs, op.shape[0], zero_tol, op.gradient_in(dtype))
+    else:
+        # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
+        basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
+        spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
 
@@ -123,7 +129,13 @@ def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:
 def _decomposed(
     S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None, form: bool = True
 ) -> Spectrum:
-    values, vectors = _eigenpairs(S, form)
+    return _nonzero(*_eigenpairs(S, form), basis, size, zero_tol, gradient)
+
+
+def _nonzero(
+    values: Tensor, vectors: Tensor | Tridiagonal, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None
+) -> Spectrum:
+    """The spectrum of these eigenpairs, without what counts as zero."""
     magnitude = values.abs()
     scale = float(magnitude.max()) if len(values) else 0.0
     threshold = zero_tol * scale
@@ -187,7 +199,7 @@ def check_options(dtype: torch.dtype, zero_tol: float | None) -> float:
 
 
 def _partial(
-    op: HessianOperator,
+    op: HessianOperator | GGNOperator,
     k: int,
     which: str,
     dtype: torch.dtype,
