@@ -27,6 +27,7 @@ from .errors import (
     ChaosExtError,
     CheckpointError,
     DatasetNotFoundError,
+    IndefiniteError,
     MemoryBudgetError,
     NonFiniteError,
     NotConvergedError,
@@ -63,6 +64,9 @@ from .recorder import Recorder
 from .rules.rule import Leaf, Rule
 from .rules.table import register_rule, unregister_rule
 from .spectra.decompose import directions, spectrum
+from .spectra.density import SpectralDensity, spectral_density
+from .spectra.invariants import MatrixEstimate, frobenius_norm, trace
+from .spectra.solve import Solution, solve
 from .spectra.spectrum import Spectrum
 from .systems import System
 
@@ -87,10 +91,12 @@ __all__: list[str] = [
     "GGNOperator",
     "HessianOperator",
     "History",
+    "IndefiniteError",
     "LayerReport",
     "Leaf",
     "LyapunovAnalyzer",
     "LyapunovResult",
+    "MatrixEstimate",
     "MemoryBudgetError",
     "NonFiniteError",
     "NotConvergedError",
@@ -99,6 +105,8 @@ __all__: list[str] = [
     "SharpnessDimension",
     "Signs",
     "Similarity",
+    "Solution",
+    "SpectralDensity",
     "SpectralSummary",
     "Spectrum",
     "StabilityMargin",
@@ -122,6 +130,7 @@ __all__: list[str] = [
     "errors",
     "figures",
     "fit_divergence",
+    "frobenius_norm",
     "gradient_alignment",
     "gradient_cosine",
     "hessian",
@@ -138,10 +147,13 @@ __all__: list[str] = [
     "register_tangent",
     "select",
     "sharpness_dimension",
+    "solve",
+    "spectral_density",
     "spectral_summary",
     "spectrum",
     "subspace_similarity",
     "sum_of_positive_exponents",
     "systems",
+    "trace",
     "unregister_rule",
 ]
