@@ -16,10 +16,11 @@ from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh, symmetrize_
-from ..base.torch_internals import tree_map
+from ..base.torch_internals import tree_map, without_grad
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
 from .arguments import require_columns, require_matrix
 from .dense import not_finite
+from .diagonal import add_squares, has_sample_gradients
 from .engine import engine_for
 from .jacobian import Jacobian, TapeJacobian, unit_columns
 from .jacobian_by_torch import TorchJacobian
@@ -29,6 +30,7 @@ from .symmetric import Symmetric
 from .validation import probes
 
 _BLOCK = 256  # columns of the unit matrix at a time
+_FEW = 16  # where they are of length P
 
 
 class GGNOperator(Symmetric):
@@ -224,6 +226,28 @@ class GGNOperator(Symmetric):
             raise NonFiniteError(not_finite("G"))
         symmetrize_(out)
         return out
+
+    @without_grad
+    def diagonal(self) -> Tensor:
+        """The diagonal of G [P], exact, without P x P numbers: sums of squared gradients of single outputs.
+
+        Raises:
+            StaleOperatorError: the parameters or the batch changed since construction.
+        """
+        J = self.jacobian()
+        if isinstance(J, TapeJacobian) and has_sample_gradients(J.tape):
+            out = torch.zeros(self.space.size, dtype=self.dtype, device=self.device)
+            add_squares(out, J.tape, self.space, set(J.tape.program.parametrised))
+            return out
+        if J.outputs > self.space.size:
+            return super().diagonal()
+        like = torch.empty(0, dtype=J.dtype, device=J.device)
+        columns = unit_columns(J.outputs, like, _FEW)
+        signs = J.root.signs.split(_FEW)
+        return sum(
+            (J.pull(J.root.apply(c)).square() @ s for c, s in zip(columns, signs, strict=True)),
+            torch.zeros(self.space.size, dtype=self.dtype, device=self.device),
+        )
 
     def fits(self, need: int) -> bool:
         """Whether so many bytes are within the budget."""

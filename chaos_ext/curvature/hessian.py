@@ -21,6 +21,7 @@ from ..errors import NonFiniteError, UnsupportedError
 from . import validation
 from .arguments import require_columns, require_matrix, require_vector
 from .basis import Columns, Coordinates
+from .by_layers import WithDiagonal
 from .compressed import CompressedHessian
 from .dense import not_finite
 from .engine import engine_for
@@ -28,13 +29,12 @@ from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
 from .plan import LayerReport
-from .symmetric import Symmetric
 from .trust import DOUBLE_BACKWARD
 
 _COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
 
 
-class HessianOperator(Symmetric):
+class HessianOperator(WithDiagonal):
     """The Hessian H [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact, on one batch.
 
     theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each

@@ -6,6 +6,7 @@ units of one layer) and in what is read off (Hessian-vector products, or the tan
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..rules.conv import Convolution
+from ..rules.linear import Linear
+from ..rules.norm import FixedNorm
 from ..rules.rule import Rule, Tangent
 from .owned import Owned
 from .tape import Tape, accumulate
@@ -43,7 +47,7 @@ class Pulled(NamedTuple):
     ddelta: Tangent
 
 
-def _forward(tape: Tape, dvalues: list[Tangent], dtheta: Mapping[int, Tensor], first: int) -> Iterator[Pushed]:
+def pushing(tape: Tape, dvalues: list[Tangent], dtheta: Mapping[int, Tensor], first: int) -> Iterator[Pushed]:
     """Nodes from ``first`` on that depend on a tangent; whoever iterates writes dvalues[node + 1] before the next."""
     for i in range(first, len(tape.program.nodes)):
         node = tape.program.nodes[i]
@@ -103,7 +107,7 @@ def hessian_vector_products(
     """
     program, owned = tape.program, Owned()
     dvalues: list[Tangent] = [None] * len(tape.values)
-    for push in _forward(tape, dvalues, dtheta, _first_use(tape, dtheta)):
+    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
         inputs = program.nodes[push.node].inputs
         last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
         dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
@@ -125,7 +129,7 @@ def output_tangent(tape: Tape, dtheta: Mapping[int, Tensor]) -> Tangent:
     """J v: the tangent [*z, k] of the model's output z; v as of ``hessian_vector_products``."""
     program, owned = tape.program, Owned()
     dvalues: list[Tangent] = [None] * len(tape.values)
-    for push in _forward(tape, dvalues, dtheta, _first_use(tape, dtheta)):
+    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
         inputs = program.nodes[push.node].inputs
         last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
         dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
@@ -147,7 +151,16 @@ def cotangents_at(tape: Tape, cotangents: Tensor) -> Iterator[Pulled]:
     ddeltas, owned = _at_output(tape, cotangents), Owned()
     for pull in _way_back(tape, ddeltas):
         yield pull
-        _step_back(owned, pull, ddeltas)
+        _step_back(owned, pull._replace(rule=_muted(pull.rule)), ddeltas)
+
+
+def _muted(rule: Rule) -> Rule:
+    """The rule without the cotangents of its parameters, which are much of its work."""
+    if type(rule) not in (Linear, Convolution, FixedNorm):
+        return rule
+    quiet = copy.copy(rule)
+    quiet.slots = (None, None)
+    return quiet
 
 
 def _at_output(tape: Tape, cotangents: Tensor) -> list[Tangent]:
@@ -198,7 +211,7 @@ def unit_sweep(tape: Tape, s: int) -> UnitSweep:
     z = tape.values[s + 1]
     dvalues: list[Tangent] = [None] * len(tape.values)
     dvalues[s + 1] = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(*z.shape, z.shape[1])
-    for push in _forward(tape, dvalues, NO_SLOTS, s + 1):
+    for push in pushing(tape, dvalues, NO_SLOTS, s + 1):
         dvalues[push.node + 1] = push.rule.tangent_forward(push.saved, push.dinputs, push.dslots)
     ddeltas = _at_loss(tape, dvalues)
     for pull in _backward(tape, dvalues, ddeltas, NO_SLOTS, s + 1):
