@@ -76,6 +76,20 @@ def test_exact_trace_and_norm(kind):
     assert ce.frobenius_norm(op).standard_error == 0.0
 
 
+def test_the_trace_of_a_piecewise_linear_network_is_its_diagonals():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 30, 3), nn.ReLU(), nn.Conv2d(30, 60, 3), nn.ReLU(), nn.Flatten(), nn.Linear(960, 3)
+    )
+    x, y = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.arange(3)
+    op = ce.HessianOperator(model.double(), CE, x, y)
+    found, rough = ce.trace(op), ce.trace(op, exact=False)
+    assert (found.path, found.standard_error, op.diagonal_columns()) == ("diagonal", 0.0, 3)
+    assert abs(found.value - rough.value) < 5 * rough.standard_error + 1e-9 * found.value
+    smooth = ce.HessianOperator(nn.Sequential(*[nn.SiLU() if type(m) is nn.ReLU else m for m in model]), CE, x, y)
+    assert ce.trace(smooth).path == "Hutch++"
+
+
 @pytest.mark.parametrize("read", [ce.trace, ce.frobenius_norm])
 def test_random_readings_are_unbiased_within_their_error(read):
     A, _ = _symmetric(400, decay=0.3)

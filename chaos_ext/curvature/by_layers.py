@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..base.snapshot import Snapshot
 from ..base.torch_internals import without_grad
-from .diagonal import diagonal
+from .diagonal import columns_of, diagonal
 from .engine import Engine
 from .layerwise import LayerwiseEngine
 from .symmetric import Symmetric
@@ -36,3 +36,10 @@ class WithDiagonal(Symmetric):
             return super().diagonal()
         space = self.snapshot.space
         return diagonal(self._engine.tape(space.dtype), space)
+
+    def diagonal_columns(self) -> int:
+        """How many columns ``diagonal()`` takes through the model, forward or back: what it costs in products."""
+        self.snapshot.require_fresh()
+        if not isinstance(self._engine, LayerwiseEngine):
+            return self.snapshot.space.size
+        return columns_of(self._engine.tape(self.snapshot.space.dtype))

@@ -54,6 +54,14 @@ def plan_diagonal(tape: Tape) -> list[Part]:
     return parts
 
 
+def columns_of(tape: Tape) -> int:
+    """How many columns ``diagonal`` pushes through the model or pulls back through it."""
+    parts, z = plan_diagonal(tape), tape.output
+    squared = z[0].numel() if any(p.path == SQUARES for p in parts) else 0
+    units = sum(tape.values[p.node + 1].shape[1] for p in parts if p.path == UNITS)
+    return squared + units + sum(tape.theta[s].numel() for p in parts if p.path == PARAMETERS for s in p.slots)
+
+
 def used_once(tape: Tape, t: int) -> bool:
     """Whether the parameters of node t are read by nothing else, and once by it, linearly."""
     slots = [s for s in tape.program.nodes[t].rule.slots if s is not None]

@@ -141,7 +141,7 @@ def pulled_back(tape: Tape, cotangents: Tensor) -> list[Tangent]:
     products: list[Tangent] = [None] * len(tape.theta)
     ddeltas, owned = _at_output(tape, cotangents), Owned()
     for pull in _way_back(tape, ddeltas):
-        accumulate(products, pull.rule.slots, _step_back(owned, pull, ddeltas))
+        accumulate(products, pull.rule.slots, _step_back(owned, pull, ddeltas, pull.rule))
     return products
 
 
@@ -151,7 +151,7 @@ def cotangents_at(tape: Tape, cotangents: Tensor) -> Iterator[Pulled]:
     ddeltas, owned = _at_output(tape, cotangents), Owned()
     for pull in _way_back(tape, ddeltas):
         yield pull
-        _step_back(owned, pull._replace(rule=_muted(pull.rule)), ddeltas)
+        _step_back(owned, pull, ddeltas, _muted(pull.rule))
 
 
 def _muted(rule: Rule) -> Rule:
@@ -174,9 +174,9 @@ def _way_back(tape: Tape, ddeltas: list[Tangent]) -> Iterator[Pulled]:
     return _backward(tape, nothing, ddeltas, NO_SLOTS, _first_use(tape, range(len(tape.theta))))
 
 
-def _step_back(owned: Owned, pull: Pulled, ddeltas: list[Tangent]) -> list[Tangent]:
+def _step_back(owned: Owned, pull: Pulled, ddeltas: list[Tangent], rule: Rule) -> list[Tangent]:
     """Hands the cotangents of a node to its inputs; returns those of its slots."""
-    d_inputs, d_slots = owned.pull(pull.rule, pull.saved, pull.delta, pull.dinputs, pull.dslots, pull.ddelta)
+    d_inputs, d_slots = owned.pull(rule, pull.saved, pull.delta, pull.dinputs, pull.dslots, pull.ddelta)
     owned.accumulate(ddeltas, pull.inputs, d_inputs)
     if all(d is not pull.ddelta for d in d_inputs):
         owned.release(pull.ddelta)

@@ -54,7 +54,8 @@ def trace(
     """The trace of a symmetric operator: the sum of its eigenvalues.
 
     Exact where that costs no more than ``products`` products: of tensors, of small and compressible Hessians, of
-    Gauss-Newton matrices with few outputs, and of operators that know their diagonal. Else by Hutch++.
+    Hessians whose diagonal takes few columns (convolutional ReLU networks, say), of Gauss-Newton matrices with few
+    outputs. Else by Hutch++.
 
     Args:
         op: a HessianOperator, a GGNOperator, or anything with ``shape`` (n, n) and ``@``.
@@ -127,6 +128,8 @@ def _exact_trace(A: Operand, op: Any, most: float) -> MatrixEstimate | None:
         J = op.jacobian()
         if J.outputs <= min(most, _SMALL):
             return _known(_sum(A, J.outputs, lambda c: _squares(J, c)), "Jacobian of the outputs")
+    if isinstance(op, HessianOperator) and op.diagonal_columns() <= most:
+        return _known(float(op.diagonal().double().sum()), "diagonal")
     if A.size <= most and not (math.isinf(most) and hasattr(op, "diagonal")):
         return _by_columns(A, lambda eye, columns: (eye * columns).double().sum(), "column by column")
     if math.isinf(most):
