@@ -5,6 +5,7 @@ from ._build_info import build_info
 from ._version import __version__
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .curvature.compressed import CompressedHessian
+from .curvature.fisher import FisherOperator
 from .curvature.ggn import GGNOperator
 from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
@@ -88,6 +89,7 @@ __all__: list[str] = [
     "Evaluation",
     "Extremes",
     "FiniteTimeSpectrum",
+    "FisherOperator",
     "GGNOperator",
     "HessianOperator",
     "History",

@@ -85,10 +85,14 @@ def _apart(tape: Tape, t: int) -> bool:
     return same and keeps_samples_apart(tape, t)
 
 
+def has_samples(tape: Tape) -> bool:
+    """Whether the samples of the batch do not interact, from any parameter on."""
+    return all(tape.program.nodes[t].rule.rowwise and _apart(tape, t) for t in tape.program.parametrised)
+
+
 def has_sample_gradients(tape: Tape) -> bool:
     """Whether every layer's gradient is a sum over samples that do not interact from there on."""
-    rules = [(t, tape.program.nodes[t].rule) for t in tape.program.parametrised]
-    return all(used_once(tape, t) and rule.rowwise and _apart(tape, t) for t, rule in rules)
+    return has_samples(tape) and all(used_once(tape, t) for t in tape.program.parametrised)
 
 
 def _is_linear_from(tape: Tape, t: int) -> bool:

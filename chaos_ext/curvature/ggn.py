@@ -22,11 +22,12 @@ from .arguments import require_columns, require_matrix
 from .dense import not_finite
 from .diagonal import add_squares, has_sample_gradients
 from .engine import engine_for
-from .jacobian import Jacobian, TapeJacobian, unit_columns
+from .jacobian import Jacobian, TapeJacobian, columns_of, unit_columns
 from .jacobian_by_torch import TorchJacobian
 from .jacobian_trust import require_right
 from .layerwise import LayerwiseEngine
 from .symmetric import Symmetric
+from .tape import Tape
 from .validation import probes
 
 _BLOCK = 256  # columns of the unit matrix at a time
@@ -100,8 +101,8 @@ class GGNOperator(Symmetric):
 
     def __reduce__(self) -> str:
         raise TypeError(  # a copy would speak of parameters that nobody trains
-            "GGNOperator: it belongs to live parameters and can be neither copied nor pickled; make another one from "
-            "the model and the batch, or keep ce.spectrum(ggn) or ggn.dense()"
+            f"{type(self).__name__}: it belongs to live parameters and can be neither copied nor pickled; make another "
+            "one from the model and the batch, or keep its ce.spectrum or dense()"
         )
 
     @property
@@ -163,7 +164,10 @@ class GGNOperator(Symmetric):
                 f"spectrum_dtype: {dtype} for {self.dtype} parameters needs layer rules, and {self._why}; convert the "
                 "model and the batch with .double()"
             )
-        return TapeJacobian(self._engine.tape(dtype), self.space)
+        return self._of_tape(self._engine.tape(dtype))
+
+    def _of_tape(self, tape: Tape) -> Jacobian:
+        return TapeJacobian(tape, self.space)
 
     def widest(self) -> torch.dtype:
         """float64 where J is to be had in it, else the model's dtype."""
@@ -214,7 +218,7 @@ class GGNOperator(Symmetric):
 
     def _fill(self, out: Tensor) -> Tensor:
         J, size = self.jacobian(out.dtype), self.space.size
-        if J.outputs < size and self.fits(2 * J.outputs * size * out.dtype.itemsize):
+        if columns_of(J) < size and self.fits(2 * columns_of(J) * size * out.dtype.itemsize):
             B = explicit(J)
             torch.matmul(B * J.root.signs, B.T, out=out)
         else:
@@ -239,10 +243,10 @@ class GGNOperator(Symmetric):
             out = torch.zeros(self.space.size, dtype=self.dtype, device=self.device)
             add_squares(out, J.tape, self.space, set(J.tape.program.parametrised))
             return out
-        if J.outputs > self.space.size:
+        if columns_of(J) > self.space.size:
             return super().diagonal()
         like = torch.empty(0, dtype=J.dtype, device=J.device)
-        columns = unit_columns(J.outputs, like, _FEW)
+        columns = unit_columns(columns_of(J), like, _FEW)
         signs = J.root.signs.split(_FEW)
         return sum(
             (J.pull(J.root.apply(c)).square() @ s for c, s in zip(columns, signs, strict=True)),
@@ -277,6 +281,6 @@ def _products(J: Jacobian, v: Tensor) -> Tensor:
 
 
 def explicit(J: Jacobian) -> Tensor:
-    """B = J^T L [P, M] with G = B diag(signs) B^T."""
+    """B = J^T L [P, R] with G = B diag(signs) B^T."""
     like = torch.empty(0, dtype=J.dtype, device=J.device)
-    return torch.cat([J.pull(J.root.apply(c)) for c in unit_columns(J.outputs, like, _BLOCK)], 1)
+    return torch.cat([J.pull(J.root.apply(c)) for c in unit_columns(columns_of(J), like, _BLOCK)], 1)

@@ -55,7 +55,19 @@ class Jacobian(Protocol):
         """C = L diag(signs) L^T."""
 
     def gram(self) -> Tensor:
-        """L^T J J^T L [M, M]."""
+        """L^T J J^T L [R, R]."""
+
+
+def columns_of(J: Jacobian) -> int:
+    """R: of how many columns B = J^T L [P, R] with J^T C J = B diag(signs) B^T consists."""
+    return len(J.root.signs)
+
+
+def gram_of(J: Jacobian, chunk: int) -> Tensor:
+    """L^T J J^T L [R, R] by products."""
+    root = J.root
+    columns = unit_columns(columns_of(J), root.signs, chunk)
+    return torch.cat([root.transposed(J.push(J.pull(root.apply(c)))) for c in columns], 1)
 
 
 def unit_columns(size: int, like: Tensor, chunk: int) -> list[Tensor]:
@@ -122,9 +134,7 @@ class TapeJacobian:
     def gram(self) -> Tensor:
         if self._is_plain():
             return self._plain_gram()
-        root, columns = self.root, unit_columns(self.outputs, self.tape.output, self._chunk)
-        blocks = [root.transposed(self.push(self.pull(root.apply(c)))) for c in columns]
-        return torch.cat(blocks, 1)
+        return gram_of(self, self._chunk)
 
     def _is_plain(self) -> bool:
         """Whether the gradients of one sample are products d a^T: only Linear layers, on rows, used once."""

@@ -25,7 +25,7 @@ from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, StaleOperatorError, UnsupportedError
 from ..rules.losses import Evaluated, rule_for
 from ..rules.rule import NotLayerwise
-from .jacobian import unit_columns
+from .jacobian import gram_of, unit_columns
 from .products import double_backward, uncut
 from .roots import MatrixRoot, Root, root_of
 from .scalar import Scalar, first_line
@@ -212,8 +212,7 @@ class TorchJacobian:
         return MatrixRoot(torch.cat([self.curve(c) for c in unit_columns(self.outputs, self._delta, _CHUNK)], 1))
 
     def gram(self) -> Tensor:
-        root, columns = self.root, unit_columns(self.outputs, self._delta, _CHUNK)
-        return torch.cat([root.transposed(self.push(self.pull(root.apply(c)))) for c in columns], 1)
+        return gram_of(self, _CHUNK)
 
 
 def _counts(t: Any) -> bool:

@@ -18,19 +18,19 @@ from ..rules.losses import ElementwiseLoss, Evaluated, SoftmaxLoss
 
 
 class Root(Protocol):
-    """L, on flat outputs: products only.
+    """L [M, R], on flat outputs: products only. Of a loss's curvature R is M.
 
     Attributes:
-        signs: [M], +1 or -1 each.
+        signs: [R], +1 or -1 each.
     """
 
     signs: Tensor
 
     def apply(self, c: Tensor) -> Tensor:
-        """L c for c [M, k]."""
+        """L c [M, k] for c [R, k]."""
 
     def transposed(self, u: Tensor) -> Tensor:
-        """L^T u for u [M, k]."""
+        """L^T u [R, k] for u [M, k]."""
 
 
 def _signs(curvature: Tensor) -> Tensor:

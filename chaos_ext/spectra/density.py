@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..base import memory
-from .operand import Operand, count, own
+from ..base.arguments import cpu_generator, require_int
+from .operand import Operand
 
 _REACH = 5.0  # widths of the grid beyond the outermost node
 
@@ -96,10 +97,11 @@ def spectral_density(
         1.0
     """
     A = Operand(op)
-    probes, steps, points = count("probes", probes, 2), count("steps", steps, 1), count("points", points, 2)
+    for name, value, least in (("probes", probes, 2), ("steps", steps, 1), ("points", points, 2)):
+        require_int(name, value, least)
     if width is not None and not (isinstance(width, (int, float)) and 0 < width < math.inf):
         raise ValueError(f"width: expected a positive number, got {width!r}")
-    nodes, weights = _quadratures(A, probes, min(steps, A.size), own(generator))
+    nodes, weights = _quadratures(A, probes, min(steps, A.size), cpu_generator(generator))
     low, high = float(nodes[weights > 0].min()), float(nodes[weights > 0].max())
     sigma = float(width) if width is not None else _width(low, high)
     ends = low - _REACH * sigma, high + _REACH * sigma

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base import memory
 from ..curvature.basis import Columns, Coordinates
 from ..curvature.ggn import GGNOperator, explicit
-from ..curvature.jacobian import Jacobian
+from ..curvature.jacobian import Jacobian, columns_of
 from .eigh import eigh
 
 _SMALL_BYTES, _SMALL_WORK = 1 << 28, 5e9  # of B and of its QR: up to which the explicit way is taken unasked
@@ -49,12 +49,13 @@ def eigenpairs(ggn: GGNOperator, dtype: torch.dtype, zero_tol: float) -> tuple[T
     """
     size = ggn.shape[0]
     J = ggn.jacobian(ggn.widest())
-    if J.outputs >= size:
+    columns = columns_of(J)
+    if columns >= size:
         need = 4 * dtype.itemsize * size**2
         memory.require(need, ggn.device, "dense eigendecomposition", "use spectrum(ggn, k=...)", ggn.memory_budget)
         return *eigh(ggn.dense_in(dtype)), Coordinates(size)
-    need = size * J.outputs * J.dtype.itemsize
-    small = need <= _SMALL_BYTES and 4.0 * size * J.outputs**2 <= _SMALL_WORK
+    need = size * columns * J.dtype.itemsize
+    small = need <= _SMALL_BYTES and 4.0 * size * columns**2 <= _SMALL_WORK
     found = None if small else _by_gram(J, dtype, zero_tol)
     if found is not None:
         return found

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import cpu_generator, require_int
 from ..curvature.ggn import GGNOperator
 from ..curvature.hessian import HessianOperator
-from .operand import Operand, count, own
+from ..curvature.jacobian import columns_of
+from .operand import Operand
 
 _SMALL = 2048  # columns of a compressed or dense form that is cheap
 
@@ -77,12 +79,13 @@ def trace(
         >>> round(float(ce.trace(op)) / float(op.dense().trace()), 4)
         1.0
     """
-    A, products = Operand(op), count("products", products, 6)
+    A = Operand(op)
+    require_int("products", products, 6)
     if exact is not False:
         found = _exact_trace(A, op, math.inf if exact else products)
         if found is not None:
             return found
-    return _deflated(A, products, own(generator), lambda X, AX: (X.double() * AX.double()).sum(0))
+    return _deflated(A, products, cpu_generator(generator), lambda X, AX: (X.double() * AX.double()).sum(0))
 
 
 def frobenius_norm(
@@ -107,12 +110,13 @@ def frobenius_norm(
         >>> round(float(ce.frobenius_norm(op)) / float(op.dense().norm()), 4)
         1.0
     """
-    A, products = Operand(op), count("products", products, 6)
+    A = Operand(op)
+    require_int("products", products, 6)
     if exact is not False:
         found = _exact_norm(A, op, math.inf if exact else products)
         if found is not None:
             return found
-    square = _deflated(A, products, own(generator), lambda X, AX: AX.double().square().sum(0))
+    square = _deflated(A, products, cpu_generator(generator), lambda X, AX: AX.double().square().sum(0))
     value = math.sqrt(max(square.value, 0.0))
     error = square.standard_error / (2 * value) if value else 0.0
     return MatrixEstimate(value, error, square.products, square.path)
@@ -126,8 +130,8 @@ def _exact_trace(A: Operand, op: Any, most: float) -> MatrixEstimate | None:
         return _known(float(S.diagonal().double().sum()), "compressed Hessian")
     if isinstance(op, GGNOperator):
         J = op.jacobian()
-        if J.outputs <= min(most, _SMALL):
-            return _known(_sum(A, J.outputs, lambda c: _squares(J, c)), "Jacobian of the outputs")
+        if columns_of(J) <= min(most, _SMALL):
+            return _known(_sum(A, columns_of(J), lambda c: _squares(J, c)), "Jacobian of the outputs")
     if isinstance(op, HessianOperator) and op.diagonal_columns() <= most:
         return _known(float(op.diagonal().double().sum()), "diagonal")
     if A.size <= most and not (math.isinf(most) and hasattr(op, "diagonal")):
@@ -163,7 +167,7 @@ def _exact_norm(A: Operand, op: Any, most: float) -> MatrixEstimate | None:
     S = _compressed(op)
     if S is not None:
         return _known(float(S.double().norm()), "compressed Hessian")
-    if isinstance(op, GGNOperator) and op.jacobian().outputs <= _SMALL:
+    if isinstance(op, GGNOperator) and columns_of(op.jacobian()) <= _SMALL:
         J = op.jacobian(op.widest())
         signs, gram = J.root.signs, J.gram()
         square = float((gram.square() * torch.outer(signs, signs)).sum())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import cpu_generator
 from ..errors import NonFiniteError
 
 FLOATS = (torch.float32, torch.float64)
@@ -62,27 +63,5 @@ class Operand:
 
     def signs(self, columns: int, generator: torch.Generator | None) -> Tensor:
         """Random +1 and -1 [n, columns], of the generator alone."""
-        drawn = torch.randint(0, 2, (self.size, columns), generator=own(generator), device="cpu")
+        drawn = torch.randint(0, 2, (self.size, columns), generator=cpu_generator(generator), device="cpu")
         return (2 * drawn - 1).to(self.device, self.dtype)
-
-
-def own(generator: torch.Generator | None) -> torch.Generator:
-    """The generator that was given, or one with seed 0: the global one is never touched.
-
-    Raises:
-        TypeError, ValueError: not a generator of the CPU.
-    """
-    if generator is None:
-        return torch.Generator(device="cpu").manual_seed(0)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
-    if generator.device.type != "cpu":
-        raise ValueError(f"generator: expected one of the CPU, whatever the operator's device, got {generator.device}")
-    return generator
-
-
-def count(name: str, value: object, least: int) -> int:
-    """``value``, an int of at least ``least``; else raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
-    return value

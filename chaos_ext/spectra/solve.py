@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int
 from ..errors import IndefiniteError, NotConvergedError
-from .operand import Operand, count
+from .operand import Operand
 
 _TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -63,7 +64,8 @@ def solve(
     A = Operand(op)
     _check(A, b, damping, tol)
     columns = b.detach().reshape(A.size, -1)
-    limit = (2 * A.size + 100) * columns.shape[1] if max_products is None else count("max_products", max_products, 1)
+    limit = (2 * A.size + 100) * columns.shape[1] if max_products is None else max_products
+    require_int("max_products", limit, 0 if max_products is None else 1)
     x, residual = _solved(A, columns, float(damping), _TOL[A.dtype] if tol is None else tol, limit)
     return Solution(x.reshape(b.shape), residual.reshape(b.shape[1:]), A.products)
 
