@@ -143,6 +143,36 @@ def test_every_path_is_taken(make, training, path, monkeypatch):
     assert {part.path for part in taken} == path
 
 
+class Smooth(nn.Module):
+    """Wide layers at few positions: cheaper at the units, with cross terms between positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 2), nn.Conv2d(8, 6, 2, groups=2, bias=False)
+        self.c, self.d = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.b(F.silu(self.a(x)))).flatten(2).transpose(1, 2)
+        return self.d(torch.sigmoid(self.c(h)).mean(1))
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse_sum", "bce"])
+def test_units_at_positions(loss, monkeypatch):
+    monkeypatch.setattr(diagonal, "_THERE_AND_BACK", 0)
+    taken = []
+    plan = diagonal.plan_diagonal
+    monkeypatch.setattr(diagonal, "plan_diagonal", lambda tape: taken.extend(plan(tape)) or plan(tape))
+    make, target = cases.LOSSES[loss]
+    model, x, y = _of(Smooth), _images()[0], target(3, torch.Generator().manual_seed(1))
+    expected = double_backward(model, make(), x, y).diagonal()
+    for columns in (None, 5):
+        if columns:
+            monkeypatch.setattr(diagonal, "sweep_columns", lambda *_, k=columns: k)
+        found = ce.HessianOperator(model, make(), x, y).diagonal()
+        assert relative(found, expected) < 1e-12
+    assert [p.path for p in taken[:4]] == [diagonal.UNITS] * 3 + [diagonal.SQUARES]
+
+
 def test_units_are_entered_in_smooth_nets_on_rows(monkeypatch):
     taken = []
     plan = diagonal.plan_diagonal

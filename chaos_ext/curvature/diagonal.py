@@ -5,8 +5,9 @@ the loss at its output. Three ways to its diagonal:
 
     squared gradients   where all from the layer to the output is piecewise linear, M is the Gauss-Newton matrix's: one
                         way back for each output of a sample serves all samples and all such layers (``squares``)
-    at the units        a Linear on rows, samples apart: the diagonal of M from its O unit tangents (``quadratic``)
-    at the parameters   any other: one tangent a parameter, forward only (``quadratic``)
+    at the units        a Linear or a convolution, samples apart: M itself from its O unit tangents (``quadratic``), at
+                        several positions from O p of them, forward and back
+    at the parameters   any other, and layers of few parameters: one tangent a parameter, forward only (``quadratic``)
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from torch import Tensor
 from ..base import workspace
 from ..base.parameters import ParameterSpace
 from ..errors import NonFiniteError
+from ..rules.conv import Convolution
 from ..rules.linear import Linear
-from ..rules.rule import Tangent
+from ..rules.rule import Rule, Tangent
 from .dense import not_finite
 from .plan import sweep_columns
 from .quadratic import is_linear_in_inputs, is_linear_in_parameters, second_derivatives
 from .roots import Root, root_of
-from .squares import squares
-from .sweep import cotangents_at, keeps_samples_apart
+from .squares import by_curvature, inputs_at_positions, squares, units_at_positions
+from .sweep import cotangents_at, keeps_samples_apart, unit_curvature
 from .tape import Tape
 
 SQUARES, UNITS, PARAMETERS = "squared gradients", "enter at units", "enter at parameters"
 _BYTES = 1 << 28  # of the cotangents of one way back
+_CURVATURE_BYTES = 1 << 29  # of M, unit by unit
+_THERE_AND_BACK = 3  # times the work of the way there
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def columns_of(tape: Tape) -> int:
     """How many columns ``diagonal`` pushes through the model or pulls back through it."""
     parts, z = plan_diagonal(tape), tape.output
     squared = z[0].numel() if any(p.path == SQUARES for p in parts) else 0
-    units = sum(tape.values[p.node + 1].shape[1] for p in parts if p.path == UNITS)
+    units = sum(tape.values[p.node + 1][0].numel() for p in parts if p.path == UNITS)
     return squared + units + sum(tape.theta[s].numel() for p in parts if p.path == PARAMETERS for s in p.slots)
 
 
@@ -74,8 +78,24 @@ def _path(tape: Tape, t: int, slots: tuple[int, ...]) -> str:
         return PARAMETERS
     if _is_linear_from(tape, t) and root_of(tape.loss, tape.output) is not None:
         return SQUARES
-    rows = isinstance(tape.program.nodes[t].rule, Linear) and tape.values[t + 1].dim() == 2
-    return UNITS if rows else PARAMETERS
+    return UNITS if _units_pay(tape, t, slots) else PARAMETERS
+
+
+def _units_pay(tape: Tape, t: int, slots: tuple[int, ...]) -> bool:
+    """Whether unit tangents, which have to come back where there are positions, are fewer than parameters."""
+    rule, z = tape.program.nodes[t].rule, tape.values[t + 1]
+    if not (type(rule) is Linear or (type(rule) is Convolution and rule.source == "X")):
+        return False
+    units = z[0].numel()
+    if _on_rows(rule, z):
+        return True
+    positions = units // (z.shape[-1] if type(rule) is Linear else z.shape[1])
+    fits = z.numel() * positions * z.element_size() <= _CURVATURE_BYTES
+    return fits and _THERE_AND_BACK * units < sum(tape.theta[s].numel() for s in slots)
+
+
+def _on_rows(rule: Rule, z: Tensor) -> bool:
+    return type(rule) is Linear and z.dim() == 2
 
 
 def _apart(tape: Tape, t: int) -> bool:
@@ -118,7 +138,8 @@ def diagonal(tape: Tape, space: ParameterSpace) -> Tensor:
         add_squares(out, tape, space, squared)
     for part in parts:
         if part.path == UNITS:
-            _at_units(out, tape, space, part.node)
+            on_rows = _on_rows(tape.program.nodes[part.node].rule, tape.values[part.node + 1])
+            (_at_units if on_rows else _at_positions)(out, tape, space, part.node)
         elif part.path == PARAMETERS:
             for s in part.slots:
                 out[space.slice(s)] = torch.cat(list(_at_parameters(tape, space, s)))
@@ -172,6 +193,32 @@ def _at_units(out: Tensor, tape: Tape, space: ParameterSpace, t: int) -> None:
         out[space.slice(w)] = (M.T @ a.square()).reshape(-1)
     if b is not None:
         out[space.slice(b)] = M.sum(0)
+
+
+def _at_positions(out: Tensor, tape: Tape, space: ParameterSpace, t: int) -> None:
+    """sum_n sum_pp' M_n[op, op'] a_njp a_njp' of a Linear or a convolution at several positions."""
+    node, z = tape.program.nodes[t], tape.values[t + 1]
+    A = inputs_at_positions(node.rule, tape.saved[t], len(z))
+    assert A is not None
+    # In which order the outputs of a sample are [G, O, p].
+    order = units_at_positions(
+        node.rule, torch.arange(z[0].numel(), device=z.device).view(1, *z.shape[1:], 1), A.shape[1]
+    )
+    groups, units, positions = order.shape[1:4]
+    E = z.new_zeros(len(z), groups * units, positions, positions)
+    chunk = sweep_columns(tape, space, 0, t)
+    for i in range(0, E.shape[1] * positions, chunk):
+        chosen = order.reshape(-1)[i : i + chunk]
+        unit = z.new_zeros(z[0].numel(), len(chosen))
+        unit[chosen, torch.arange(len(chosen), device=z.device)] = 1
+        M = units_at_positions(node.rule, unit_curvature(tape, t, unit.view(*z.shape[1:], -1)), groups).flatten(1, 2)
+        places = torch.arange(i, i + len(chosen), device=z.device)
+        own, at = places // positions, places % positions
+        E[:, own, :, at] = M[:, own, :, places - i]
+    weight, bias = by_curvature(A, E.unflatten(1, (groups, units)))
+    for s, part in zip(node.rule.slots, (weight, bias), strict=True):
+        if s is not None:
+            out[space.slice(s)] = part.reshape(-1)
 
 
 def _at_parameters(tape: Tape, space: ParameterSpace, s: int) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..rules.conv import Convolution
 from ..rules.linear import Linear
 from ..rules.norm import FixedNorm
+from ..rules.rule import Rule
 from .sweep import Pulled
 
 _BYTES = 1 << 26  # of what is formed at a time
@@ -35,33 +36,46 @@ def squares(pull: Pulled, signs: Tensor) -> list[Tensor | None]:
     rule, d = pull.rule, pull.ddelta
     saved: Any = pull.saved
     assert d is not None
-    if type(rule) is Linear:
-        return _of_linear(rule.slots, saved, d, signs)
-    if type(rule) is Convolution and rule.source == "X":
-        return _of_convolution(rule, saved, d, signs)
+    A = inputs_at_positions(rule, saved, len(signs))
+    if A is not None:
+        return _of_products(rule, A, d, signs)
     if type(rule) is FixedNorm:
         return _of_fixed_norm(rule.slots, saved, d, signs)
     return _of_any(pull, d, signs)
 
 
-def _of_linear(slots: Sequence[int | None], saved: Any, d: Tensor, signs: Tensor) -> list[Tensor | None]:
-    a, n = saved[0], len(signs)
-    A = a.reshape(n, -1, a.shape[-1]).transpose(1, 2).unsqueeze(1)  # [N, 1, I, p]
-    D = d.reshape(n, 1, -1, *d.shape[-2:]).transpose(2, 3)  # [N, 1, O, p, k]
-    weight = None if slots[0] is None else _products(A, D, signs)[0]
-    return [weight, None if slots[1] is None else _sums(D, signs)[0]]
+def inputs_at_positions(rule: Rule, saved: Any, n: int) -> Tensor | None:
+    """A [N, G, J, p] of a Linear or a convolution of G groups; None of any other rule."""
+    if type(rule) is Linear:
+        a: Tensor = saved[0]
+        return a.reshape(n, -1, a.shape[-1]).transpose(1, 2).unsqueeze(1)
+    if type(rule) is Convolution and rule.source == "X":
+        a, W, _ = saved
+        g, planar = rule.geometry, a if a.dim() == 4 else a.unsqueeze(2)
+        kernel = W.shape[2:] if W.dim() == 4 else (1, W.shape[2])
+        A = F.unfold(planar, kernel, g.dilation, g.padding, g.stride)
+        return A.view(n, g.groups, -1, A.shape[-1])
+    return None
 
 
-def _of_convolution(rule: Convolution, saved: Any, d: Tensor, signs: Tensor) -> list[Tensor | None]:
-    a, W, _ = saved
-    g, (n, k) = rule.geometry, signs.shape
-    planar = a if a.dim() == 4 else a.unsqueeze(2)
-    kernel = W.shape[2:] if W.dim() == 4 else (1, W.shape[2])
-    A = F.unfold(planar, kernel, g.dilation, g.padding, g.stride)
-    A = A.view(n, g.groups, -1, A.shape[-1])
-    D = d.reshape(n, g.groups, len(W) // g.groups, -1, k)
-    weight = None if rule.slots[0] is None else _products(A, D, signs).reshape(W.shape)
+def _of_products(rule: Rule, A: Tensor, d: Tensor, signs: Tensor) -> list[Tensor | None]:
+    """Of a weight and a bias, from A and cotangents as ``units_at_positions`` sees them."""
+    D = units_at_positions(rule, d, A.shape[1])
+    weight = None if rule.slots[0] is None else _products(A, D, signs)
     return [weight, None if rule.slots[1] is None else _sums(D, signs).reshape(-1)]
+
+
+def units_at_positions(rule: Rule, d: Tensor, groups: int) -> Tensor:
+    """Values or cotangents [N, ..., k] of the output as [N, G, O, p, k]."""
+    if type(rule) is Linear:
+        return d.reshape(len(d), 1, -1, *d.shape[-2:]).transpose(2, 3)
+    return d.reshape(len(d), groups, d.shape[1] // groups, -1, d.shape[-1])
+
+
+def by_curvature(A: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonals [G, O, J] of a weight and [G, O] of its bias, from the curvature E [N, G, O, p, p] of each unit."""
+    weight = torch.stack([_against_positions(a, e.flatten(2)) for a, e in zip(A, E, strict=True)]).sum(0)
+    return weight, E.sum((0, 3, 4))
 
 
 def _sums(D: Tensor, signs: Tensor) -> Tensor:
@@ -87,8 +101,12 @@ def _weighted(E: Tensor, A2: Tensor) -> Tensor:
 
 
 def _by_positions(a: Tensor, d: Tensor, s: Tensor) -> Tensor:
-    """Of one sample through E [G, O, p, p]; a few inputs at a time."""
-    E = torch.matmul(d * s, d.transpose(2, 3)).flatten(2)
+    """Of one sample through E [G, O, p, p]."""
+    return _against_positions(a, torch.matmul(d * s, d.transpose(2, 3)).flatten(2))
+
+
+def _against_positions(a: Tensor, E: Tensor) -> Tensor:
+    """sum_pp' E [G, O, p p'] a [G, J, p] a [G, J, p']: [G, O, J], a few inputs at a time."""
     step = max(1, _BYTES // (a.shape[0] * E.shape[2] * a.element_size()))
     parts = [torch.bmm(E, (b.unsqueeze(3) * b.unsqueeze(2)).flatten(2).transpose(1, 2)) for b in a.split(step, 1)]
     return torch.cat(parts, 2)

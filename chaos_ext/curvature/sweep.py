@@ -220,6 +220,23 @@ def unit_sweep(tape: Tape, s: int) -> UnitSweep:
     return UnitSweep(dvalues, ddeltas[1:])
 
 
+def unit_curvature(tape: Tape, s: int, unit: Tensor) -> Tensor:
+    """M e [N, ..., k] at the output of node s, for directions e of single samples [..., k] that serve all at once.
+
+    M is the second derivative of the loss with respect to that output; samples must not interact from there on.
+    """
+    owned = Owned()
+    dvalues: list[Tangent] = [None] * len(tape.values)
+    dvalues[s + 1] = unit.expand(len(tape.values[s + 1]), *unit.shape)
+    for push in pushing(tape, dvalues, NO_SLOTS, s + 1):
+        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, False)
+    ddeltas = _at_loss(tape, dvalues)
+    for pull in _backward(tape, dvalues, ddeltas, NO_SLOTS, s + 1):
+        _step_back(owned, pull, ddeltas, _muted(pull.rule))
+    found = ddeltas[s + 1]
+    return torch.zeros_like(dvalues[s + 1]) if found is None else found  # type: ignore[arg-type]
+
+
 def keeps_samples_apart(tape: Tape, s: int) -> bool:
     """Whether from node s to the loss, sample n of every value depends on sample n of the unit values only."""
     program, n = tape.program, len(tape.values[s + 1])
