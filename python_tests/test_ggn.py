@@ -276,6 +276,56 @@ def test_leaves_no_trace_and_notices_changes():
             use()
 
 
+class Counting(nn.Module):
+    """Edits its arguments and itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, z, y):
+        self.calls += 1
+        self.seen += 1
+        z.mul_(2.0)
+        return F.nll_loss(z.log_softmax(1), y.clamp_(max=1))
+
+
+def test_what_the_loss_writes_to_is_put_back():
+    model, loss_fn, y = _seeded(MODELS["mlp"]), Counting(), Y.clone()
+    ggn = ce.GGNOperator(model, loss_fn, X, y)
+    expected = gauss_newton(model, lambda z, y: F.cross_entropy(2 * z, y.clamp(max=1)), X, Y)
+    assert relative(ggn.dense(), expected) < 1e-11
+    assert relative(ggn @ ggn.gradient, expected @ ggn.gradient) < 1e-11
+    ce.spectrum(ggn)
+    assert (loss_fn.calls, float(loss_fn.seen)) == (0, 0.0)
+    assert torch.equal(y, Y)
+
+
+@pytest.mark.parametrize("loss", [CE, UNKNOWN["nll"]], ids=["rule", "torch"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_within_modes_without_gradients(mode, loss):
+    model = _seeded(MODELS["mlp"])
+    expected = gauss_newton(model, CE, X, Y)
+    with mode():
+        ggn = ce.GGNOperator(model, loss, X, Y)
+        assert relative(ggn.dense(), expected) < 1e-11
+        assert relative(ggn.diagonal(), expected.diagonal()) < 1e-11
+        assert len(ce.spectrum(ggn).eigenvalues) == 10
+
+
+def test_nothing_that_follows_training_takes_it_for_the_hessian():
+    model = _seeded(MODELS["mlp"])
+    ggn, opt = ce.GGNOperator(model, CE, X, Y), ce.CGD(model.parameters(), lr=0.1)
+    for use in (
+        lambda: opt.step(ggn),
+        lambda: ce.TangentMap(opt).apply_(ggn, torch.ones(ggn.shape[0], 1, dtype=torch.float64)),
+        lambda: ce.LyapunovAnalyzer(model, opt).update(ggn),
+    ):
+        with pytest.raises(TypeError, match="HessianOperator"):
+            use()
+
+
 def test_refuses_a_loss_that_reads_parameters():
     model = _seeded(MODELS["mlp"])
     with pytest.raises(ce.UnsupportedError, match="other than through"):

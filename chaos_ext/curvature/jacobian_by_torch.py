@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 
 from ..base.guards import twice_differentiable
+from ..base.held import held_by, unmoved
 from ..base.parameters import ParameterSpace
 from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, StaleOperatorError, UnsupportedError
@@ -28,7 +29,7 @@ from ..rules.rule import NotLayerwise
 from .jacobian import gram_of, unit_columns
 from .products import double_backward, uncut
 from .roots import MatrixRoot, Root, root_of
-from .scalar import Scalar, first_line
+from .scalar import Scalar, T, first_line
 from .substitution import Substituted, backward
 
 log = logging.getLogger("chaos_ext")
@@ -59,8 +60,8 @@ class TorchJacobian:
         gradient: Tensor,
     ) -> None:  # fmt: skip
         x, y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) and t.is_inference() else t, (x, y))
-        self._substituted, self.space = Substituted(Scalar(model, loss_fn), space.names, x, y), space
-        self._loss_fn, self._y, self._gradient = loss_fn, y, gradient
+        self._substituted, self.space = Substituted(Scalar(model, _no_loss), space.names, x, None), space
+        self._loss_fn, self._y, self._gradient, self._held = loss_fn, y, gradient, held_by(loss_fn)
         self.size, self.dtype, self.device, self.forward = space.size, space.dtype, space.device, True
         self._output = self._substituted(self._copies(), lambda _, output: _detached(output))
         self._leaves = [t for t in tree_leaves(self._output) if _counts(t)]
@@ -86,17 +87,22 @@ class TorchJacobian:
         """z [M] at theta [P]."""
         return self._substituted(self._at(theta), lambda _, output: _flat_of(output).detach())
 
-    def _loss_of(self, z: Tensor) -> Tensor:
-        """The loss as a function of the flat output."""
-        parts = iter(z.split([t.numel() for t in self._leaves]))
-        shapes = iter([t.shape for t in self._leaves])
-        output = tree_map(lambda t: next(parts).view(next(shapes)) if _counts(t) else t, self._output)
-        return self._loss_fn(output, self._y).reshape(())
+    def _with_loss(self, z: Tensor, run: Callable[[Tensor], T]) -> T:
+        """What ``run`` makes of the loss as a function of the flat output; what the loss writes to is put back."""
+        parts = zip(z.split([t.numel() for t in self._leaves]), [t.shape for t in self._leaves], strict=True)
+        views = iter([part.view(shape).clone() for part, shape in parts])  # a loss may edit its arguments
+        output = tree_map(lambda t: next(views) if _counts(t) else t, _detached(self._output))
+        y = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self._y)
+        if not self._held:
+            return run(self._loss_fn(output, y).reshape(()))
+        own = unmoved(self._held)
+        with own, own:
+            return run(self._loss_fn(output, y).reshape(()))
 
     @twice_differentiable
     def loss_gradient(self, z: Tensor) -> Tensor:
         at = z.detach().clone().requires_grad_()
-        (delta,) = backward(self._loss_of(at), [at])
+        (delta,) = self._with_loss(at, lambda loss: backward(loss, [at]) if loss.requires_grad else (None,))
         return torch.zeros_like(at) if delta is None else delta.detach()
 
     def require_same(self) -> None:
@@ -196,7 +202,8 @@ class TorchJacobian:
         if self.evaluated is not None:
             return self.evaluated.tangent(u.reshape(*self._leaves[0].shape, -1).contiguous()).reshape(u.shape)
         at = self.output.clone().requires_grad_()
-        return double_backward(self._loss_of(at), [at], (u.T.contiguous(),))[1][0].T.contiguous()
+        rows = (u.T.contiguous(),)
+        return self._with_loss(at, lambda loss: double_backward(loss, [at], rows)[1][0]).T.contiguous()
 
     @cached_property
     def root(self) -> Root:
@@ -213,6 +220,11 @@ class TorchJacobian:
 
     def gram(self) -> Tensor:
         return gram_of(self, _CHUNK)
+
+
+def _no_loss(output: object, y: object) -> Tensor:
+    """In the loss's place: it might edit the output."""
+    return torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _counts(t: Any) -> bool:
