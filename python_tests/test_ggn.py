@@ -379,6 +379,14 @@ def test_a_surrogate_gradient_is_refused_and_a_wrong_jvp_avoided():
     assert relative(ce.GGNOperator(model, UNKNOWN["nll"], X, Y).dense(), gauss_newton(model, CE, X, Y)) < 1e-11
 
 
+def test_says_how_it_is_computed():
+    model = _seeded(MODELS["mlp"])
+    assert "layer rules" in ce.GGNOperator(model, CE, X, Y).explain()[0].path
+    (report,) = ce.GGNOperator(model, UNKNOWN["nll"], X, Y).explain()
+    assert "by torch" in report.path
+    assert "no rule" in report.why
+
+
 def test_as_a_scipy_operator():
     scipy = pytest.importorskip("scipy.sparse.linalg")
     model = _seeded(MODELS["mlp"])
