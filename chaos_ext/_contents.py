@@ -6,6 +6,8 @@ from ._version import __version__
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .curvature.compressed import CompressedHessian
 from .curvature.dataset import DatasetHessian
+from .curvature.fisher import FisherOperator
+from .curvature.ggn import GGNOperator
 from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
 from .curvature.shortcut import hessian
@@ -27,6 +29,7 @@ from .errors import (
     ChaosExtError,
     CheckpointError,
     DatasetNotFoundError,
+    IndefiniteError,
     MemoryBudgetError,
     NonFiniteError,
     NotConvergedError,
@@ -63,7 +66,10 @@ from .recorder import Recorder
 from .rules.rule import Leaf, Rule
 from .rules.table import register_rule, unregister_rule
 from .spectra.decompose import directions, spectrum
+from .spectra.density import SpectralDensity, spectral_density
+from .spectra.invariants import MatrixEstimate, frobenius_norm, trace
 from .spectra.per_layer import spectra_per_layer
+from .spectra.solve import Solution, solve
 from .spectra.spectrum import Spectrum
 from .systems import System
 
@@ -86,12 +92,16 @@ __all__: list[str] = [
     "Evaluation",
     "Extremes",
     "FiniteTimeSpectrum",
+    "FisherOperator",
+    "GGNOperator",
     "HessianOperator",
     "History",
+    "IndefiniteError",
     "LayerReport",
     "Leaf",
     "LyapunovAnalyzer",
     "LyapunovResult",
+    "MatrixEstimate",
     "MemoryBudgetError",
     "NonFiniteError",
     "NotConvergedError",
@@ -100,6 +110,8 @@ __all__: list[str] = [
     "SharpnessDimension",
     "Signs",
     "Similarity",
+    "Solution",
+    "SpectralDensity",
     "SpectralSummary",
     "Spectrum",
     "StabilityMargin",
@@ -123,6 +135,7 @@ __all__: list[str] = [
     "errors",
     "figures",
     "fit_divergence",
+    "frobenius_norm",
     "gradient_alignment",
     "gradient_cosine",
     "hessian",
@@ -139,11 +152,14 @@ __all__: list[str] = [
     "register_tangent",
     "select",
     "sharpness_dimension",
+    "solve",
     "spectra_per_layer",
+    "spectral_density",
     "spectral_summary",
     "spectrum",
     "subspace_similarity",
     "sum_of_positive_exponents",
     "systems",
+    "trace",
     "unregister_rule",
 ]

@@ -50,6 +50,23 @@ class NotConvergedError(ChaosExtError):
         self.residuals = residuals
 
 
+class IndefiniteError(ChaosExtError):
+    """A matrix that has to be positive definite is not.
+
+    Args:
+        message: says where it was found out, and what to do.
+        curvature, direction: see below.
+
+    Attributes:
+        curvature: v^T A v along the direction, at most 0 up to rounding.
+        direction: unit vector v [n].
+    """
+
+    def __init__(self, message: str, curvature: float = 0.0, direction: torch.Tensor | None = None) -> None:
+        super().__init__(message)
+        self.curvature, self.direction = curvature, direction
+
+
 class MemoryBudgetError(ChaosExtError):
     """A result would not fit into the memory that is available."""
 

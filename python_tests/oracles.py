@@ -51,3 +51,15 @@ def relative(a: Tensor, b: Tensor) -> float:
     """max |a - b| / max |b| (absolute where b is zero)."""
     scale = b.abs().max().item() if b.numel() else 0.0
     return (a - b).abs().max().item() / (scale or 1.0) if b.numel() else 0.0
+
+
+def gauss_newton(model: nn.Module, loss_fn, x, y) -> Tensor:
+    """J^T C J [P, P] with J one backward pass an output, and C the double backward of the loss at the output."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    z = model(x)
+    rows = [torch.autograd.grad(t, params, retain_graph=True, allow_unused=True) for t in z.reshape(-1)]
+    J = torch.stack([torch.cat([(p * 0 if g is None else g).reshape(-1) for g, p in zip(r, params)]) for r in rows])
+    at = z.detach().requires_grad_()
+    (delta,) = torch.autograd.grad(loss_fn(at, y), at, create_graph=True)
+    C = [torch.autograd.grad(d, at, retain_graph=True)[0].reshape(-1) for d in delta.reshape(-1)]
+    return J.detach().T @ torch.stack(C) @ J.detach()

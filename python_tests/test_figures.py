@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib", reason='figures need matplotlib: pip install "
 
 from matplotlib.colors import to_hex  # noqa: E402
 
+import chaos_ext as ce  # noqa: E402
 from chaos_ext.figures import (  # noqa: E402
     COLORS,
     LABELS,
@@ -17,6 +18,7 @@ from chaos_ext.figures import (  # noqa: E402
     figure_training,
     new_axes,
     plot_lle,
+    plot_spectral_density,
     plot_training,
     read_metric,
     smooth,
@@ -246,3 +248,19 @@ def test_lle_separates_stable_from_chaotic():
 def test_lle_takes_arrays_and_lists():
     for values in ([1.0, -1.0], np.array([1.0, -1.0])):
         assert len(labelled(plot_lle(values, 1e-3))["chaotic (1)"].get_xdata()) == 1
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_plot_spectral_density_draws_the_density_and_its_error(log):
+    density = ce.spectral_density(torch.diag(torch.linspace(-1, 3, 40, dtype=torch.float64)), steps=10)
+    ax = plot_spectral_density(density, label="H", log=log)
+    (line,) = ax.get_lines()
+    assert np.array_equal(line.get_xdata(), density.grid.numpy())
+    assert np.array_equal(line.get_ydata(), density.density.numpy())
+    top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(float((density.density + 2 * density.standard_error).max()))
+    assert ax.get_yscale() == ("log" if log else "linear")
+    assert ax.get_legend().get_texts()[0].get_text() == "H"
+    assert plot_spectral_density(density, ax) is ax
+    with pytest.raises(TypeError, match="SpectralDensity"):
+        plot_spectral_density([1.0])

@@ -71,6 +71,16 @@ class CompressedHessian:
         """(P, P)."""
         return self.parts()[0].rows, self.parts()[0].rows
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of S."""
+        return self.parts()[1].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of S."""
+        return self.parts()[1].device
+
     def to_dense(self) -> Tensor:
         """Q S Q^T as a [P, P] matrix.
 

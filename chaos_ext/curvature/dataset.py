@@ -24,11 +24,12 @@ from .dense import not_finite
 from .hessian import HessianOperator
 from .plan import LayerReport
 from .recorded import Recorded, sum_of_all
+from .symmetric import Symmetric
 from .walks import Walks
 from .weighting import Weight, Weighting
 
 
-class DatasetHessian:
+class DatasetHessian(Symmetric):
     """The Hessian H [P, P] of the loss on all samples of all batches, exact, from one batch at a time.
 
     The loss is what ``loss_fn`` would give on the union: with ``reduction="mean"`` L = sum_b n_b L_b / sum_b n_b, where
@@ -167,6 +168,16 @@ class DatasetHessian:
         if not all_finite(found) and all_finite(v):
             raise NonFiniteError(not_finite("H v"))
         return found
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of H [P], exact, without P x P numbers, in one walk; see ``HessianOperator.diagonal``.
+
+        Raises:
+            NonFiniteError, StaleOperatorError: as of ``op @ v``.
+        """
+        total = torch.zeros(self.space.size, dtype=torch.float64, device=self.device)
+        self._each(lambda op, c: total.add_(op.diagonal(), alpha=c))
+        return total.to(self.dtype)
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """H as a [P, P] matrix, bit for bit symmetric; a second one holds that of a batch meanwhile.

@@ -19,8 +19,10 @@ from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh
 from ..base.torch_internals import tree_map
 from ..errors import NonFiniteError, UnsupportedError
+from . import validation
 from .arguments import require_columns, require_matrix, require_vector
 from .basis import Columns, Coordinates
+from .by_layers import WithDiagonal
 from .compressed import CompressedHessian
 from .dense import not_finite
 from .engine import engine_for
@@ -29,13 +31,11 @@ from .layerwise import LayerwiseEngine
 from .native_sweep import Native
 from .plan import LayerReport, block_reports, whole_report
 from .trust import DOUBLE_BACKWARD
-from .validation import probes
-from .validation import verify as verify_products
 
 _COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
 
 
-class HessianOperator:
+class HessianOperator(WithDiagonal):
     """The Hessian H [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact, on one batch.
 
     theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each
@@ -98,8 +98,9 @@ class HessianOperator:
         self.origin = Origin(model, x, self.snapshot, self._engine.unused, loss)
         self.results = Results()
         if verify:
-            v = probes(self.space)
-            verify_products(self @ v, FunctionalEngine(model, loss_fn, self.space, x, y, path=DOUBLE_BACKWARD), v)
+            v = validation.probes(self.space)
+            double = FunctionalEngine(model, loss_fn, self.space, x, y, path=DOUBLE_BACKWARD)
+            validation.verify(self @ v, double, v)
 
     def __reduce__(self) -> str:
         raise TypeError(  # a copy would speak of parameters that nobody trains

@@ -6,6 +6,7 @@ units of one layer) and in what is read off (Hessian-vector products, or the tan
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..rules.conv import Convolution
+from ..rules.linear import Linear
+from ..rules.norm import FixedNorm
 from ..rules.rule import Rule, Tangent
 from .owned import Owned
 from .tape import Tape, accumulate
@@ -43,7 +47,7 @@ class Pulled(NamedTuple):
     ddelta: Tangent
 
 
-def _forward(tape: Tape, dvalues: list[Tangent], dtheta: Mapping[int, Tensor], first: int) -> Iterator[Pushed]:
+def pushing(tape: Tape, dvalues: list[Tangent], dtheta: Mapping[int, Tensor], first: int) -> Iterator[Pushed]:
     """Nodes from ``first`` on that depend on a tangent; whoever iterates writes dvalues[node + 1] before the next."""
     for i in range(first, len(tape.program.nodes)):
         node = tape.program.nodes[i]
@@ -103,7 +107,7 @@ def hessian_vector_products(
     """
     program, owned = tape.program, Owned()
     dvalues: list[Tangent] = [None] * len(tape.values)
-    for push in _forward(tape, dvalues, dtheta, _first_use(tape, dtheta)):
+    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
         inputs = program.nodes[push.node].inputs
         last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
         dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
@@ -119,6 +123,65 @@ def hessian_vector_products(
         owned.release(dvalues[pull.node + 1])
         ddeltas[pull.node + 1] = dvalues[pull.node + 1] = None
     return products
+
+
+def output_tangent(tape: Tape, dtheta: Mapping[int, Tensor]) -> Tangent:
+    """J v: the tangent [*z, k] of the model's output z; v as of ``hessian_vector_products``."""
+    program, owned = tape.program, Owned()
+    dvalues: list[Tangent] = [None] * len(tape.values)
+    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
+        inputs = program.nodes[push.node].inputs
+        last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
+        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
+    return dvalues[program.output]
+
+
+def pulled_back(tape: Tape, cotangents: Tensor) -> list[Tangent]:
+    """J^T u for cotangents u [*z, k] of the output: for each slot its part [*shape, k] (None: zero)."""
+    products: list[Tangent] = [None] * len(tape.theta)
+    ddeltas, owned = _at_output(tape, cotangents), Owned()
+    for pull in _way_back(tape, ddeltas):
+        accumulate(products, pull.rule.slots, _step_back(owned, pull, ddeltas, pull.rule))
+    return products
+
+
+def cotangents_at(tape: Tape, cotangents: Tensor) -> Iterator[Pulled]:
+    """The way back of cotangents u [*z, k] of the output, node by node: each with its own as ``ddelta``, to be read
+    before the next is asked for."""
+    ddeltas, owned = _at_output(tape, cotangents), Owned()
+    for pull in _way_back(tape, ddeltas):
+        yield pull
+        _step_back(owned, pull, ddeltas, _muted(pull.rule))
+
+
+def _muted(rule: Rule) -> Rule:
+    """The rule without the cotangents of its parameters, which are much of its work."""
+    if type(rule) not in (Linear, Convolution, FixedNorm):
+        return rule
+    quiet = copy.copy(rule)
+    quiet.slots = (None, None)
+    return quiet
+
+
+def _at_output(tape: Tape, cotangents: Tensor) -> list[Tangent]:
+    ddeltas: list[Tangent] = [None] * len(tape.values)
+    ddeltas[tape.program.output] = cotangents
+    return ddeltas
+
+
+def _way_back(tape: Tape, ddeltas: list[Tangent]) -> Iterator[Pulled]:
+    nothing: list[Tangent] = [None] * len(tape.values)
+    return _backward(tape, nothing, ddeltas, NO_SLOTS, _first_use(tape, range(len(tape.theta))))
+
+
+def _step_back(owned: Owned, pull: Pulled, ddeltas: list[Tangent], rule: Rule) -> list[Tangent]:
+    """Hands the cotangents of a node to its inputs; returns those of its slots."""
+    d_inputs, d_slots = owned.pull(rule, pull.saved, pull.delta, pull.dinputs, pull.dslots, pull.ddelta)
+    owned.accumulate(ddeltas, pull.inputs, d_inputs)
+    if all(d is not pull.ddelta for d in d_inputs):
+        owned.release(pull.ddelta)
+    ddeltas[pull.node + 1] = None
+    return d_slots
 
 
 def _first_use(tape: Tape, slots: Sequence[int] | Mapping[int, Tensor]) -> int:
@@ -148,13 +211,30 @@ def unit_sweep(tape: Tape, s: int) -> UnitSweep:
     z = tape.values[s + 1]
     dvalues: list[Tangent] = [None] * len(tape.values)
     dvalues[s + 1] = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(*z.shape, z.shape[1])
-    for push in _forward(tape, dvalues, NO_SLOTS, s + 1):
+    for push in pushing(tape, dvalues, NO_SLOTS, s + 1):
         dvalues[push.node + 1] = push.rule.tangent_forward(push.saved, push.dinputs, push.dslots)
     ddeltas = _at_loss(tape, dvalues)
     for pull in _backward(tape, dvalues, ddeltas, NO_SLOTS, s + 1):
         d_inputs, _ = pull.rule.tangent_backward(pull.saved, pull.delta, pull.dinputs, pull.dslots, pull.ddelta)
         accumulate(ddeltas, pull.inputs, d_inputs)
     return UnitSweep(dvalues, ddeltas[1:])
+
+
+def unit_curvature(tape: Tape, s: int, unit: Tensor) -> Tensor:
+    """M e [N, ..., k] at the output of node s, for directions e of single samples [..., k] that serve all at once.
+
+    M is the second derivative of the loss with respect to that output; samples must not interact from there on.
+    """
+    owned = Owned()
+    dvalues: list[Tangent] = [None] * len(tape.values)
+    dvalues[s + 1] = unit.expand(len(tape.values[s + 1]), *unit.shape)
+    for push in pushing(tape, dvalues, NO_SLOTS, s + 1):
+        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, False)
+    ddeltas = _at_loss(tape, dvalues)
+    for pull in _backward(tape, dvalues, ddeltas, NO_SLOTS, s + 1):
+        _step_back(owned, pull, ddeltas, _muted(pull.rule))
+    found = ddeltas[s + 1]
+    return torch.zeros_like(dvalues[s + 1]) if found is None else found  # type: ignore[arg-type]
 
 
 def keeps_samples_apart(tape: Tape, s: int) -> bool:

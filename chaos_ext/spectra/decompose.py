@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ..curvature.basis import Columns, Coordinates
 from ..curvature.dataset import DatasetHessian
+from ..curvature.ggn import GGNOperator
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, NotConvergedError
 from .eigh import eigh
+from .gauss_newton import eigenpairs
 from .lanczos import WHICH, lanczos
 from .spectrum import Spectrum
 from .tridiagonal import EigenColumns, Tridiagonal
@@ -21,9 +23,11 @@ log = logging.getLogger("chaos_ext")
 _FORMED_SIZE = 64  # below this forming the eigenvectors takes no longer
 ZERO_TOL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
+Operator = HessianOperator | DatasetHessian | GGNOperator
+
 
 def spectrum(
-    op: HessianOperator | DatasetHessian,
+    op: Operator,
     k: int | None = None,
     which: str = "both_ends",
     *,
@@ -35,7 +39,7 @@ def spectrum(
     """Eigenpairs of H: all nonzero ones exactly, or k extreme ones by matrix-free Lanczos.
 
     Without k, the eigendecomposition runs on the compressed Hessian where that is smaller than P, else on the dense
-    one.
+    one; of a Gauss-Newton matrix on the Gram matrix of its outputs.
 
     Args:
         op: the operator; its loss and gradient are carried over.
@@ -61,8 +65,8 @@ def spectrum(
         >>> bool(torch.allclose(op @ V, V * spec.eigenvalues[[0, -1]], atol=1e-5))
         True
     """
-    if not isinstance(op, (HessianOperator, DatasetHessian)):
-        raise TypeError(f"op: expected a HessianOperator or a DatasetHessian, got {type(op).__name__}")
+    if not isinstance(op, (HessianOperator, DatasetHessian, GGNOperator)):
+        raise TypeError(f"op: expected a HessianOperator, a DatasetHessian or a GGNOperator, got {type(op).__name__}")
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)
     if k is not None:
@@ -70,9 +74,7 @@ def spectrum(
     return _once(op, "spectrum", dtype, tolerance)
 
 
-def directions(
-    op: HessianOperator | DatasetHessian, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None
-) -> Spectrum:
+def directions(op: Operator, *, zero_tol: float | None = None, spectrum_dtype: torch.dtype | None = None) -> Spectrum:
     """The complete spectrum of ``spectrum(op)`` for one projection: on the CPU no eigenvector is formed.
 
     The same eigenvalues and projections to rounding, several times faster; ``eigenvectors()`` of the result is slow. A
@@ -95,17 +97,21 @@ def directions(
     return _once(op, "directions", dtype, tolerance)
 
 
-def _once(op: HessianOperator | DatasetHessian, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
+def _once(op: Operator, kind: str, dtype: torch.dtype, tolerance: float) -> Spectrum:
     """The operator's one spectrum of this kind, which whoever has it may have edited."""
     spec = op.results.once((kind, dtype, tolerance), lambda: _complete(op, dtype, tolerance, form=kind == "spectrum"))
     spec.require_unedited()
     return spec
 
 
-def _complete(op: HessianOperator | DatasetHessian, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
-    # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
-    basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
-    spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
+def _complete(op: Operator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
+    if isinstance(op, GGNOperator):
+        pairs = eigenpairs(op, dtype, zero_tol)
+        spec = _nonzero(*pairs, op.shape[0], zero_tol, op.gradient_in(dtype))
+    else:
+        # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
+        basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
+        spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
 
@@ -124,7 +130,13 @@ def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:
 def _decomposed(
     S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None, form: bool = True
 ) -> Spectrum:
-    values, vectors = _eigenpairs(S, form)
+    return _nonzero(*_eigenpairs(S, form), basis, size, zero_tol, gradient)
+
+
+def _nonzero(
+    values: Tensor, vectors: Tensor | Tridiagonal, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None
+) -> Spectrum:
+    """The spectrum of these eigenpairs, without what counts as zero."""
     magnitude = values.abs()
     scale = float(magnitude.max()) if len(values) else 0.0
     threshold = zero_tol * scale
@@ -188,7 +200,7 @@ def check_options(dtype: torch.dtype, zero_tol: float | None) -> float:
 
 
 def _partial(
-    op: HessianOperator | DatasetHessian,
+    op: Operator,
     k: int,
     which: str,
     dtype: torch.dtype,

@@ -68,6 +68,11 @@ def require_unedited(obj: object) -> None:
         own(obj, name)
 
 
+def unnoted(obj: object) -> dict[str, Any]:
+    """The fields of an object as if it had handed out nothing."""
+    return {k: v for k, v in vars(obj).items() if k != _NOTES}
+
+
 def _notes(obj: object) -> dict[str, Any]:
     notes: dict[str, Any] = vars(obj).setdefault(_NOTES, {})
     return notes

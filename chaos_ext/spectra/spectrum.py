@@ -227,7 +227,14 @@ class Spectrum:
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a pickle: as after ``save`` and ``load``, without the live model and batch."""
-        return {**self.__dict__, "origin": None, "shapes": self._stored_shapes()}
+        held = self._without_model() if not storage.is_plain(vars(self)["basis"]) else self.__dict__
+        return {**held, "origin": None, "shapes": self._stored_shapes()}
+
+    def _without_model(self) -> dict[str, Any]:
+        """Its fields with eigenvectors as numbers, and nothing handed out."""
+        self.require_unedited()
+        Z, basis, near = storage.plain(*self.parts(), self._near)
+        return {**handed.unnoted(self), "Z": Z, "basis": basis, "_near": near}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Spectrum:
         """Numbers of its own, but the same origin: a copy of the model would be another model."""
@@ -249,13 +256,12 @@ class Spectrum:
             OSError: it cannot be written there.
             StaleOperatorError: it was edited.
         """
-        Z, basis = self.parts()
+        Z, basis, near = storage.plain(*self.parts(), self._near)
         layers = [b.__dict__ for b in basis.layers] if isinstance(basis, Basis) else None
         names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: own(self, k) for k in names}
         state |= {"complete": self.nullity is not None, "layers": layers, "shapes": self._stored_shapes()}
-        near = None if self._near is None else self._near[:, :]
-        state |= {"Z": Z[:, :], "exact_gradient": self._exact_gradient, "near": near}
+        state |= {"Z": Z, "exact_gradient": self._exact_gradient, "near": near}
         storage.write(Path(path), state)
 
     @classmethod

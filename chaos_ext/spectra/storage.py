@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..base import memory
 from ..base.contents import array, count, is_int, number, parts, refusing, require
 from ..base.files import is_sealed, read_sealed, read_unsealed, write_sealed
 from ..curvature.basis import Basis, Columns, Coordinates, LayerBasis
@@ -26,6 +27,24 @@ _NAMES = (
     *("format", "eigenvalues", "Z", "near", "size", "complete", "zero_tol", "zero_threshold", "loss", "gradient"),
     *("exact_gradient", "layers", "shapes"),
 )
+
+
+def is_plain(basis: Columns) -> bool:
+    """Whether a basis consists of numbers that a file can hold."""
+    return isinstance(basis, (Basis, Coordinates))
+
+
+def plain(Z: Any, basis: Columns, near: Any) -> tuple[Any, Columns, Any]:
+    """Z and near as tensors with a basis of numbers: where that is made of products with a model, V = Q Z [P, r].
+
+    Raises:
+        MemoryBudgetError: P * r numbers do not fit.
+    """
+    if is_plain(basis):
+        return Z[:, :], basis, None if near is None else near[:, :]
+    size = basis.lift(Z[:, :0]).shape[0]
+    memory.require(size * Z.shape[1] * Z.dtype.itemsize, Z.device, "eigenvectors", "keep spec.eigenvalues alone")
+    return basis.lift(Z), Coordinates(size), None if near is None else basis.lift(near)
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

@@ -1,8 +1,4 @@
-"""Figures as functions: each takes arrays or the CSV of an experiment and returns the matplotlib axes it drew on.
-
-Without ``ax`` a function makes a ``matplotlib.figure.Figure`` of its own, free of pyplot and its global state, so it
-works without a display; ``ax.figure.savefig(...)`` writes it. All raise ImportError where matplotlib is not installed.
-"""
+"""Figures of training runs: metrics over optimizer steps, from a CSV or from arrays."""
 
 from __future__ import annotations
 
@@ -12,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-import torch
-
-from .chaos import local_lyapunov_exponents
-from .data.sources import INSTALL_HINT
+from .axes import COLORS, import_numpy, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +22,6 @@ LABELS = {
     "negative": "negative directions pruned",
     "positive": "positive directions pruned",
 }
-# Okabe and Ito's palette: told apart with every common form of colour blindness, and in print.
-COLORS = {"sgd": "#000000", "chaotic": "#D55E00", "negative": "#0072B2", "positive": "#009E73"}
 _MORE_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _MORE_STYLES = ((0, (1, 1.2)), (0, (6, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (2, 2)))
 # "chaotic" and "negative" nearly coincide while no eigenvalue passes 2/lr: the dashes leave the other one visible.
@@ -50,32 +41,6 @@ _Seed = tuple["NDArray[Any]", "NDArray[Any]"]  # steps, values
 # run -> values over steps [steps], or one such array a seed [seeds, steps]
 Curves = Mapping[str, Any]
 Source = Union[str, "os.PathLike[str]", Curves]  # a metrics CSV, or curves
-
-
-def import_numpy() -> Any:
-    """numpy, after making sure that matplotlib is there, too; both wait until a figure is drawn.
-
-    Raises:
-        ImportError: with the command that installs them.
-    """
-    try:
-        import matplotlib  # noqa: F401
-        import numpy
-    except ImportError as error:
-        raise ImportError(f"figures need matplotlib: {INSTALL_HINT}") from error
-    return numpy
-
-
-def new_axes(figsize: tuple[float, float] = (6.4, 4.2)) -> Axes:
-    """Axes on a new figure that belongs to nobody else.
-
-    Args:
-        figsize: width and height in inches.
-    """
-    import_numpy()
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=figsize, layout="constrained").subplots()
 
 
 def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Seed]]:
@@ -260,39 +225,3 @@ def figure_training(
     if title:
         figure.suptitle(title, fontsize="medium")
     return figure
-
-
-def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
-    """Draws local Lyapunov exponents ln|1 - lr lambda| against the eigenvalues lambda of the Hessian.
-
-    Exponents above 0 (locally chaotic: lambda < 0 or lambda > 2/lr) have a marker and colour of their own. An exponent
-    of -inf (lr lambda = 1) is left out, and the legend says how many there are.
-
-    Args:
-        eigenvalues: [r], array or tensor, in any order.
-        lr: learning rate of the map theta - lr g(theta), at least 0.
-        ax: axes to draw on; None makes a new figure.
-
-    Returns:
-        The axes drawn on.
-
-    Raises:
-        ValueError: ``lr`` is negative or not finite.
-    """
-    np = import_numpy()
-    values = torch.as_tensor(eigenvalues).detach().cpu().double()
-    exponents = np.array(local_lyapunov_exponents(values, lr).tolist())
-    values = np.array(values.tolist())
-    ax = new_axes() if ax is None else ax
-    finite, chaotic = np.isfinite(exponents), exponents > 0
-    groups = (("stable", finite & ~chaotic, COLORS["negative"], "o"), ("chaotic", chaotic, COLORS["chaotic"], "^"))
-    for name, mask, color, marker in groups:
-        label = f"{name} ({int(mask.sum())})"
-        ax.plot(values[mask], exponents[mask], marker, color=color, markersize=4, alpha=0.7, label=label)
-    if not finite.all():
-        ax.plot([], [], " ", label=f"exponent -inf, not drawn ({int((~finite).sum())})")
-    ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
-    ax.set_xlabel("Hessian eigenvalue")
-    ax.set_ylabel("local Lyapunov exponent (nats per step)")
-    ax.legend(frameon=False)
-    return ax
