@@ -11,6 +11,7 @@
 
 #include "../common/cpu_target.h"
 #include "conv_lanes_folded_run.h"
+#include "conv_lanes_rows.h"
 
 namespace chaos_ext {
 namespace {
@@ -200,15 +201,15 @@ void all_to_image(const ConvProblem<T>& q, const Unfolding& u) {
   });
 }
 
-// Measured on an AVX-512 EPYC with the layers of small networks and of resnet18, 8 samples, 16 to 100 columns: what a
-// product costs gathered, in pairs of vectors, one alone being as much as three quarters of a pair;
-double gathered_cost(int64_t k, int64_t vector) {
-  const int64_t left = k % (2 * vector);
-  return static_cast<double>(k / (2 * vector)) + (left == 0 ? 0.0 : left > vector ? 1.0 : 0.75);
+// Measured on an AVX-512 EPYC with the layers of small networks and of resnet18, 8 samples, 1 to 100 columns. Unit: a
+// pair of vectors of a product with gathered rows; one vector alone costs three quarters of it.
+double vectors_cost(int64_t lanes, int64_t vector) {
+  const int64_t left = lanes % (2 * vector);
+  return static_cast<double>(lanes / (2 * vector)) + (left == 0 ? 0.0 : left > vector ? 1.0 : 0.75);
 }
 
-// and folded. What is copied counts against what it serves: blocks of lanes against rows (kinds 0 and 2), the operand
-// of the rows against lanes (1 and 3), the result against terms (4 and 5).
+// A folded product copies blocks of lanes, which serve the rows (kinds 0 and 2), the operand of the rows, which serves
+// the lanes (1 and 3), or the result, which serves the terms (4 and 5).
 double folded_cost(const ConvShape& s, int64_t kind, int64_t vector) {
   const int64_t output_places = s.N * s.positions(), input_places = s.N * s.pixels();
   const auto share = [](double cost, int64_t served) {
@@ -222,15 +223,42 @@ double folded_cost(const ConvShape& s, int64_t kind, int64_t vector) {
   return copied * static_cast<double>(s.k) / static_cast<double>(2 * vector);
 }
 
-// The weight of so few places is read once, and gathering would copy all of it first.
-constexpr int64_t kFewLanes = 1024;
+enum class Way { kGathered, kFolded, kShifts };
+
+// Kinds 0 and 2. The weight of few places is read once when folded, and the other ways would copy all of it first.
+template <typename T>
+Way way_with_plain_weight(const ConvShape& s, int64_t kind) {
+  constexpr int64_t kFewLanes = 1024, kLargeWeight = 1 << 14, kFewRows = 3;
+  constexpr double kCopied = 0.28, kWithoutCopy = 0.92;  // per share of zeros around; against the ways that copy
+  const int64_t vector = kernels_for(T{}).vector;
+  const bool large = s.Og() * s.Cg * s.taps() >= kLargeWeight;
+  if (large && s.N * std::min(s.positions(), s.pixels()) * s.k <= kFewLanes) return Way::kFolded;
+  const RowPlan plan = row_plan(s, kind == 2);
+  const int64_t height = plan.to.height, width = plan.to.width;
+  double least = folded_cost(s, kind, vector) * static_cast<double>(height * width);
+  Way best = Way::kFolded;
+  const auto consider = [&](Way way, double cost) {
+    if (cost < least) best = way, least = cost;
+  };
+  if (plan.fits(s, kind == 2, vector)) {
+    const double around = plan.share_read() - 1;
+    consider(Way::kShifts, static_cast<double>(height) * vectors_cost(width * s.k, vector) * (1 + kCopied * around));
+  }
+  if (s.k >= vector) {
+    // Few rows wait for each other unless there are four vectors of columns.
+    const double waits = plan.to.channels <= kFewRows && s.k < 4 * vector ? 2 : 1;
+    const double inside = plan.share_inside(s, kind == 2) * kWithoutCopy * waits;
+    consider(Way::kGathered, static_cast<double>(height * width) * vectors_cost(s.k, vector) * inside);
+  }
+  return best;
+}
 
 template <typename T>
-bool folds(const ConvShape& s, int64_t kind) {
+Way way_for(const ConvShape& s, int64_t kind) {
+  if (kind == 0 || kind == 2) return way_with_plain_weight<T>(s, kind);
   const int64_t vector = kernels_for(T{}).vector;
-  if (s.k < vector) return true;
-  if (kind % 2 == 0 && kind < 4 && s.N * std::min(s.positions(), s.pixels()) * s.k <= kFewLanes) return true;
-  return folded_cost(s, kind, vector) < gathered_cost(s.k, vector);
+  const bool folds = s.k < vector || folded_cost(s, kind, vector) < vectors_cost(s.k, vector);
+  return folds ? Way::kFolded : Way::kGathered;
 }
 
 void conv_lanes_cpu(Tensor& out,            // [.., k]
@@ -247,8 +275,12 @@ void conv_lanes_cpu(Tensor& out,            // [.., k]
   dispatch_floating(out, [&](auto zero) {
     using T = decltype(zero);
     const ConvProblem<T> q{s, mutable_data<T>(out), data<T>(scalars), data<T>(lanes), accumulate};
-    if (folds<T>(s, kind))
-      return folded(FoldedCall<T>{s, kernels_for(T{}), q.out, q.scalars, q.lanes, accumulate}, kind);
+    const ConvKernels<T>& kernels = kernels_for(T{});
+    const Way way = way_for<T>(s, kind);
+    if (way == Way::kFolded) return folded(FoldedCall<T>{s, kernels, q.out, q.scalars, q.lanes, accumulate}, kind);
+    if (way == Way::kShifts) {
+      return rows_by_shifts(kernels, s, row_plan(s, kind == 2), q.scalars, q.lanes, accumulate, q.out);
+    }
     const Side input = input_side(s), output = output_side(s);
     switch (kind) {
       case 0: return with_plain_weight(q, input, output, taps_by_position(s));

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <tuple>
 #include <utility>
@@ -62,6 +63,11 @@ inline std::vector<AxisClass> axis_classes(const AxisLeads& leads, bool exact) {
     for (const int64_t tap : found.taps[c]) {
       const auto inside = [&](int64_t at) { return leads.at(at, tap) >= 0; };
       if (std::any_of(own.coordinates.begin(), own.coordinates.end(), inside)) own.taps.push_back(tap);
+    }
+    // So that taps one after the other lead to pixels one after the other.
+    const auto leads_to = [&](int64_t tap) { return leads.unbounded[own.coordinates[0] * leads.kernel + tap]; };
+    if (own.taps.size() > 1 && leads_to(own.taps[1]) < leads_to(own.taps[0])) {
+      std::reverse(own.taps.begin(), own.taps.end());
     }
     for (const int64_t at : own.coordinates) {
       for (const int64_t tap : own.taps) {
@@ -147,10 +153,11 @@ struct FoldedProduct {
   T* out;
   Addresses rows, lanes;
   bool accumulate;
+  int64_t first_term, terms;
   std::vector<std::vector<Stretch>> stretches;  // of places, unless to_weight
 
   int64_t M() const { return u.other.channels * row_columns; }
-  int64_t K() const { return static_cast<int64_t>(rows.at.size()); }
+  int64_t K() const { return terms; }
   int64_t units() const { return static_cast<int64_t>(lanes.at.size()); }
   int64_t plane_step() const { return u.plain.places() * lane_columns; }
   int64_t sample_step() const { return s.groups * u.plain.channels * plane_step(); }
@@ -194,8 +201,8 @@ void rows_in_tiles(const FoldedProduct<T>& p, int64_t g, int64_t m0, int64_t m1,
       const int64_t x = m % p.row_columns, r = (m - m0) % rows;
       const int64_t count = std::min({p.row_columns - x, rows - r, m1 - m});
       const T* from = p.rows_from + g * p.rows.group + m / p.row_columns * p.rows.channel + x;
-      copy_terms(from, p.rows.at.data() + t, std::min(kTerms, K - t), count, to + tiled_row(m - m0, K, rows) + t * rows,
-                 rows);
+      copy_terms(from, p.rows.at.data() + p.first_term + t, std::min(kTerms, K - t), count,
+                 to + tiled_row(m - m0, K, rows) + t * rows, rows);
       m += count;
     }
   }
@@ -261,13 +268,14 @@ class PaddedPlanes {
     std::tie(left_, width_) = range(p.own.columns.unbounded);
     const AxisClass &rows = p.own.rows, &columns = p.own.columns;
     const int64_t across = columns.taps.size();
-    for (int64_t unit = block.u0; unit < block.u1; ++unit) {
+    run_ = across > 1 && columns.far(0, 1) == columns.far(0, 0) + 1 ? across : 1;
+    for (int64_t unit = block.u0; unit < block.u1; unit += run_) {
       const int64_t c = unit / p.own.taps() - c0_, tap = unit % p.own.taps();
       const int64_t y = rows.far(0, tap / across) - rows.far(0, 0),
                     x = columns.far(0, tap % across) - columns.far(0, 0);
       offsets_.push_back((c * height_ + y) * width_ + x);
     }
-    memory_.assign((c1_ - c0_) * height_ * width_, T(0));
+    memory_.assign((c1_ - c0_) * height_ * width_ + kMostCopied, T(0));
   }
 
   void read_sample(int64_t n) {
@@ -283,15 +291,38 @@ class PaddedPlanes {
     }
   }
 
-  // All units of one place.
+  // All units of one place; up to kMostCopied numbers more are written.
   void read_place(int64_t place, T* to) const {
     const int64_t across = p_.own.columns.coordinates.size();
     const int64_t y = p_.own.rows.far(place / across, 0) - top_, x = p_.own.columns.far(place % across, 0) - left_;
     const T* from = memory_.data() + y * width_ + x;
-    for (size_t i = 0; i < offsets_.size(); ++i) to[i] = from[offsets_[i]];
+    switch (run_) {
+      case 1: return copy_runs<1>(from, to);
+      case 2: return copy_runs<2>(from, to);
+      case 3: return copy_runs<3>(from, to);
+      case 5: return copy_runs<5>(from, to);
+      case 7: return copy_runs<7>(from, to);
+      default: return copy_runs<0>(from, to);
+    }
   }
 
+  static constexpr int64_t kMostCopied = 8;
+
  private:
+  // Runs of as many pixels as there are taps in a row, in vectors of four or eight that the next run corrects.
+  template <int kRun>
+  void copy_runs(const T* from, T* to) const {
+    constexpr size_t kCopied = kRun <= 1 ? 1 : kRun == 2 ? 2 : kRun <= 4 ? 4 : 8;
+    for (const int64_t offset : offsets_) {
+      if constexpr (kRun > 0) {
+        std::memcpy(to, from + offset, kCopied * sizeof(T));
+        to += kRun;
+      } else {
+        to = std::copy_n(from + offset, run_, to);
+      }
+    }
+  }
+
   // First and number of coordinates.
   static std::pair<int64_t, int64_t> range(const std::vector<int64_t>& leads) {
     const auto [least, most] = std::minmax_element(leads.begin(), leads.end());
@@ -299,7 +330,7 @@ class PaddedPlanes {
   }
 
   const FoldedProduct<T>& p_;
-  int64_t g_, c0_, c1_, top_, height_, left_, width_;
+  int64_t g_, c0_, c1_, top_, height_, left_, width_, run_;
   std::vector<int64_t> offsets_;
   std::vector<T> memory_;
 };

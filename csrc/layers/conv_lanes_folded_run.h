@@ -23,6 +23,7 @@ constexpr int64_t kBlockLanes = 256;       // lanes of a block of a folded produ
 constexpr int64_t kBlockTiles = 16;        // tiles of its rows
 constexpr int64_t kBlockBytes = 1 << 18;   // of its unfolded image at a time
 constexpr int64_t kRowsNumbers = 1 << 20;  // numbers of the operand of the rows that are in tiles at a time
+constexpr int64_t kFewestTerms = 1024;     // at a time, of sums over all places
 
 // Numbers from one row of lanes to the next: an odd number of cache lines.
 template <typename T>
@@ -57,9 +58,9 @@ void folded_block(const FoldedProduct<T>& p, const T* A, int64_t rows, int64_t m
   for (int64_t t0 = 0; t0 < K; t0 += terms) {
     const int64_t t1 = std::min(K, t0 + terms);
     if (planes) {
-      unfold_places(p, *planes, block.row, t0, t1, B);
+      unfold_places(p, *planes, block.row, p.first_term + t0, p.first_term + t1, B);
     } else if (p.to_weight) {
-      unfold_scattered_places(p, block, t0, t1, B);
+      unfold_scattered_places(p, block, p.first_term + t0, p.first_term + t1, B);
     } else {
       unfold_taps(p, block, own, t0, t1, B);
     }
@@ -86,8 +87,14 @@ void folded_rows(const FoldedProduct<T>& p, int64_t rows, int64_t g0, int64_t g1
                                 }
                               });
   const int64_t most = std::max<int64_t>(1, kBlockLanes / p.lane_columns),
-                per_block = parts_of(units, parts_of(units, most));
-  const int64_t blocks = parts_of(units, per_block), tall = kBlockTiles * rows, talls = parts_of(m1 - m0, tall);
+                even = parts_of(units, parts_of(units, most));
+  // To the weight, a row of taps is copied at once.
+  const int64_t run = p.to_weight ? static_cast<int64_t>(p.own.columns.taps.size()) : 1;
+  const int64_t per_block = parts_of(even, run) * run, blocks = parts_of(units, per_block);
+  const int64_t row = lane_row<T>(per_block * p.lane_columns + PaddedPlanes<T>::kMostCopied);
+  const int64_t tall =
+      std::max<int64_t>(kBlockTiles, kBlockBytes / static_cast<int64_t>(sizeof(T)) / (row * rows)) * rows;
+  const int64_t talls = parts_of(m1 - m0, tall);
   // Groups of a task share what its lanes come from.
   const int64_t together = parts_of(groups, 4), sets = parts_of(groups, together);
   const int64_t work = std::max<int64_t>(1, together * std::min(tall, m1 - m0) * K * per_block * p.lane_columns);
@@ -96,7 +103,7 @@ void folded_rows(const FoldedProduct<T>& p, int64_t rows, int64_t g0, int64_t g1
     for (int64_t task = begin; task < end; ++task) {
       const int64_t set = task / (talls * blocks), top = task / blocks % talls * tall,
                     first = task % blocks * per_block;
-      LaneBlock block{0, first, std::min(units, first + per_block), lane_row<T>(per_block * p.lane_columns)};
+      LaneBlock block{0, first, std::min(units, first + per_block), row};
       const auto own = block_stretches(p, block);
       for (int64_t g = set * together; g < std::min(groups, (set + 1) * together); ++g) {
         block.g = g0 + g;
@@ -163,7 +170,7 @@ void folded_to_image(const FoldedCall<T>& q, const Unfolding& u, bool weight_has
       p.rows_from = weight_has_columns ? q.lanes : q.scalars, p.image = weight_has_columns ? q.scalars : q.lanes;
       p.out = q.out, p.accumulate = q.accumulate;
       p.rows = weight_addresses(s, u, own, row_columns), p.lanes = image_addresses(s, u, own);
-      p.stretches = own.stretches(u.plain.width);
+      p.stretches = own.stretches(u.plain.width), p.terms = static_cast<int64_t>(p.rows.at.size());
       run_folded(p);
     }
   }
@@ -186,7 +193,13 @@ void folded_to_weight(const FoldedCall<T>& q, const Unfolding& u) {
       FoldedProduct<T> p{s, q.kernels, u, own, s.k, 1, true};
       p.rows_from = q.lanes, p.image = q.scalars, p.out = q.out, p.accumulate = q.accumulate;
       p.rows = image_addresses(s, u, own), p.lanes = weight_addresses(s, u, own, s.k);
-      run_folded(p);
+      // Rows are long: better all of them for some terms than some for all.
+      const auto all = static_cast<int64_t>(p.rows.at.size());
+      const int64_t most = std::max(kFewestTerms, kRowsNumbers / p.M());
+      for (; p.first_term < all; p.first_term += p.terms, p.accumulate = true) {
+        p.terms = std::min(most, all - p.first_term);
+        run_folded(p);
+      }
     }
   }
 }
