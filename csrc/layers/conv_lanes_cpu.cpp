@@ -209,17 +209,23 @@ double vectors_cost(int64_t lanes, int64_t vector) {
 }
 
 // A folded product copies blocks of lanes, which serve the rows (kinds 0 and 2), the operand of the rows, which serves
-// the lanes (1 and 3), or the result, which serves the terms (4 and 5).
+// the lanes, and the result, which serves the terms (1 and 3, 4 and 5); lanes that are taps may not fill a vector.
 double folded_cost(const ConvShape& s, int64_t kind, int64_t vector) {
-  const int64_t output_places = s.N * s.positions(), input_places = s.N * s.pixels();
+  const bool from_output = kind == 2 || kind == 3 || kind == 5;  // channels of the output among the terms, or the lanes
+  const int64_t places = s.N * (kind == 1 || kind == 4 ? s.positions() : s.pixels());
+  const int64_t taps = s.taps() * (from_output ? s.Og() : s.Cg);
   const auto share = [](double cost, int64_t served) {
     return cost / static_cast<double>(std::max<int64_t>(1, served));
   };
-  const double copied = kind == 0   ? 1.05 + share(13, s.Og())
-                        : kind == 2 ? 1.05 + share(13, s.Cg)
-                        : kind == 1 ? 1.3 + share(90, output_places)
-                        : kind == 3 ? 1.3 + share(90, input_places)
-                                    : 1.45 + share(20, kind == 4 ? output_places : input_places);
+  double copied;
+  if (kind == 0 || kind == 2) {
+    copied = 1.05 + share(13, kind == 0 ? s.Og() : s.Cg);
+  } else if (kind == 1 || kind == 3) {
+    copied = 1.3 + share(90, places) + share(11, taps);
+  } else {
+    const int64_t filled = (taps + vector - 1) / vector * vector;
+    copied = (1.45 + share(20, places)) * share(static_cast<double>(filled), taps);
+  }
   return copied * static_cast<double>(s.k) / static_cast<double>(2 * vector);
 }
 
