@@ -1,5 +1,6 @@
 """norm_tangent_ and norm_tangent_backward_ against torch's forward-mode derivatives of a normalisation and its vjp."""
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -124,6 +125,30 @@ def test_an_absent_tangent_is_a_zero(absent: tuple[str, ...], where: str, emulat
         _close(actual, wanted, torch.float64)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 2, 37), (1, 2, 300)], ids=str)
+def test_every_number_of_columns(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What k columns give is what each gives, whatever part of a vector they fill."""
+    wide = Problem((*shape, 70), dtype)
+    forward, backward = wide.expected_forward(), wide.expected_backward()
+    for k in (*range(1, 41), 47, 48, 49, 63, 65, 70):
+        few = copy.copy(wide)
+        few.shape = (*shape, k)
+        for name in ("d", "ddelta", "dgamma", "dbeta"):
+            setattr(few, name, getattr(wide, name)[..., :k].contiguous())
+        _close(few.forward(_ops.norm_tangent_), forward[..., :k], dtype)
+        for actual, wanted in zip(few.backward(_ops.norm_tangent_backward_), backward, strict=True):
+            _close(actual, wanted[..., :k], dtype)
+
+
+@pytest.mark.parametrize("absent", OPTIONAL, ids=str)
+@pytest.mark.parametrize("k", [1, 2, 5, 9, 16, 17])
+def test_an_absent_tangent_is_a_zero_in_few_columns(absent: tuple[str, ...], k: int) -> None:
+    problem = Problem((3, 2, 37, k), torch.float64).without(*absent)
+    _close(problem.forward(_ops.norm_tangent_), problem.expected_forward(), torch.float64)
+    for actual, wanted in zip(problem.backward(_ops.norm_tangent_backward_), problem.expected_backward(), strict=True):
+        _close(actual, wanted, torch.float64)
+
+
 def test_gamma_of_zero(dtype: torch.dtype) -> None:
     """The gradient of gamma does not vanish with gamma, nor does anything divide by it."""
     problem = Problem((3, 4, 5, 18), dtype)
@@ -132,16 +157,18 @@ def test_gamma_of_zero(dtype: torch.dtype) -> None:
         _close(actual, wanted, dtype)
 
 
-def test_float32_keeps_its_digits_in_a_large_group() -> None:
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_float32_keeps_its_digits_in_a_large_group(k: int) -> None:
     """Sums of 2^16 entries with a mean far from zero, within the scaled 1e-4 of the Hessian's contract."""
-    problem = Problem((16, 1, 4096, 16), torch.float32)
+    problem = Problem((16, 1, 4096, k), torch.float32)
     problem.d += 10
     for actual, wanted in zip(problem.backward(_ops.norm_tangent_backward_), problem.expected_backward(), strict=True):
         assert (actual.double() - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-def test_bits_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
-    problem, before, results = Problem((3, 40, 50, 100), dtype), torch.get_num_threads(), []
+@pytest.mark.parametrize("k", [1, 7, 20, 70, 100])
+def test_bits_do_not_depend_on_the_number_of_threads(k: int, dtype: torch.dtype) -> None:
+    problem, before, results = Problem((3, 40, 50, k), dtype), torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         results.append([problem.forward(_ops.norm_tangent_), *problem.backward(_ops.norm_tangent_backward_)])

@@ -13,6 +13,8 @@
 
 namespace chaos_ext {
 
+constexpr int64_t kTaskWork = 1 << 20;  // multiply-adds that are worth a thread
+
 // See conv_lanes_kernel.inl.
 template <typename T>
 struct GatheredProduct {
@@ -29,10 +31,25 @@ struct GatheredProduct {
   bool accumulate;
 };
 
+// As a gathered product, with rows of B and C b_row and c_row numbers apart and lanes in whole vectors.
+template <typename T>
+struct DenseProduct {
+  const T* A;
+  int64_t rows, a_tile;
+  const T* B;
+  int64_t b_row;
+  T* C;
+  int64_t c_row;
+  int64_t M, K, lanes;
+  bool accumulate;
+};
+
 template <typename T>
 struct ConvKernels {
   void (*product)(const GatheredProduct<T>&, int64_t x0, int64_t x1);
+  void (*dense)(const DenseProduct<T>&);
   int64_t panel, most_rows;  // columns of a task, rows of a register tile
+  int64_t vector;            // numbers
 
   // Rows a tile, so that all tiles of M rows are alike.
   int64_t rows_of(int64_t M) const {

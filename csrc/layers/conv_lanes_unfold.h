@@ -22,24 +22,31 @@ struct PlaceClass {
 struct AxisLeads {
   int64_t places, kernel;
   std::vector<int64_t> lead;
+  std::vector<int64_t> unbounded;  // the same if the plain image had no border; where the stride leads
 
   int64_t at(int64_t place, int64_t tap) const { return lead[place * kernel + tap]; }
 };
 
 // The plain operand is X, the places are output coordinates.
 inline AxisLeads leads_to_input(const ConvAxis& axis) {
-  AxisLeads leads{axis.output, axis.kernel, {}};
+  AxisLeads leads{axis.output, axis.kernel, {}, {}};
   for (int64_t at = 0; at < axis.output; ++at) {
-    for (int64_t tap = 0; tap < axis.kernel; ++tap) leads.lead.push_back(input_of(axis, at, tap));
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+      leads.lead.push_back(input_of(axis, at, tap));
+      leads.unbounded.push_back(at * axis.stride - axis.pad + tap * axis.dilation);
+    }
   }
   return leads;
 }
 
 // The plain operand is Z, the places are input coordinates.
 inline AxisLeads leads_to_output(const ConvAxis& axis) {
-  AxisLeads leads{axis.input, axis.kernel, {}};
+  AxisLeads leads{axis.input, axis.kernel, {}, {}};
   for (int64_t at = 0; at < axis.input; ++at) {
-    for (int64_t tap = 0; tap < axis.kernel; ++tap) leads.lead.push_back(output_of(axis, at, tap));
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+      leads.lead.push_back(output_of(axis, at, tap));
+      leads.unbounded.push_back((at + axis.pad - tap * axis.dilation) / axis.stride);
+    }
   }
   return leads;
 }

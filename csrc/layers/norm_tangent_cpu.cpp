@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "../common/cpu_target.h"
 #include "norm_tangent.h"
@@ -16,7 +17,7 @@ constexpr int64_t kTaskWork = 1 << 17;  // entries times columns that are worth 
 template <typename T>
 struct NormKernels {
   void (*group_panel)(const NormProblem<T>& q, int64_t g, int64_t x0, int64_t x1);
-  int64_t panel;
+  int64_t panel, vector;  // columns of a task, numbers of a vector
 };
 
 #define CE_FILE "../layers/norm_tangent_kernel.inl"
@@ -28,12 +29,14 @@ const NormKernels<double>& kernels_for(double) { return CE_CHOOSE(double, kernel
 template <typename T>
 void run(const NormProblem<T>& q) {
   const NormKernels<T>& kernels = kernels_for(T{});
-  const int64_t panels = (q.s.k + kernels.panel - 1) / kernels.panel;
+  // None is narrower than a vector: what is left of the columns goes with the vector before.
+  const int64_t panels = std::max<int64_t>(1, q.s.k / kernels.panel + (q.s.k % kernels.panel >= kernels.vector));
   const int64_t grain = std::max<int64_t>(1, kTaskWork / (q.s.count() * std::min(q.s.k, kernels.panel)));
   torch::stable::parallel_for(0, q.s.G * panels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t x = task % panels * kernels.panel;
-      kernels.group_panel(q, task / panels, x, std::min(q.s.k, x + kernels.panel));
+      const int64_t own = task % panels;
+      const int64_t end_column = own + 1 == panels ? q.s.k : (own + 1) * kernels.panel;
+      kernels.group_panel(q, task / panels, own * kernels.panel, end_column);
     }
   });
 }
