@@ -291,3 +291,17 @@ def test_no_more_products_than_arpack():
     values, _ = lanczos(counted.__matmul__, P, 8, "both_ends", dtype=op.dtype, device=CPU, confirm=False)
     assert relative(values, torch.from_numpy(expected).sort().values) < 1e-9
     assert counted.columns <= theirs[0] + 1  # the last one checks the result
+
+
+def test_a_long_decomposition_says_what_it_will_cost(monkeypatch, caplog):
+    monkeypatch.setattr("chaos_ext.spectra.decompose._LONG_SIZE", 10)
+    ce.spectrum(_op())
+    assert not caplog.text
+    monkeypatch.setattr("chaos_ext.spectra.decompose._LONG_SECONDS", 0.0)
+    for find in (ce.spectrum, ce.directions):
+        op = _op()
+        find(op)
+        assert f"of size {len(find(op).Z[:, :])}, in" in caplog.text
+        assert "spectrum(op, k=...)" in caplog.text
+        assert len(caplog.records) == 1
+        caplog.clear()

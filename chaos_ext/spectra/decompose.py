@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from .tridiagonal import EigenColumns, Tridiagonal
 
 log = logging.getLogger("chaos_ext")
 
+_LONG_SIZE = 3000  # from here on a decomposition may take half a minute
+_LONG_SECONDS = 30.0
+_PROBE_SIZE = 384
 _FORMED_SIZE = 64  # below this forming the eigenvectors takes no longer
 
 
@@ -114,10 +118,30 @@ def _once(op: HessianOperator, kind: str, dtype: torch.dtype, tolerance: float) 
 
 def _complete(op: HessianOperator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
     # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
-    basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
+    entry = 4 * dtype.itemsize if form else 24 + dtype.itemsize
+    basis, S = op.smallest_form(dtype, entry)
+    if len(S) >= _LONG_SIZE:
+        _announce(S, form, entry)
     spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
+
+
+def _announce(S: Tensor, form: bool, entry_bytes: int) -> None:
+    """Says what a decomposition will cost where that is half a minute or more, by a small one of the same kind."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(_PROBE_SIZE, _PROBE_SIZE, generator=generator, dtype=torch.float64, device="cpu").to(S)
+    began = time.perf_counter()
+    float(_eigenpairs(A + A.T, form)[0][0])
+    expected = (time.perf_counter() - began) * (len(S) / _PROBE_SIZE) ** 3
+    if expected >= _LONG_SECONDS:
+        log.warning(
+            "spectrum: all eigenpairs of a matrix of size %d, in %.1f GB: expect %.0f s or more; "
+            "spectrum(op, k=...) finds a few in a small part of that",
+            len(S),
+            entry_bytes * len(S) ** 2 / 1e9,
+            expected,
+        )
 
 
 def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base import memory
 from ..errors import NonFiniteError, NotConvergedError
-from .rows import TAKEN, clear_, polished, subtract_, unit_of
+from .rows import clear_, polished, subtract_, unit_of
 
 _LITTLE = 1e-2  # of a vector: what is left of it is no longer orthogonal enough to what was taken out
 _NEGLIGIBLE = 10.0  # eps ||H||: a residual no longer than this is rounding
@@ -104,7 +104,7 @@ class Krylov:
 
     def expand(self) -> None:
         """One step: what is active is multiplied and joins V; the products, orthonormalised, become active."""
-        if self.looks and self.active == 1 and not len(self._waiting):
+        if self.looks and self.active == 1:
             self._expand_by_one()
         else:
             self._expand_by_block()
@@ -113,34 +113,34 @@ class Krylov:
 
     def _expand_by_one(self) -> None:
         """``_expand_by_block`` with a dozen operations less: what a small operator spends its time on."""
-        n, reach = self.n, self._reach
-        w = self._products(n, n + 1)[0]
-        known = self._B[0, reach:n]
+        n, reach, waiting = self.n, self._reach, len(self._waiting)
+        w, v = self._products(n, n + 1)[0], self._V[n]
+        C = self._T.new_zeros(n + 1)
+        C[reach:n] = self._B[-1, reach:n]
         if n - reach == 1:
-            w.sub_(self._V[reach], alpha=float(known))
+            w.sub_(self._V[reach], alpha=float(C[reach]))
         elif n > reach:
-            w.addmv_(self._V[reach:n].T, known.to(w), alpha=-1)
+            w.addmv_(self._V[reach:n].T, C[reach:n].to(w), alpha=-1)
+        C[n] = alpha = float(v.dot(w))
+        w.sub_(v, alpha=alpha)
         self.n, self._reach, self.active = n + 1, n, 0
-        rows = self.vectors
-        C = torch.mv(rows, w)
-        w.addmv_(rows.T, C, alpha=-1)
-        C, norm = C.double(), float(torch.linalg.vector_norm(w))
-        if float(C.dot(C)) > TAKEN * norm**2:
-            C += clear_(w.unsqueeze(0), rows, self.looks)[0][0]
-            norm = float(torch.linalg.vector_norm(w))
-        C[reach:n] += known
+        found, left = clear_(w.unsqueeze(0), self.vectors, self.looks)
+        C, norm = C + found[0], float(left) ** 0.5
+        if waiting:
+            D, left = clear_(w.unsqueeze(0), self._waiting, self.looks)
+            self._B[:waiting, n], norm = D[0], float(left) ** 0.5
         self._T[n, : n + 1], self._T[: n + 1, n] = C, C
         length = float(C.dot(C)) + norm**2
         self._scale.clamp_(min=length)
-        self._B.zero_()
+        self._B[-1].zero_()
         if not _LITTLE * length**0.5 < norm < math.inf or not self.room:
             new, R = self._orthonormal(w.unsqueeze(0), self._T.new_tensor([length]))
-            self._append(new, self._B[:0], self._B[: len(new)])
+            self._append(new, self._B[:waiting], self._B[waiting : waiting + len(new)])
             norm = float(R) if len(new) else 0.0
         else:
             torch.div(w, norm, out=self._V[n + 1])
             self.active = 1
-        self._B[:, n] = norm
+        self._B[waiting:, n] = norm
 
     def _products(self, first: int, stop: int) -> Tensor:
         """H on some rows of V, as rows of their own."""
