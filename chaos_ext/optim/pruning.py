@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base.parameters import Group, ParameterSpace
 from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..curvature.basis import Basis
-from ..spectra.decompose import check_options
+from ..spectra.options import check_options
 from ..spectra.spectrum import Spectrum
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +16,23 @@ from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, NotConvergedError
 from .eigh import eigh
 from .gauss_newton import eigenpairs
-from .lanczos import WHICH, lanczos
+from .options import check_options
+from .partial import partial_spectrum
 from .spectrum import Spectrum
 from .tridiagonal import EigenColumns, Tridiagonal
 
 log = logging.getLogger("chaos_ext")
 
+_LONG_SIZE = 3000  # from here on a decomposition may take half a minute
+_LONG_SECONDS = 30.0
+_PROBE_SIZE = 384
 _FORMED_SIZE = 64  # below this forming the eigenvectors takes no longer
-ZERO_TOL = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 Operator = HessianOperator | DatasetHessian | GGNOperator
 
 
 def spectrum(
-    op: Operator,
+    op: Any,
     k: int | None = None,
     which: str = "both_ends",
     *,
@@ -35,25 +40,32 @@ def spectrum(
     spectrum_dtype: torch.dtype | None = None,
     tol: float | None = None,
     max_products: int | None = None,
+    start: Spectrum | None = None,
 ) -> Spectrum:
     """Eigenpairs of H: all nonzero ones exactly, or k extreme ones by matrix-free Lanczos.
 
     Without k, the eigendecomposition runs on the compressed Hessian where that is smaller than P, else on the dense
-    one; of a Gauss-Newton matrix on the Gram matrix of its outputs.
+    one; of a Gauss-Newton matrix on the Gram matrix of its outputs. With k, multiple eigenvalues come with their
+    multiplicity; the memory is that of some 2 k + 20 vectors.
 
     Args:
-        op: the operator; its loss and gradient are carried over.
+        op: the operator; its loss and gradient are carried over. With k also a symmetric matrix, or any object with
+            ``shape`` and ``@`` on torch tensors or numpy arrays: of such ones there is no loss and no gradient.
         k: number of eigenpairs in total; None: all.
         which: with k: "both_ends" (k // 2 smallest, the others largest), "largest", "smallest" or "magnitude".
         zero_tol: |lambda| <= zero_tol * max|lambda| counts as zero; default 1e-12 in float64, 1e-5 in float32.
         spectrum_dtype: torch.float64 computes H and its spectrum in float64 for a float32 model; default the model's.
         tol: with k: relative residual at which a pair counts as converged; default 1e-10 in float64, 1e-5 in float32.
         max_products: with k: limit of Hessian-vector products.
+        start: with k: the spectrum of a similar operator of the same size (of an earlier step), to begin from its
+            eigenvectors. What is found does not depend on it.
 
     Raises:
+        TypeError: ``op`` or ``start`` of another kind.
         ValueError: k outside 1..P, an unknown ``which``, a zero_tol outside [0, 1).
         NotConvergedError: an eigensolver failed; never a wrong value.
-        MemoryBudgetError: no compressed form, and the dense decomposition does not fit.
+        NonFiniteError: NaN or infinity in a product.
+        MemoryBudgetError: no compressed form, and the dense decomposition does not fit; or the vectors of k pairs.
         StaleOperatorError: the parameters or the batch changed since the operator was made, or the spectrum that it
             has given before was edited.
 
@@ -65,12 +77,19 @@ def spectrum(
         >>> bool(torch.allclose(op @ V, V * spec.eigenvalues[[0, -1]], atol=1e-5))
         True
     """
-    if not isinstance(op, (HessianOperator, DatasetHessian, GGNOperator)):
-        raise TypeError(f"op: expected a HessianOperator, a DatasetHessian or a GGNOperator, got {type(op).__name__}")
+    if k is not None:
+        return partial_spectrum(
+            op, k, which, zero_tol=zero_tol, dtype=spectrum_dtype, tol=tol, max_products=max_products, start=start
+        )
+    if not isinstance(op, Operator):
+        raise TypeError(
+            f"op: expected a HessianOperator, a DatasetHessian or a GGNOperator, got {type(op).__name__}; of other "
+            "operators give k"
+        )
+    if start is not None:
+        raise ValueError("start: expected None without k: a complete spectrum is not found from another one")
     dtype = op.dtype if spectrum_dtype is None else spectrum_dtype
     tolerance = check_options(dtype, zero_tol)
-    if k is not None:
-        return _partial(op, k, which, dtype, tolerance, tol, max_products)
     return _once(op, "spectrum", dtype, tolerance)
 
 
@@ -110,10 +129,30 @@ def _complete(op: Operator, dtype: torch.dtype, zero_tol: float, *, form: bool) 
         spec = _nonzero(*pairs, op.shape[0], zero_tol, op.gradient_in(dtype))
     else:
         # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
-        basis, S = op.smallest_form(dtype, 4 * dtype.itemsize if form else 24 + dtype.itemsize)
+        entry = 4 * dtype.itemsize if form else 24 + dtype.itemsize
+        basis, S = op.smallest_form(dtype, entry)
+        if len(S) >= _LONG_SIZE:
+            _announce(S, form, entry)
         spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
+
+
+def _announce(S: Tensor, form: bool, entry_bytes: int) -> None:
+    """Says what a decomposition will cost where that is half a minute or more, by a small one of the same kind."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(_PROBE_SIZE, _PROBE_SIZE, generator=generator, dtype=torch.float64, device="cpu").to(S)
+    began = time.perf_counter()
+    float(_eigenpairs(A + A.T, form)[0][0])
+    expected = (time.perf_counter() - began) * (len(S) / _PROBE_SIZE) ** 3
+    if expected >= _LONG_SECONDS:
+        log.warning(
+            "spectrum: all eigenpairs of a matrix of size %d, in %.1f GB: expect %.0f s or more; "
+            "spectrum(op, k=...) finds a few in a small part of that",
+            len(S),
+            entry_bytes * len(S) ** 2 / 1e9,
+            expected,
+        )
 
 
 def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:
@@ -187,50 +226,3 @@ def spectrum_of_matrix(
         raise ValueError(f"H: expected a symmetric matrix, it is asymmetric by more than {limit:g} of its scale")
     exact = None if gradient is None else gradient.to(dtype)
     return _decomposed(H.to(dtype), Coordinates(len(H)), len(H), tolerance, exact, form)
-
-
-def check_options(dtype: torch.dtype, zero_tol: float | None) -> float:
-    """The zero tolerance in force, after checking both options."""
-    if dtype not in ZERO_TOL:
-        raise ValueError(f"spectrum_dtype: expected torch.float32 or torch.float64, got {dtype}")
-    tolerance = ZERO_TOL[dtype] if zero_tol is None else zero_tol
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"zero_tol: expected 0 <= zero_tol < 1, got {zero_tol!r}")
-    return tolerance
-
-
-def _partial(
-    op: Operator,
-    k: int,
-    which: str,
-    dtype: torch.dtype,
-    zero_tol: float,
-    tol: float | None,
-    max_products: int | None,
-) -> Spectrum:
-    size = op.shape[0]
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= size:
-        raise ValueError(f"k: expected an int in 1..P = {size}, got {k!r}")
-    if (tol is not None and not 0 < tol < 1) or (max_products is not None and max_products < 1):
-        raise ValueError(
-            f"tol, max_products: expected 0 < tol < 1 and max_products >= 1, got {tol!r}, {max_products!r}"
-        )
-    if which not in WHICH:
-        raise ValueError(f"which: expected one of {WHICH}, got {which!r}")
-    if dtype != op.dtype:
-        raise ValueError("spectrum_dtype: not available with k; convert the model with .double()")
-    values, V = lanczos(
-        op.__matmul__, size, k, which, dtype=dtype, device=op.device, tol=tol, max_products=max_products
-    )
-    return Spectrum(
-        values,
-        V,
-        Coordinates(size),
-        size,
-        complete=False,
-        zero_tol=zero_tol,
-        scale=float(values.abs().max()),
-        loss=op.loss,
-        gradient=op.gradient,
-        origin=op.origin,
-    )

@@ -1,15 +1,26 @@
-"""A few extreme eigenpairs of a symmetric operator: thick-restart block Lanczos that checks its residuals."""
+"""A few extreme eigenpairs of a symmetric operator: thick-restart Lanczos that looks for what it may have missed."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..base import memory
 from ..errors import NonFiniteError, NotConvergedError
+from .krylov import Krylov
+
+log = logging.getLogger("chaos_ext")
 
 WHICH = ("both_ends", "largest", "smallest", "magnitude")
+
+_UNSEEN = 1e-3  # the part of a random unit vector along an eigenvector, times sqrt(P), that one in a thousand is below
+_EVERY = 4  # steps after which the Ritz values of the second space are looked at
+_PATIENCE = 30.0  # seconds after which a line says how far it is; doubled each time
 
 
 def largest_of(values: Tensor, k: int, which: str) -> Tensor:
@@ -36,80 +47,234 @@ def lanczos(
     tol: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
+    start: Tensor | None = None,
+    confirm: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """k extreme eigenpairs of a symmetric operator by thick-restart block Lanczos with full reorthogonalisation.
+    """k extreme eigenpairs of a symmetric operator by thick-restart Lanczos with full reorthogonalisation.
 
-    Each round extends the orthonormal basis V by residuals of the Ritz pairs (in exact arithmetic the next Krylov
-    block), and restarts from the Ritz vectors nearest to what is wanted (thick restart, Wu and Simon 2000). The
-    Rayleigh-Ritz matrix is V^T H V itself, so a pair counts as converged by its explicit residual ||H y - theta y|| <=
-    tol * max|theta|.
+    A Krylov space grows by one vector at a time and restarts from the Ritz vectors nearest to what is wanted (Wu and
+    Simon 2000). A pair has converged when its residual ||H y - theta y|| <= tol * max|theta|.
+
+    A Krylov space holds one eigenvector of a multiple eigenvalue, whatever its multiplicity. Whether there are others
+    shows in another one, of a random vector r orthogonal to what was found: it grows until they have turned up, or
+    until r would have to be all but orthogonal to them for them not to (see ``_Test``; one in a thousand random vectors
+    is). An eigenvector that turns up is brought to convergence, and the next random vector follows.
 
     Args:
         apply: block product H X for X [P, b].
         size: P.
         k: number of eigenpairs in total.
         which: "largest", "smallest", "magnitude" or "both_ends" (k // 2 smallest, the rest largest).
+        dtype, device: of X.
         tol: relative residual; default 1e-5 in float32, 1e-10 in float64.
         max_products: limit on the number of columns multiplied; default 100 k + 20 P.
-        seed: of the start block.
+        seed: of the random vectors.
+        start: approximate eigenvectors [P, s], to begin from.
+        confirm: whether to look for further eigenvectors of multiple eigenvalues.
+
+    Returns:
+        Eigenvalues, ascending [k], and orthonormal eigenvectors [P, k].
 
     Raises:
+        MemoryBudgetError: its vectors do not fit; nothing has been allocated.
+        NonFiniteError: NaN or infinity in a product.
         NotConvergedError: the limit was reached; carries the residuals.
     """
     tol = tol if tol is not None else (1e-5 if dtype == torch.float32 else 1e-10)
     limit = max_products or 100 * k + 20 * size
-    block = min(size, 4)
-    width = min(size, max(3 * k, k + 8 * block))
-    generator = torch.Generator().manual_seed(seed)
-
-    def fresh(columns: int) -> Tensor:
-        return torch.randn(size, columns, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
-
-    V = torch.linalg.qr(fresh(max(block, min(k, size)))).Q
-    HV, used = apply(V), V.shape[1]
-    while True:
-        T = V.T @ HV
-        theta, U = _ritz(T)
-        wanted = largest_of(theta, k, which)
-        Y, HY = V @ U[:, wanted].to(dtype), HV @ U[:, wanted].to(dtype)
-        R = HY - Y * theta[wanted].to(dtype)
-        residual = R.norm(dim=0)
-        open_ = residual > tol * theta.abs().max()
-        if not bool(open_.any()) or V.shape[1] == size:
-            return theta[wanted].to(dtype), Y
-        if used >= limit:
-            raise NotConvergedError(
-                f"lanczos: {int(open_.sum())} of {k} eigenpairs above the tolerance {tol:g} after {used} products; "
-                "raise tol or max_products",
-                residual,
-            )
-        if V.shape[1] + block > width < size:
-            kept = largest_of(theta, k + (width - k) // 2, which)
-            V, HV = V @ U[:, kept].to(dtype), HV @ U[:, kept].to(dtype)
-        worst = residual.argsort(descending=True)[: min(block, size - V.shape[1])]
-        W = _orthogonalised(R[:, worst], V, fresh)
-        V, HV = torch.cat([V, W], 1), torch.cat([HV, apply(W)], 1)
-        used += W.shape[1]
+    if size <= min(rows_for(k, size), limit):
+        return _dense(apply, size, k, which, dtype, device)
+    basis = Krylov(apply, size, rows_for(k, size), dtype, device, seed)
+    return _Search(basis, k, which, tol, limit).run(start, confirm)
 
 
-def _ritz(T: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenpairs of the Rayleigh-Ritz matrix, in float64."""
+def rows_for(k: int, size: int) -> int:
+    """Vectors of the basis: with fewer, the space forgets too much at a restart; with more, passes over them cost."""
+    return min(size, 2 * k + 16)
+
+
+def _dense(
+    apply: Callable[[Tensor], Tensor], size: int, k: int, which: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of a matrix no larger than the basis would be."""
+    memory.require(size * size * (2 * dtype.itemsize + 32), device, "lanczos", "ask for fewer eigenpairs k")
+    H = apply(torch.eye(size, dtype=dtype, device=device)).double()
+    if not bool(torch.isfinite(H).all()):
+        raise NonFiniteError("lanczos: products with the operator have NaN or inf")
     try:
-        return torch.linalg.eigh((T + T.T).double() / 2)
+        values, V = torch.linalg.eigh((H + H.T) / 2)
     except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
-        if not bool(torch.isfinite(T).all()):
-            raise NonFiniteError("lanczos: products with the operator have NaN or inf") from e
-        raise NotConvergedError("lanczos: LAPACK did not converge on the Rayleigh-Ritz matrix") from e
+        raise NotConvergedError("lanczos: LAPACK did not converge on the dense matrix") from e
+    wanted = largest_of(values, k, which)
+    return values[wanted].to(dtype), V[:, wanted].to(dtype)
 
 
-def _orthogonalised(W: Tensor, V: Tensor, fresh: Callable[[int], Tensor]) -> Tensor:
-    """W orthonormal and orthogonal to V; directions that vanish are replaced by random ones."""
-    for _ in range(3):
-        scale = W.norm(dim=0).clamp_min(torch.finfo(W.dtype).tiny)
-        W = W / scale
-        W = W - V @ (V.T @ W)
-        small = W.norm(dim=0) < 1e3 * torch.finfo(W.dtype).eps
-        if bool(small.any()):
-            W[:, small] = fresh(int(small.sum()))
-    W = torch.linalg.qr(W - V @ (V.T @ W)).Q
-    return torch.linalg.qr(W - V @ (V.T @ W)).Q
+class _Search:
+    """One run: what is wanted of a basis, how far it is, and when it is worth looking."""
+
+    def __init__(self, basis: Krylov, k: int, which: str, tol: float, limit: int) -> None:
+        self.basis, self.k, self.which, self.tol, self.limit = basis, k, which, tol, limit
+        self.residual = torch.full((k,), float("inf"), dtype=torch.float64, device="cpu")
+        self.open = k
+        self._norm = 0.0  # of H, from below: the largest Ritz value so far
+        self._last: tuple[int, float] | None = None  # products and residual at the last look
+        self._next = 0  # products before the next one
+        self._began, self._patience = time.monotonic(), _PATIENCE
+
+    def run(self, start: Tensor | None, confirm: bool) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors, from these vectors [P, s] on."""
+        basis = self.basis
+        if start is not None:  # one vector with a part of each: its Krylov space has them all
+            basis.add((start * self._signs(start)).sum(1).to(basis.vectors).unsqueeze(0))
+        if not basis.active:
+            basis.add_random()
+        self._converge()
+        while confirm and not self._confirmed():
+            self._converge()
+        theta, S, _ = basis.ritz()
+        wanted = largest_of(theta, self.k, self.which)
+        Y = basis.combine(S[:, wanted])
+        self._check(theta[wanted], Y)
+        return (theta[wanted] / basis.unit).to(Y), Y
+
+    def _check(self, theta: Tensor, Y: Tensor) -> None:
+        """One more product, of all pairs at once: what was counted on along the way may not be so, for a product that
+        is not linear or not symmetric."""
+        signs = self._signs(Y)
+        y, expected = (Y * signs).sum(1), Y @ (theta.to(Y) * signs)
+        defect = float((self.basis.product(y) - expected).norm())
+        limit = self.k * (2 * self.tol + 100 * torch.finfo(Y.dtype).eps) * self._norm
+        if not defect <= limit:
+            raise NotConvergedError(
+                f"lanczos: H y differs from sum theta y by {defect / self.basis.unit:.2g}, more than "
+                f"{limit / self.basis.unit:.2g}: the operator is not symmetric, or its products are less exact "
+                "than tol needs",
+                self.residual / self.basis.unit,
+            )
+
+    @staticmethod
+    def _signs(columns: Tensor) -> Tensor:
+        """1, -1, 1, 1, -1, 1, ... for each column."""
+        return 1.0 - 2.0 * (torch.arange(columns.shape[1], device=columns.device) % 3 == 1).to(columns)
+
+    def _converge(self) -> None:
+        """Expands the basis until every wanted pair has converged."""
+        basis, self._last, self._next = self.basis, None, 0
+        while True:
+            if basis.n >= self.k and (basis.is_full or not basis.active or basis.products >= self._next):
+                theta, S, residual = basis.ritz()
+                self.residual = residual[largest_of(theta, self.k, self.which)]
+                self._norm = max(self._norm, float(theta.abs().max()))
+                allowed = self.tol * self._norm
+                self.open = int((self.residual > allowed).sum())
+                if not self.open or not basis.active:
+                    return
+                if bool((basis.left_waiting(S)[largest_of(theta, self.k, self.which)] > allowed).any()):
+                    basis.activate()
+                self._plan(float(self.residual.max()) / allowed)
+                if basis.is_full:
+                    self._restart(theta, S)
+            self._expand()
+
+    def _plan(self, worst: float) -> None:
+        """After how many products to look again: half of what the last two looks let expect."""
+        now, steps = self.basis.products, 4.0
+        if self._last is not None and worst < self._last[1]:
+            steps = 0.5 * math.log(worst) * (now - self._last[0]) / math.log(self._last[1] / worst)
+        self._last, self._next = (now, worst), now + max(1, min(16, int(steps)))
+
+    def _restart(self, theta: Tensor, S: Tensor) -> None:
+        kept = min(self.k + (self.basis.rows - self.k) // 3, len(theta))
+        self.basis.restart(S[:, largest_of(theta, kept, self.which)])
+
+    def _expand(self) -> None:
+        """One step of the basis, unless the limit is reached; after half a minute, with a word now and then."""
+        basis, tol, elapsed = self.basis, self.tol, time.monotonic() - self._began
+        if basis.products >= self.limit:
+            raise NotConvergedError(
+                f"lanczos: {self.open} of {self.k} eigenpairs above the tolerance {tol:g} after {basis.products} "
+                "products; raise tol or max_products",
+                self.residual / basis.unit,
+            )
+        if elapsed > self._patience:
+            self._patience *= 2
+            log.warning(
+                "lanczos: %d products in %.0f s, %d of %d pairs are above the tolerance %g",
+                basis.products,
+                elapsed,
+                self.open,
+                self.k,
+                tol,
+            )
+        basis.expand()
+
+    def _confirmed(self) -> bool:
+        """Whether no wanted eigenvalue has another eigenvector, but for one chance in a thousand."""
+        basis = self.basis
+        theta, S, _ = basis.ritz()
+        slack = self.tol * self._norm
+        ends = self._ends(theta, slack)
+        if not ends or not basis.room:
+            return True
+        self._restart(theta, S)
+        first = basis.n
+        basis.add_random()
+        tests = [_Test(sign * inner) for sign, _, inner in ends]
+        while True:
+            if basis.is_full:
+                theta, S, _ = basis.ritz(first)
+                S = S[:, largest_of(theta, len(theta) // 2, "both_ends")]
+                basis.restart(S, first)
+                for test in tests:
+                    test.rotate(S)
+            self._expand()
+            column = basis.last_column(first)
+            verdicts = [test.excludes(*column, basis.size) for test in tests]
+            excluded = all(verdicts)
+            if excluded or basis.n % _EVERY == 0:
+                theta, _, _ = basis.ritz(first)
+                if any(bool((sign * theta > edge + slack).any()) for sign, edge, _ in ends):
+                    return False
+            if excluded:
+                basis.forget(first)
+                return True
+
+    def _ends(self, theta: Tensor, slack: float) -> list[tuple[float, float, float]]:
+        """(sign, edge, next) of the ends where a further eigenvector would make a wanted pair a wrong one: sign * edge
+        is the innermost wanted eigenvalue, sign * next the one after it."""
+        wanted = theta[largest_of(theta, self.k, self.which)]
+        found = []
+        for sign, several in ((1.0, self.which != "smallest"), (-1.0, self.which != "largest")):
+            if not several:
+                continue
+            low = self.k // 2 if self.which == "both_ends" else 0
+            values = sign * (wanted[low:] if sign > 0 else wanted[: low or self.k])
+            edge = float(wanted.abs().min()) if self.which == "magnitude" else float(values.min())
+            beyond = values[values > edge + slack]
+            if len(beyond):
+                found.append((sign, edge, float(beyond.min())))
+        return found
+
+
+class _Test:
+    """Whether an eigenvector x of this eigenvalue, orthogonal to all that was found, can be hidden from a Krylov space.
+
+    Of a space of polynomials phi_i(H) r with orthonormal vectors v_i, x . v_i = phi_i(lambda) (x . r), and the squares
+    of these sum to at most 1 (Christoffel): x . r <= 1 / sqrt(sum phi_i(lambda)^2), which a random r is hardly ever.
+    """
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+        self._phi = torch.ones(1, dtype=torch.float64, device="cpu")  # of the vectors and of the one to come
+
+    def rotate(self, S: Tensor) -> None:
+        """After a restart from combinations S of the vectors."""
+        self._phi = torch.cat([S.T @ self._phi[:-1], self._phi[-1:]])
+
+    def excludes(self, column: Tensor, coupling: float, size: int) -> bool:
+        """After a step: the last column of T, and how long the next vector was before it was normalised."""
+        if not coupling:  # nothing is left of the space that r opens
+            return True
+        following = (self._value * self._phi[-1] - column @ self._phi) / coupling
+        self._phi = torch.cat([self._phi, following.reshape(1)])
+        return float(self._phi.square().sum()) >= size / _UNSEEN**2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,16 +9,14 @@ from torch import Tensor
 
 from ..base.arguments import cpu_generator
 from ..errors import NonFiniteError
-
-FLOATS = (torch.float32, torch.float64)
+from .products import products_of
 
 
 class Operand:
     """``op`` with its size, and products that are looked at.
 
     Args:
-        op: anything with ``shape`` (n, n) and ``@``, which takes [n, k] tensors. Its ``dtype`` and ``device`` are those
-            of its products; where it has none, torch's default dtype and the CPU.
+        op: anything with ``shape`` (n, n) and ``@``, which takes [n, k] tensors or numpy arrays; see ``products_of``.
 
     Attributes:
         size: n.
@@ -28,34 +25,22 @@ class Operand:
 
     Raises:
         TypeError: no ``shape`` or no ``@``, a dtype that is neither float32 nor float64.
-        ValueError: a shape that is not square.
+        ValueError: a shape that is not square, products of another shape.
     """
 
     def __init__(self, op: Any) -> None:
-        shape = getattr(op, "shape", None)
-        if not isinstance(shape, Sequence) or not hasattr(type(op), "__matmul__"):
-            raise TypeError(f"op: expected an object with shape and @, got {type(op).__name__}")
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-            raise ValueError(f"op: expected a square shape (n, n), got {tuple(shape)}")
-        self.op, self.size, self.products = op, int(shape[0]), 0
-        dtype = getattr(op, "dtype", None)
-        self.dtype: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.get_default_dtype()
-        if self.dtype not in FLOATS:
-            raise TypeError(f"op: expected dtype float32 or float64, got {self.dtype}")
-        self.device = torch.device(getattr(op, "device", "cpu"))
+        known = products_of(op)
+        self._apply, self.size, self.dtype, self.device = known.apply, known.size, known.dtype, known.device
+        self.op, self.products = op, 0
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """op @ v for v [n, k].
 
         Raises:
-            TypeError, ValueError: something else than a tensor of v's shape came back.
+            ValueError: something else than v's shape came back.
             NonFiniteError: NaN or infinity in it.
         """
-        found = self.op @ v
-        if not isinstance(found, Tensor):
-            raise TypeError(f"op: expected op @ v to be a tensor, got {type(found).__name__}")
-        if found.shape != v.shape:
-            raise ValueError(f"op: expected op @ v of shape {tuple(v.shape)}, got {tuple(found.shape)}")
+        found = self._apply(v)
         if not bool(torch.isfinite(found).all()):
             raise NonFiniteError("op: products with it have NaN or inf")
         self.products += v.shape[1]

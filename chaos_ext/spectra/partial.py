@@ -1,0 +1,83 @@
+"""A few extreme eigenpairs as a ``Spectrum``: what is asked for, checked, and where it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..curvature.basis import Coordinates
+from .lanczos import WHICH, lanczos, largest_of
+from .options import check_options
+from .products import Products, products_of
+from .spectrum import Spectrum
+
+
+def partial_spectrum(
+    op: Any,
+    k: int,
+    which: str,
+    *,
+    zero_tol: float | None,
+    dtype: torch.dtype | None,
+    tol: float | None,
+    max_products: int | None,
+    start: Spectrum | None,
+) -> Spectrum:
+    """``spectrum`` with k."""
+    products = products_of(op)
+    tolerance = check_options(products.dtype if dtype is None else dtype, zero_tol)
+    _check(products, k, which, dtype, tol, max_products)
+    values, V = lanczos(
+        products.apply,
+        products.size,
+        k,
+        which,
+        dtype=products.dtype,
+        device=products.device,
+        tol=tol,
+        max_products=max_products,
+        start=None if start is None else _begin(start, products, k, which),
+    )
+    known = all(hasattr(op, name) for name in ("loss", "gradient", "origin"))
+    return Spectrum(
+        values,
+        V,
+        Coordinates(products.size),
+        products.size,
+        complete=False,
+        zero_tol=tolerance,
+        scale=float(values.abs().max()),
+        loss=op.loss if known else None,
+        gradient=op.gradient if known else None,
+        origin=op.origin if known else None,
+    )
+
+
+def _check(
+    op: Products, k: int, which: str, dtype: torch.dtype | None, tol: float | None, max_products: int | None
+) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= op.size:
+        raise ValueError(f"k: expected an int in 1..P = {op.size}, got {k!r}")
+    if (tol is not None and not 0 < tol < 1) or (max_products is not None and max_products < 1):
+        raise ValueError(
+            f"tol, max_products: expected 0 < tol < 1 and max_products >= 1, got {tol!r}, {max_products!r}"
+        )
+    if which not in WHICH:
+        raise ValueError(f"which: expected one of {WHICH}, got {which!r}")
+    if dtype not in (None, op.dtype):
+        raise ValueError("spectrum_dtype: not available with k; convert the model with .double()")
+
+
+def _begin(start: Spectrum, op: Products, k: int, which: str) -> Tensor | None:
+    """Those eigenvectors of another spectrum that are wanted of this one, [P, at most k]."""
+    if not isinstance(start, Spectrum):
+        raise TypeError(f"start: expected a Spectrum, got {type(start).__name__}")
+    if start.size != op.size:
+        raise ValueError(f"start: expected a spectrum of P = {op.size} like the operator, got P = {start.size}")
+    values = start.eigenvalues
+    if not len(values):
+        return None
+    index = largest_of(values, min(k, len(values)), which)
+    return start.eigenvectors(index).to(op.device, op.dtype)
