@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from .layerwise import LayerwiseEngine
 from .validation import close, forward, validate
 
 log = logging.getLogger("chaos_ext")
+T = TypeVar("T")
 
 Engine = LayerwiseEngine | FunctionalEngine
 
@@ -60,7 +62,7 @@ def _layerwise(
     except NotLayerwise as e:
         return None, str(e)
     except (RuntimeError, ValueError, IndexError):
-        forward(tree, x.clone())  # says so in the model's terms, if the fault is in x
+        _on_copies(tree, lambda: forward(tree, x.clone()))  # says so in the model's terms, if the fault is in x
         raise
     if expected is None:
         return engine, ""
@@ -86,16 +88,22 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
             return found.program, None, found.reason
         return found.program, forward(tree, x.clone() if found.edits_input else x), found.reason
 
-    if not tree.buffered:
-        return run()
-    if shared_buffers(tree.model, tree.watched):
+    if tree.buffered and shared_buffers(tree.model, tree.watched):
         return None, None, "buffers share memory with each other or with attributes"
+    result, wrote = _on_copies(tree, run)
+    return (None, None, "forward writes to a buffer") if wrote else result
+
+
+def _on_copies(tree: ModuleTree, run: Callable[[], T]) -> tuple[T, bool]:
+    """``run()`` with the model on copies of its buffers, and whether it has written to them."""
+    if not tree.buffered:
+        return run(), False
     borrowed = borrowed_buffers(tree.modules)
     with borrowed, borrowed as written:
         quiet = without_running_stats(tree.modules)  # puts back what it finds: the copies
         with quiet, quiet:
             result = run()
-        return (None, None, "forward writes to a buffer") if written() else result
+        return result, written()
 
 
 _warned: set[tuple[str, str]] = set()
