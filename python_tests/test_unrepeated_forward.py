@@ -96,3 +96,22 @@ def test_what_the_model_refuses_is_said_in_its_terms():
     with pytest.raises(ValueError, match="forward failed on a batch"):
         ce.HessianOperator(model, CE, x + 1, Y[:3])
     ce.HessianOperator(model, CE, x, Y[:3])
+
+
+REFUSED = {
+    "labels": (CE, torch.tensor([0, 1, 2, 0, 1, 7])),
+    "too few labels": (CE, Y[:2]),
+    "targets of another shape": (nn.MSELoss(), torch.zeros(6, 2, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_running_statistics_are_what_they_were_after_targets_are_refused(name):
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    loss, y = REFUSED[name]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for _ in range(2):  # with and without a program that is known already
+        with pytest.raises(ValueError, match=r"^y: "):
+            ce.HessianOperator(model, loss, X, y)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        ce.HessianOperator(model, CE, X, Y)

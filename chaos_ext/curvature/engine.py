@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from ..base.guards import borrowed_buffers, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
@@ -22,6 +24,7 @@ from .layerwise import LayerwiseEngine
 from .validation import close, forward, only_rounding, validate
 
 log = logging.getLogger("chaos_ext")
+T = TypeVar("T")
 
 Engine = LayerwiseEngine | FunctionalEngine
 
@@ -37,6 +40,8 @@ def engine_for(
         why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
     elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
         why = "x and y are not tensors"
+    elif type(x) is not Tensor and has_torch_function((x,)):
+        why = f"x is a {type(x).__name__}, which has functions of its own"
     elif x.layout != torch.strided:
         why = f"x has the layout {x.layout}"
     elif (x.is_floating_point() and x.dtype != space.dtype) or x.device != space.device or y.device != space.device:
@@ -60,7 +65,7 @@ def _layerwise(
     except NotLayerwise as e:
         return None, str(e)
     except (RuntimeError, ValueError, IndexError):
-        forward(tree, x.clone())  # says so in the model's terms, if the fault is in x
+        _on_copies(tree, lambda: forward(tree, x.clone()))  # says so in the model's terms, if the fault is in x
         raise
     if expected is None:
         return engine, ""
@@ -75,27 +80,33 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
     """The model's program and its output now, or the reason why there is no program.
 
     There is no output where nothing can have changed since the program was last compared with the model: all modules
-    are torch's own, whose settings are what they were, and so is the shape of x.
+    and functions are torch's own, whose settings are what they were, and so is the shape of x.
     """
 
     def run() -> tuple[Program | None, object, str]:
         found = capture(tree, space, x, lambda program: validate(program, tree.model, x, tree.block))
         if found.program is None:
             return None, None, found.reason
-        if not tree.watched and len(x) in found.program.seen and not is_intercepted():
+        if found.stays and len(x) in found.program.seen and not is_intercepted():
             return found.program, None, found.reason
         return found.program, forward(tree, x.clone() if found.edits_input else x), found.reason
 
-    if not tree.buffered:
-        return run()
-    if shared_buffers(tree.model, tree.watched):
+    if tree.buffered and shared_buffers(tree.model, tree.watched):
         return None, None, "buffers share memory with each other or with attributes"
+    result, wrote = _on_copies(tree, run)
+    return (None, None, "forward writes to a buffer") if wrote else result
+
+
+def _on_copies(tree: ModuleTree, run: Callable[[], T]) -> tuple[T, bool]:
+    """``run()`` with the model on copies of its buffers, and whether it has written to them."""
+    if not tree.buffered:
+        return run(), False
     borrowed = borrowed_buffers(tree.modules)
     with borrowed, borrowed as written:
         quiet = without_running_stats(tree.modules)  # puts back what it finds: the copies
         with quiet, quiet:
             result = run()
-        return (None, None, "forward writes to a buffer") if written() else result
+        return result, written()
 
 
 _warned: set[tuple[str, str]] = set()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
@@ -35,15 +36,25 @@ def _refuse_invisible(model: nn.Module) -> None:
             raise NotLayerwise(f"{where} has a patched forward")
     if has_global_hooks():
         raise NotLayerwise("global module hooks are registered")
+    for name, p in model.named_parameters():
+        if has_torch_function((p,)):
+            raise NotLayerwise(f"{name} is a {type(p).__name__}, which has functions of its own")
 
 
 @dataclass(frozen=True)
 class Capture:
-    """A program, or the reason why there is none; and whether the model may write to its input."""
+    """A program, or the reason why there is none.
+
+    Attributes:
+        program, reason: these.
+        edits_input: whether the model may write to its input.
+        stays: whether the output of a model with the same signature is what it was, and needs no comparison.
+    """
 
     program: Program | None
     reason: str
     edits_input: bool = True
+    stays: bool = False
 
 
 _MOST = 256  # blocks of one model that are remembered
@@ -56,24 +67,27 @@ def capture(tree: ModuleTree, space: ParameterSpace, x: Tensor, validate: Callab
     model = tree.model
     blocks = _cache.setdefault(model, {})
     known = blocks.get(tree.block)
-    if known is not None and known[0].holds_for(tree, x):
+    if known is not None and known[0].holds_for(tree, space, x):
         return known[1]
+    signature = Signature(tree, space, x)
     same, refused = untouched(tree.watched), refuse_edits(tree.named_parameters)
     with same, same, refused, refused:
-        result = _program(model, space, x)
+        result = _program(model, space, x, signature)
     if result.program is not None:
         problem = validate(result.program)
         result = Capture(None, problem) if problem else result
-    result = replace(result, edits_input=tree.may_edit_input())
+    result = replace(result, edits_input=tree.may_edit_input(), stays=signature.is_complete)
     if len(blocks) >= _MOST:
         blocks.clear()
-    blocks[tree.block] = (Signature(tree, x), result)
+    blocks[tree.block] = (signature, result)
     return result
 
 
-def _program(model: nn.Module, space: ParameterSpace, x: Tensor) -> Capture:
+def _program(model: nn.Module, space: ParameterSpace, x: Tensor, signature: Signature) -> Capture:
     try:
         _refuse_invisible(model)
+        if signature.replaced:
+            raise NotLayerwise(f"another function is in the place of {signature.replaced}")
         root = enclosed(model)
         graph = without_randomness(lambda: trace(root), model, x.device)
         program = Builder(root, space, graph, x).build()

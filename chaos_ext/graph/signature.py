@@ -1,89 +1,124 @@
 """What decides a model's program besides the code of its forward, and whether it is still so.
 
-Modules, children and parameters have to be the very same objects, held weakly: another may take a freed one's id.
-Modes, plain settings (what a forward may branch on), frozen parameters, and the shape and dtype of the input have to be
-equal.
+Modules, children and parameters have to be the very same objects in the same order, held weakly: another may take a
+freed one's id. Modes, plain settings (what a forward may branch on), frozen parameters, which buffers there are, shapes
+and the dtype of the input have to be equal, and torch's functions where they were (``code``).
 """
 
 from __future__ import annotations
 
+import numbers
 import operator
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..base.parameters import ModuleTree
-from ..base.torch_internals import has_hooks, own_children, own_parameters
+from ..base.code import Code
+from ..base.parameters import ModuleTree, ParameterSpace
+from ..base.torch_internals import has_hooks, own_buffers, own_children, own_parameters
 from ..rules.table import MODULES
 
 
 class Signature:
-    """Of one model and one input [N, ...]."""
+    """Of one model and one input [N, ...].
 
-    def __init__(self, tree: ModuleTree, x: Tensor) -> None:
-        self._input = x.shape[1:], x.dtype
+    Attributes:
+        is_complete: whether it tells all that the output depends on besides the values of x, parameters and buffers:
+            torch's own modules with plain settings.
+        replaced: a function of torch's that somebody has replaced, or None.
+    """
+
+    def __init__(self, tree: ModuleTree, space: ParameterSpace, x: Tensor) -> None:
+        self._input = x.shape[1:], x.dtype, space.shapes
         self._quiet = not tree.watched
         self._modules = [(_TorchsModule if self._quiet else _UsersModule)(m) for m in tree.modules]
+        self._code = Code(dict.fromkeys(map(type, tree.modules)))
+        self.replaced = self._code.replaced
+        self.is_complete = self._quiet and all(m.is_plain for m in self._modules)
 
-    def holds_for(self, tree: ModuleTree, x: Tensor) -> bool:
+    def holds_for(self, tree: ModuleTree, space: ParameterSpace, x: Tensor) -> bool:
         """Whether the model with this tree, and an input like this one, have the same."""
-        same = self._input == (x.shape[1:], x.dtype) and self._quiet == (not tree.watched)
+        same = self._input == (x.shape[1:], x.dtype, space.shapes) and self._quiet == (not tree.watched)
         if not same or len(self._modules) != len(tree.modules):
             return False
-        return all(known.is_like(m) for known, m in zip(self._modules, tree.modules, strict=True))
+        pairs = zip(self._modules, tree.modules, strict=True)
+        return all(known.is_like(m) for known, m in pairs) and self._code.is_same()
 
 
 class _Relations:
-    """The module itself, its children and its parameters."""
+    """The module itself, its children, its parameters, and which buffers it has."""
 
     def __init__(self, m: nn.Module) -> None:
-        self._self, self._class, self._forward = weakref.ref(m), type(m), type(m).forward
+        self._self, self._class = weakref.ref(m), type(m)
         children, parameters = own_children(m), own_parameters(m)
-        self._children = [(k, _weak(c)) for k, c in children.items()]
-        self._parameters = [(k, _weak(p), p is not None and p.requires_grad) for k, p in parameters.items()]
+        self._children, self._parameters = _held(children), _held(parameters)
+        self._differentiated, self._buffers = _differentiated(parameters), _present(own_buffers(m))
 
     def same(self, m: nn.Module) -> bool:
-        if self._self() is not m or type(m) is not self._class or type(m).forward is not self._forward:
+        if self._self() is not m or type(m) is not self._class:
             return False
-        children, parameters = own_children(m), own_parameters(m)
-        if len(children) != len(self._children) or len(parameters) != len(self._parameters):
+        children, parameters, buffers = own_children(m), own_parameters(m), own_buffers(m)
+        if (children or self._children) and not _are(children, self._children):
             return False
-        for k, ref in self._children:  # the walk lists a module once, wherever else it is used
-            if not _is(children.get(k, _GONE), ref):
-                return False
-        for k, ref, differentiated in self._parameters:
-            p: Any = parameters.get(k, _GONE)
-            if not _is(p, ref) or (p is not None and p.requires_grad != differentiated):
-                return False
-        return True
+        if (parameters or self._parameters) and not (
+            _are(parameters, self._parameters) and _differentiated(parameters) == self._differentiated
+        ):
+            return False
+        return not (buffers or self._buffers) or _present(buffers) == self._buffers
+
+
+def _held(objects: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _weak(o) for k, o in objects.items()}
+
+
+def _are(objects: Mapping[str, Any], held: dict[str, Any]) -> bool:
+    """Whether these are the same, in the same order: the walk lists a module once, wherever else it is used."""
+    return list(objects) == list(held) and all(map(_is, objects.values(), held.values()))
+
+
+def _differentiated(parameters: Mapping[str, Any]) -> list[bool]:
+    return [p is not None and p.requires_grad for p in parameters.values()]
+
+
+def _present(buffers: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Which there are: their values do not matter, but without any BatchNorm does otherwise."""
+    return [(k, b is not None) for k, b in buffers.items()]
 
 
 def _is(o: object, ref: Any) -> bool:
     """Whether o is what the reference was made of; what has died is not the same as what was absent."""
-    return o is ref() and (o is None) == (ref is _none)
+    return o is ref() and (o is not None or ref is _none)
 
 
 def _weak(o: Any) -> Any:
     return _none if o is None else weakref.ref(o)
 
 
-_GONE = object()
-
-
 def _none() -> None:
     """Stands for what is absent."""
 
 
+_BOOKKEEPING = frozenset(vars(nn.Module()))
+
+
 class _TorchsModule:
-    """A module of torch's own classes, whose settings are numbers, strings and tuples: compared as objects."""
+    """A module of torch's own classes, whose settings are numbers, strings and tuples: compared as objects.
+
+    Attributes:
+        is_plain: whether they all are.
+    """
 
     def __init__(self, m: nn.Module) -> None:
         self._relations, own = _Relations(m), vars(m)
-        names = [k for k, v in own.items() if k[0] != "_" and _is_plain(v)]
-        self._size, self._read = len(own), operator.itemgetter("training", *names)
+        settings = [k for k in own if k not in _BOOKKEEPING]
+        names = [k for k in settings if _is_plain(own[k])]
+        self.is_plain = names == settings
+        # Of two names at least it makes a tuple.
+        self._size, self._read = len(own), operator.itemgetter("training", "training", *names)
         self._values = self._read(own)
-        self._lists = [(k, repr(v)) for k, v in own.items() if k in names and isinstance(v, (list, dict, set))]
+        self._lists = [(k, repr(own[k])) for k in names if _can_change(own[k])]
 
     def is_like(self, m: nn.Module) -> bool:
         own = vars(m)
@@ -95,8 +130,15 @@ class _TorchsModule:
         return same and all(repr(own[k]) == known for k, known in self._lists) and self._relations.same(m)
 
 
+def _can_change(v: object) -> bool:
+    """Whether a plain value is a list, a dict or a set, or holds one."""
+    return isinstance(v, (list, dict, set)) or (isinstance(v, tuple) and any(map(_can_change, v)))
+
+
 class _UsersModule:
     """Any other module: its plain attributes, small containers included, by what they hold."""
+
+    is_plain = False  # its forward may depend on anything
 
     def __init__(self, m: nn.Module) -> None:
         self._relations, self._settings = _Relations(m), _settings(m)
@@ -126,4 +168,4 @@ def _is_plain(v: object) -> bool:
         return len(v) <= 32 and all(_is_plain(u) for u in v.values())
     if isinstance(v, (list, tuple, set, frozenset)):
         return len(v) <= 32 and all(_is_plain(u) for u in v)
-    return v is None or isinstance(v, (int, float, str))
+    return v is None or isinstance(v, (int, float, str, numbers.Number))  # numpy's are numbers too

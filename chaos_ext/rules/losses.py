@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _ops
+from ..base.code import Code
 from ..base.torch_internals import has_hooks
 from ..errors import NonFiniteError
 from .rule import NotLayerwise
@@ -107,7 +108,7 @@ def rule_for(loss_fn: Any) -> LossRule | None:
     if type(loss_fn) not in _RULES:
         loss_fn = as_module(loss_fn)
     rule = _RULES.get(type(loss_fn))
-    if rule is None or has_hooks(loss_fn) or "forward" in vars(loss_fn):
+    if rule is None or has_hooks(loss_fn) or "forward" in vars(loss_fn) or _is_replaced(type(loss_fn)):
         return None
     if loss_fn.reduction not in ("mean", "sum"):
         raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {loss_fn.reduction!r}; H needs a scalar")
@@ -229,3 +230,10 @@ _RULES: dict[type, Callable[..., Evaluated]] = {
     nn.MSELoss: _mse,
     nn.BCEWithLogitsLoss: _bce,
 }
+_CODE = {cls: Code([cls]) for cls in _RULES}
+
+
+def _is_replaced(cls: type) -> bool:
+    """Whether somebody has replaced a function that torch's loss runs."""
+    code = _CODE[cls]
+    return code.replaced is not None or not code.is_same()
