@@ -87,7 +87,7 @@ def _check(A: Operand, b: Tensor, damping: float, tol: float | None) -> None:
 
 
 def _solved(A: Operand, b: Tensor, delta: float, tol: float, limit: int) -> tuple[Tensor, Tensor]:
-    """x and its explicit residuals, for b with columns of entries near 1; started again from x while the recurrence had drifted from them."""
+    """x and its explicit residuals, for b of entries near 1; started again from x where the recurrence drifted."""
     x, size = torch.zeros_like(b), b.norm(dim=0)
     safe = size.clamp_min(torch.finfo(b.dtype).tiny)
     rest, before = b, torch.full_like(size, math.inf)
