@@ -122,3 +122,25 @@ def test_refusals():
         next(model.parameters()).add_(1.0)
     with pytest.raises(ce.StaleOperatorError):
         op @ op.gradient
+
+
+def test_no_sample_that_counts_has_no_covariance():
+    model, x = cases.mlp(2, "tanh"), cases.batch(3, cases.LOSSES["ce"][1])[0]
+    loss_fn, y = nn.CrossEntropyLoss(reduction="sum"), torch.full((3,), -100)
+    for kind in ("empirical", "sampled", "covariance"):
+        assert not ce.FisherOperator(model, loss_fn, x, y, kind).dense().any()
+
+
+@pytest.mark.parametrize("logit", [10.0, 14.0, 18.0])
+@pytest.mark.parametrize("loss", ["softmax", "binary"])
+def test_sampled_labels_of_a_fitted_batch_in_float32(loss, logit):
+    """All labels drawn are the likely one: G is z's gradient 1 - p squared, and 1 - p is far below float32's eps."""
+    outputs = 2 if loss == "softmax" else 1
+    model, x = nn.Linear(1, outputs, bias=False), torch.ones(4, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[logit], [0.0]])[:outputs])
+    loss_fn, y = (nn.CrossEntropyLoss(), torch.zeros(4).long()) if outputs == 2 else (nn.BCEWithLogitsLoss(), x)
+    rest = 1 / (1 + torch.tensor(logit, dtype=torch.float64).exp())
+    op = ce.FisherOperator(model, loss_fn, x, y, "sampled", samples=3)
+    assert float(op.diagonal()[0]) == pytest.approx(float(rest**2), rel=1e-5, abs=0)
+    assert float(op.dense()[0, 0]) == pytest.approx(float(rest**2), rel=1e-5, abs=0)

@@ -267,3 +267,16 @@ def test_a_cgd_step_commits_running_statistics_once():
     ce.CGD(model.parameters(), lr=1e-3).step(op)
     for (name, ours), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(4, 3), (1, 3, 2, 2), (4, 3, 1)])
+def test_class_probabilities_of_any_layout(shape, reduction):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh()).double()
+    model.append(nn.Linear(6, torch.Size(shape[1:]).numel()).double()).append(nn.Unflatten(1, shape[1:]))
+    x, loss_fn = torch.randn(shape[0], 2, dtype=torch.float64), nn.CrossEntropyLoss(reduction=reduction)
+    y = torch.rand(shape, dtype=torch.float64).softmax(1)
+    y = y.movedim(1, 0).contiguous().movedim(0, 1)  # the classes of an entry far from each other
+    expected = double_backward(model, loss_fn, x, y)
+    assert relative(ce.HessianOperator(model, loss_fn, x, y).dense(), expected) < TOL

@@ -18,6 +18,9 @@ SHAPES = {
     "many channels": (3, 8, 4, 4, 13, 3, 3, (1, 1), (1, 1), (1, 1), 1),
     "padding beyond the input": (1, 2, 2, 2, 2, 3, 3, (1, 1), (4, 4), (2, 2), 1),
     "stride beyond the kernel": (2, 2, 9, 7, 3, 2, 1, (4, 3), (0, 0), (1, 1), 1),
+    "no place reaches the third tap": (2, 2, 2, 2, 3, 5, 5, (3, 3), (3, 3), (1, 1), 1),
+    "taps 0, 1 and 4 of a depthwise row": (1, 3, 9, 3, 3, 1, 5, (1, 5), (1, 9), (1, 1), 3),
+    "taps 0 and 1, 3 and 4 of both": (1, 2, 2, 2, 2, 7, 5, (5, 3), (5, 3), (1, 1), 1),
 }
 
 

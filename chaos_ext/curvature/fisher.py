@@ -18,6 +18,7 @@ from .diagonal import has_samples
 from .ggn import GGNOperator
 from .jacobian import Jacobian, TapeJacobian, gram_of
 from .layerwise import LayerwiseEngine
+from .roots import others
 from .tape import Tape
 
 KINDS = ("empirical", "sampled", "covariance")
@@ -40,7 +41,7 @@ class SampleRoot:
         if self._counted is None:
             return c
         counted = self._counted.to(c).unsqueeze(1)
-        return counted * (c - (counted * c).sum(0) / counted.sum())
+        return counted * (c - (counted * c).sum(0) / counted.sum().clamp_min(1))
 
     def apply(self, c: Tensor) -> Tensor:
         n, _, s = self._u.shape
@@ -144,7 +145,7 @@ class FisherOperator(GGNOperator):
         mean = self._module.reduction == "mean"
         if self.kind == "empirical":
             return SampleRoot(delta * (count if mean else 1) ** 0.5)
-        scale = count**0.5 if mean else count**-0.5
+        scale = count**0.5 if mean else max(count, 1) ** -0.5  # of no samples nothing is left anyway
         return SampleRoot(delta * scale, self._counted)
 
     @cached_property
@@ -188,19 +189,20 @@ def _drawn(tape: Tape, samples: int, generator: torch.Generator | None) -> Tenso
 def _sampled(tape: Tape, draws: Tensor) -> Tensor:
     """Cotangents u [N, own, S] with E[u u^T] = C in each sample.
 
-    sqrt(s) (p - onehot) of cross-entropy, sqrt(c / p (1 - p)) (p - label) of a binary one, sqrt(c) times normals.
+    sqrt(s) (p - onehot) of cross-entropy, sqrt(c / p (1 - p)) (p - label) of a binary one, sqrt(c) times normals. 1 - p
+    is no difference: on a fitted batch nothing would be left of it.
     """
     z, loss = tape.output, tape.loss
     n, samples = len(z), draws.shape[1]
     if isinstance(loss, SoftmaxLoss):
-        hot = torch.nn.functional.one_hot(draws, loss.p.shape[1]).transpose(1, 2)
-        rows = (loss.p.unsqueeze(2) - hot) * loss.s.sqrt()[:, None, None]
+        p, classes = loss.p.unsqueeze(2), torch.arange(loss.p.shape[1], device=z.device)
+        rows = torch.where(classes[:, None] == draws.unsqueeze(1), -others(p), p) * loss.s.sqrt()[:, None, None]
         positions = z.shape[2:]
         return rows.reshape(n, *positions, z.shape[1], samples).movedim(-2, 1).reshape(n, -1, samples)
     assert isinstance(loss, ElementwiseLoss)
     if isinstance(loss.curvature, float):
         return (loss.curvature**0.5 * draws).to(z).reshape(n, -1, samples)
-    p = z.sigmoid().reshape(-1, 1)
-    variance = (p * (1 - p)).clamp_min(torch.finfo(z.dtype).tiny)
-    u = (loss.curvature.reshape(-1, 1) / variance).sqrt() * (p - draws.to(z))
+    p, q = z.sigmoid().reshape(-1, 1), (-z).sigmoid().reshape(-1, 1)
+    weight = loss.curvature.reshape(-1, 1) / (p * q).clamp_min(torch.finfo(z.dtype).tiny)
+    u = weight.sqrt() * torch.where(draws > 0.5, -q, p)
     return u.reshape(n, -1, samples)

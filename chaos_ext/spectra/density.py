@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..base import memory
 from ..base.arguments import cpu_generator, require_int
-from .operand import Operand
+from .operand import Operand, norms
 
 _REACH = 5.0  # widths of the grid beyond the outermost node
 
@@ -143,10 +143,10 @@ def _lanczos(A: Operand, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         for _ in range(2):  # twice is enough
             known = basis[:, : j + 1]
             w = w - torch.bmm(torch.bmm(w.unsqueeze(1), known.transpose(1, 2)), known).squeeze(1)
-        beta = w.norm(dim=1)
-        scale = T[:, : j + 1].abs().amax((1, 2)).to(beta)
+        beta = norms(w.T)
+        scale = T[:, : j + 1].abs().amax((1, 2))
         alive = alive & (beta > 10 * torch.finfo(A.dtype).eps * A.size**0.5 * scale)
-        q = torch.where(alive.unsqueeze(1), w / beta.clamp_min(torch.finfo(A.dtype).tiny).unsqueeze(1), 0.0)
+        q = torch.where(alive.unsqueeze(1), w / torch.where(alive, beta, 1.0).unsqueeze(1), 0.0)
         if j + 1 < steps:
             T[:, j, j + 1] = T[:, j + 1, j] = torch.where(alive, beta, 0.0).double()
         if not bool(alive.any()):

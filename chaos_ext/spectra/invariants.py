@@ -11,7 +11,7 @@ With a sketch Q, an orthonormal basis of range(A S) for random signs S, and rand
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..base.arguments import cpu_generator, require_int
 from ..curvature.ggn import GGNOperator
 from ..curvature.hessian import HessianOperator
 from ..curvature.jacobian import columns_of
-from .operand import Operand
+from .operand import Operand, scale_of
 
 _SMALL = 2048  # columns of a compressed or dense form that is cheap
 
@@ -85,7 +85,8 @@ def trace(
         found = _exact_trace(A, op, math.inf if exact else products)
         if found is not None:
             return found
-    return _deflated(A, products, cpu_generator(generator), lambda X, AX: (X.double() * AX.double()).sum(0))
+    found, scale = _deflated(A, products, cpu_generator(generator), lambda X, AX: (X.double() * AX.double()).sum(0))
+    return MatrixEstimate(scale * found.value, scale * found.standard_error, found.products, found.path)
 
 
 def frobenius_norm(
@@ -116,10 +117,10 @@ def frobenius_norm(
         found = _exact_norm(A, op, math.inf if exact else products)
         if found is not None:
             return found
-    square = _deflated(A, products, cpu_generator(generator), lambda X, AX: AX.double().square().sum(0))
+    square, scale = _deflated(A, products, cpu_generator(generator), lambda X, AX: AX.double().square().sum(0))
     value = math.sqrt(max(square.value, 0.0))
     error = square.standard_error / (2 * value) if value else 0.0
-    return MatrixEstimate(value, error, square.products, square.path)
+    return MatrixEstimate(scale * value, scale * error, square.products, square.path)
 
 
 def _exact_trace(A: Operand, op: Any, most: float) -> MatrixEstimate | None:
@@ -135,7 +136,8 @@ def _exact_trace(A: Operand, op: Any, most: float) -> MatrixEstimate | None:
     if isinstance(op, HessianOperator) and op.diagonal_columns() <= most:
         return _known(float(op.diagonal().double().sum()), "diagonal")
     if A.size <= most and not (math.isinf(most) and hasattr(op, "diagonal")):
-        return _by_columns(A, lambda eye, columns: (eye * columns).double().sum(), "column by column")
+        total = _sum(A, A.size, lambda eye: (eye * (A @ eye)).double().sum())
+        return MatrixEstimate(total, 0.0, A.products, "column by column")
     if math.isinf(most):
         return _known(float(op.diagonal().double().sum()), "diagonal")
     return None
@@ -149,33 +151,38 @@ def _squares(J: Any, c: Tensor) -> Tensor:
 
 def _sum(A: Operand, size: int, of: Callable[[Tensor], Tensor]) -> float:
     """Over the columns of the unit matrix [size, size], in blocks."""
-    total = 0.0
+    return sum((float(of(eye)) for eye in _unit_blocks(A, size)), 0.0)
+
+
+def _unit_blocks(A: Operand, size: int) -> Iterator[Tensor]:
     for i in range(0, size, 128):
         eye = torch.zeros(size, min(128, size - i), dtype=A.dtype, device=A.device)
         eye[i : i + 128].fill_diagonal_(1)
-        total += float(of(eye))
-    return total
-
-
-def _by_columns(A: Operand, of: Callable[[Tensor, Tensor], Tensor], path: str) -> MatrixEstimate:
-    return MatrixEstimate(_sum(A, A.size, lambda eye: of(eye, A @ eye)), 0.0, A.products, path)
+        yield eye
 
 
 def _exact_norm(A: Operand, op: Any, most: float) -> MatrixEstimate | None:
     if isinstance(op, Tensor):
-        return _known(float(op.double().norm()), "of a matrix")
+        return _known(_norm(op), "of a matrix")
     S = _compressed(op)
     if S is not None:
-        return _known(float(S.double().norm()), "compressed Hessian")
+        return _known(_norm(S), "compressed Hessian")
     if isinstance(op, GGNOperator) and columns_of(op.jacobian()) <= _SMALL:
         J = op.jacobian(op.widest())
         signs, gram = J.root.signs, J.gram()
-        square = float((gram.square() * torch.outer(signs, signs)).sum())
-        return _known(math.sqrt(max(square, 0.0)), "Gram matrix of the outputs")
+        scale = scale_of(gram)
+        square = float(((gram / scale).square() * torch.outer(signs, signs)).sum())
+        return _known(scale * math.sqrt(max(square, 0.0)), "Gram matrix of the outputs")
     if A.size <= most:
-        found = _by_columns(A, lambda eye, columns: columns.double().square().sum(), "column by column")
-        return MatrixEstimate(math.sqrt(found.value), 0.0, found.products, found.path)
+        norms = [_norm(A @ eye) for eye in _unit_blocks(A, A.size)]
+        return MatrixEstimate(math.hypot(*norms), 0.0, A.products, "column by column")
     return None
+
+
+def _norm(t: Tensor) -> float:
+    """Also where the squares of its entries vanish or overflow."""
+    scale = scale_of(t)
+    return scale * float((t.double() / scale).norm())
 
 
 def _known(value: float, path: str) -> MatrixEstimate:
@@ -190,18 +197,20 @@ def _compressed(op: Any) -> Tensor | None:
 
 def _deflated(
     A: Operand, products: int, generator: torch.Generator, form: Callable[[Tensor, Tensor], Tensor]
-) -> MatrixEstimate:
-    """The sum of form(x, A x) over an orthonormal basis; form is a quadratic form of x.
+) -> tuple[MatrixEstimate, float]:
+    """The sum of form(x, A x / scale) over an orthonormal basis, and the scale; form is a quadratic form of x.
 
     Args:
         form: of columns X and A X [n, k], one number a column.
     """
     sketched = min(products // 3, A.size)
-    Q = torch.linalg.qr(A @ A.signs(sketched, generator)).Q
-    seen = float(form(Q, A @ Q).sum())
+    sketch = A @ A.signs(sketched, generator)
+    scale = scale_of(sketch)  # without it the squares of a small A vanish
+    Q = torch.linalg.qr(sketch / scale).Q
+    seen = float(form(Q, (A @ Q).double() / scale).sum())
     G = A.signs(products - 2 * sketched, generator)
     for _ in range(2):  # the second time for what rounding left
         G = G - Q @ (Q.T @ G)
-    samples = form(G, A @ G)
+    samples = form(G, (A @ G).double() / scale)
     error = float(samples.std() / len(samples) ** 0.5)
-    return MatrixEstimate(seen + float(samples.mean()), error, A.products, "Hutch++")
+    return MatrixEstimate(seen + float(samples.mean()), error, A.products, "Hutch++"), scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,3 +51,16 @@ class Operand:
         """Random +1 and -1 [n, columns], of the generator alone."""
         drawn = torch.randint(0, 2, (self.size, columns), generator=cpu_generator(generator), device="cpu")
         return (2 * drawn - 1).to(self.device, self.dtype)
+
+
+def scale_of(t: Tensor) -> float:
+    """A power of two near the largest entry; 1 of zeros. Of t divided by it, squares neither vanish nor overflow."""
+    largest = float(t.abs().max()) if t.numel() else 0.0
+    return 2.0 ** (math.frexp(largest)[1] - 1) if largest else 1.0
+
+
+def norms(t: Tensor) -> Tensor:
+    """Of the columns [k], also where the squares of their entries vanish or overflow."""
+    largest = t.abs().amax(0)
+    safe = torch.where(largest > 0, largest, 1.0)
+    return (t / safe).norm(dim=0) * safe

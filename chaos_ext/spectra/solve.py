@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..base.arguments import require_int
-from ..errors import IndefiniteError, NotConvergedError
-from .operand import Operand
+from ..errors import IndefiniteError, NonFiniteError, NotConvergedError
+from .operand import Operand, norms, scale_of
 
 _TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -66,7 +66,11 @@ def solve(
     columns = b.detach().reshape(A.size, -1)
     limit = (2 * A.size + 100) * columns.shape[1] if max_products is None else max_products
     require_int("max_products", limit, 0 if max_products is None else 1)
-    x, residual = _solved(A, columns, float(damping), _TOL[A.dtype] if tol is None else tol, limit)
+    scales = columns.new_tensor([scale_of(c) for c in columns.T])
+    x, residual = _solved(A, columns / scales, float(damping), _TOL[A.dtype] if tol is None else tol, limit)
+    x = x * scales
+    if not bool(torch.isfinite(x).all()):
+        raise NonFiniteError(f"solve: x is larger than {A.dtype} can hold; divide b by a number, and x by its inverse")
     return Solution(x.reshape(b.shape), residual.reshape(b.shape[1:]), A.products)
 
 
@@ -83,7 +87,7 @@ def _check(A: Operand, b: Tensor, damping: float, tol: float | None) -> None:
 
 
 def _solved(A: Operand, b: Tensor, delta: float, tol: float, limit: int) -> tuple[Tensor, Tensor]:
-    """x and its explicit residuals; started again from x while the recurrence had drifted from them."""
+    """x and its explicit residuals, for b of entries near 1; started again from x where the recurrence drifted."""
     x, size = torch.zeros_like(b), b.norm(dim=0)
     safe = size.clamp_min(torch.finfo(b.dtype).tiny)
     rest, before = b, torch.full_like(size, math.inf)
@@ -121,7 +125,7 @@ def _descended(A: Operand, x: Tensor, rest: Tensor, delta: float, goal: Tensor, 
 
 
 def _require_positive(curvature: Tensor, p: Tensor, Ap: Tensor, open_: Tensor) -> None:
-    rounding = torch.finfo(p.dtype).eps * p.norm(dim=0) * Ap.norm(dim=0)
+    rounding = torch.finfo(p.dtype).eps * norms(p) * norms(Ap)
     bad = open_ & (curvature <= rounding)
     if bool(bad.any()):
         i = int(bad.nonzero()[0])
@@ -129,7 +133,7 @@ def _require_positive(curvature: Tensor, p: Tensor, Ap: Tensor, open_: Tensor) -
         along = float(curvature[i] / p[:, i].square().sum())
         raise IndefiniteError(
             f"solve: A + damping I is not positive definite, its curvature along a search direction is {along:.3g}; "
-            f"raise damping by more than {max(-along, 0.0):.3g}, or use GGNOperator",
+            f"raise damping by more than {max(0.0, -along):.3g}, or use GGNOperator",
             along,
             direction,
         )

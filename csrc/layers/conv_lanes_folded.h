@@ -51,6 +51,15 @@ struct AxisClass {
 
   int64_t leads(int64_t i, int64_t tap) const { return lead[i * taps.size() + tap]; }
   int64_t far(int64_t i, int64_t tap) const { return unbounded[i * taps.size() + tap]; }
+  // Whether each tap leads one pixel further than the one before. Not so where those between lead out of the image from
+  // everywhere: an image smaller than the stride has gaps among the taps that reach it.
+  bool taps_are_neighbours() const {
+    const int64_t count = taps.size();
+    for (int64_t tap = 1; tap < count; ++tap) {
+      if (far(0, tap) != far(0, tap - 1) + 1) return false;
+    }
+    return true;
+  }
 };
 
 // exact: as in AxisClasses; otherwise those taps are left out that lead out of the image from everywhere.
@@ -268,7 +277,7 @@ class PaddedPlanes {
     std::tie(left_, width_) = range(p.own.columns.unbounded);
     const AxisClass &rows = p.own.rows, &columns = p.own.columns;
     const int64_t across = columns.taps.size();
-    run_ = across > 1 && columns.far(0, 1) == columns.far(0, 0) + 1 ? across : 1;
+    run_ = columns.taps_are_neighbours() ? across : 1;
     for (int64_t unit = block.u0; unit < block.u1; unit += run_) {
       const int64_t c = unit / p.own.taps() - c0_, tap = unit % p.own.taps();
       const int64_t y = rows.far(0, tap / across) - rows.far(0, 0),
