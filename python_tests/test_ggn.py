@@ -332,6 +332,26 @@ def test_refuses_a_loss_that_reads_parameters():
         ce.GGNOperator(model, lambda z, y: F.cross_entropy(z, y) + model[0].weight.square().sum(), X, Y)
 
 
+@pytest.mark.parametrize(
+    "penalised",
+    [
+        lambda z, y, b: F.mse_loss(z, y) + 5 * b.square().sum(),
+        lambda z, y, b: F.mse_loss(z, y) * (1 + b.square().sum()),
+        lambda z, y, b: F.mse_loss(z, y) + (z.mean(0) * 0).sum() + b.pow(4).mean(),
+    ],
+)
+def test_refuses_a_loss_that_reads_parameters_whose_part_has_no_gradient_here(penalised):
+    model = nn.Linear(3, 2).double()
+    nn.init.zeros_(model.bias)
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    with pytest.raises(ce.UnsupportedError, match="other than through"):
+        ce.GGNOperator(model, lambda z, t: penalised(z, t, model.bias), x, y)
+    ggn = ce.GGNOperator(model, lambda z, t: penalised(z, t, model.bias.detach()), x, y)
+    assert relative(ggn.dense(), gauss_newton(model, nn.MSELoss(), x, y)) < 1e-11
+    block = ce.GGNOperator(model, lambda z, t: penalised(z, t, model.bias), x, y, params="weight")
+    assert relative(block.dense(), gauss_newton(model, nn.MSELoss(), x, y)[:6, :6]) < 1e-11
+
+
 class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

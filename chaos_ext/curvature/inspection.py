@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -68,6 +68,12 @@ def look(loss: Tensor) -> Seen:
     kinds = tuple(functions[n] or n.name() for n in nodes)
     names = dict.fromkeys(k for k in kinds if isinstance(k, str))
     return Seen(kinds, custom, tuple(k for k in names if _is_fragile(k)))
+
+
+def reads_any(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether one of these leaves is in the graph of a loss, be its gradient zero here or not."""
+    known = {id(t) for t in leaves}
+    return any(id(getattr(n, "variable", None)) in known for n in _nodes(loss))
 
 
 def _nodes(loss: Tensor) -> Iterator[Any]:

@@ -4,7 +4,7 @@
     J^T u   vjp of the output
     C u     double backward of the loss at the output, or a loss's rule
 
-J^T dloss/dz has to be the gradient, else theta enters the loss elsewhere and J^T C J is not what is asked for. The rest
+J^T dloss/dz has to be the gradient, and theta not in the graph of the loss at a given output, else theta enters the loss elsewhere and J^T C J is not what is asked for. The rest
 is held against differences by ``jacobian_trust``.
 """
 
@@ -26,6 +26,7 @@ from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, StaleOperatorError, UnsupportedError
 from ..rules.losses import Evaluated, rule_for
 from ..rules.rule import NotLayerwise
+from .inspection import reads_any
 from .jacobian import gram_of, unit_columns
 from .products import double_backward, uncut
 from .roots import MatrixRoot, Root, root_of
@@ -109,12 +110,18 @@ class TorchJacobian:
         """Raises UnsupportedError unless the gradient comes through the output alone."""
         eps = torch.finfo(self.dtype).eps
         through, scale = self.pull(self._delta.unsqueeze(1)).squeeze(1), float(self._gradient.norm())
-        if float((through - self._gradient).norm()) > eps**0.5 * scale + eps * self.size**0.5:
+        same = float((through - self._gradient).norm()) <= eps**0.5 * scale + eps * self.size**0.5
+        if not same or self._loss_reads_theta():
             raise UnsupportedError(
                 "loss_fn: it depends on the parameters other than through the model's output (a penalty, a parameter "
                 "that it holds), so J^T C J at the output is not the curvature of this loss; return what it reads as "
                 "part of the output, or use HessianOperator"
             )
+
+    @twice_differentiable
+    def _loss_reads_theta(self) -> bool:
+        """A penalty may have no gradient here: that of parameters that are zero."""
+        return self._with_loss(self.output, lambda loss: reads_any(loss, self.space.params))
 
     @twice_differentiable
     def pull(self, u: Tensor) -> Tensor:
