@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -62,7 +62,7 @@ class Seen:
 
 def look(loss: Tensor) -> Seen:
     """Walks the graph of a loss once."""
-    nodes = list(_nodes(loss))
+    nodes = list(nodes_of(loss))
     functions = {n: function_class(n) for n in nodes}
     custom = tuple(dict.fromkeys(f for f in functions.values() if f is not None))
     kinds = tuple(functions[n] or n.name() for n in nodes)
@@ -70,13 +70,8 @@ def look(loss: Tensor) -> Seen:
     return Seen(kinds, custom, tuple(k for k in names if _is_fragile(k)))
 
 
-def reads_any(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
-    """Whether one of these leaves is in the graph of a loss, be its gradient zero here or not."""
-    known = {id(t) for t in leaves}
-    return any(id(getattr(n, "variable", None)) in known for n in _nodes(loss))
-
-
-def _nodes(loss: Tensor) -> Iterator[Any]:
+def nodes_of(loss: Tensor) -> Iterator[Any]:
+    """Those of its graph, once each."""
     seen, todo = set(), [loss.grad_fn]
     while todo:
         node = todo.pop()

@@ -26,7 +26,7 @@ from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, StaleOperatorError, UnsupportedError
 from ..rules.losses import Evaluated, rule_for
 from ..rules.rule import NotLayerwise
-from .inspection import reads_any
+from .inspection import nodes_of
 from .jacobian import gram_of, unit_columns
 from .products import double_backward, uncut
 from .roots import MatrixRoot, Root, root_of
@@ -121,7 +121,7 @@ class TorchJacobian:
     @twice_differentiable
     def _loss_reads_theta(self) -> bool:
         """A penalty may have no gradient here: that of parameters that are zero."""
-        return self._with_loss(self.output, lambda loss: reads_any(loss, self.space.params))
+        return self._with_loss(self.output, lambda loss: _reads_any(loss, self.space.params))
 
     @twice_differentiable
     def pull(self, u: Tensor) -> Tensor:
@@ -227,6 +227,12 @@ class TorchJacobian:
 
     def gram(self) -> Tensor:
         return gram_of(self, _CHUNK)
+
+
+def _reads_any(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether one of these leaves is in the graph of a loss, be its gradient zero here or not."""
+    known = {id(t) for t in leaves}
+    return any(id(getattr(n, "variable", None)) in known for n in nodes_of(loss))
 
 
 def _no_loss(output: object, y: object) -> Tensor:
