@@ -75,11 +75,10 @@ def nodes_of(loss: Tensor) -> Iterator[Any]:
     seen, todo = set(), [loss.grad_fn]
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        todo.extend(n for n, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            todo.extend(n for n, _ in node.next_functions)
 
 
 def _is_fragile(name: str) -> bool:

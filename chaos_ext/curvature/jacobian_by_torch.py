@@ -4,8 +4,8 @@
     J^T u   vjp of the output
     C u     double backward of the loss at the output, or a loss's rule
 
-J^T dloss/dz has to be the gradient, and theta not in the graph of the loss at a given output, else theta enters the loss elsewhere and J^T C J is not what is asked for. The rest
-is held against differences by ``jacobian_trust``.
+J^T dloss/dz has to be the gradient, and theta not in the graph of the loss at a given output, else theta enters the
+loss elsewhere and J^T C J is not what is asked for. The rest is held against differences by ``jacobian_trust``.
 """
 
 from __future__ import annotations
@@ -148,12 +148,21 @@ class TorchJacobian:
 
     @twice_differentiable
     def push(self, v: Tensor) -> Tensor:
-        rows = v.T.contiguous().split(_CHUNK)
-        return torch.cat([self._pushed(r) for r in rows]).T.contiguous()
+        return self._columns(v, self._pushed)
 
-    def _pushed(self, rows: Tensor) -> Tensor:
-        pairs = zip(rows.split(self.space.sizes, 1), self.space.shapes, strict=True)
-        tangents = [t.reshape(len(rows), *s) for t, s in pairs]
+    @twice_differentiable
+    def push_in_reverse(self, v: Tensor) -> Tensor:
+        """J v without jvp, as ``push`` is where ``forward`` is False."""
+        return self._columns(v, self._twice_reverse)
+
+    def _columns(self, v: Tensor, of: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+        found = []
+        for rows in v.T.contiguous().split(_CHUNK):
+            pairs = zip(rows.split(self.space.sizes, 1), self.space.shapes, strict=True)
+            found.append(of([t.reshape(len(rows), *s) for t, s in pairs]))
+        return torch.cat(found).T.contiguous()
+
+    def _pushed(self, tangents: Sequence[Tensor]) -> Tensor:
         if self.forward and not forward_mode_is_active():
             found = self._by_jvp(tangents)
             if found is not None:
