@@ -108,10 +108,8 @@ class TorchJacobian:
 
     def require_same(self) -> None:
         """Raises UnsupportedError unless the gradient comes through the output alone."""
-        eps = torch.finfo(self.dtype).eps
-        through, scale = self.pull(self._delta.unsqueeze(1)).squeeze(1), float(self._gradient.norm())
-        same = float((through - self._gradient).norm()) <= eps**0.5 * scale + eps * self.size**0.5
-        if not same or self._loss_reads_theta():
+        through = self._all_pulled(self._delta.unsqueeze(1)).squeeze(1)
+        if not _same(through, self._gradient) or self._loss_reads_theta():
             raise UnsupportedError(
                 "loss_fn: it depends on the parameters other than through the model's output (a penalty, a parameter "
                 "that it holds), so J^T C J at the output is not the curvature of this loss; return what it reads as "
@@ -123,8 +121,14 @@ class TorchJacobian:
         """A penalty may have no gradient here: that of parameters that are zero."""
         return self._with_loss(self.output, lambda loss: _reads_any(loss, self.space.params))
 
-    @twice_differentiable
     def pull(self, u: Tensor) -> Tensor:
+        """J^T u, after a look whether the model still has the gradient that it had."""
+        both = self._all_pulled(torch.cat([u, self._delta.unsqueeze(1)], 1))
+        _require_unchanged(both[:, -1], self._gradient)
+        return both[:, :-1].contiguous()
+
+    @twice_differentiable
+    def _all_pulled(self, u: Tensor) -> Tensor:
         params = self._copies()
 
         def pulled(_: Tensor, output: object) -> Tensor:
@@ -134,17 +138,6 @@ class TorchJacobian:
             return torch.cat([_pulled(z, params, rows) for rows in u.T.contiguous().split(_CHUNK)]).T
 
         return self._substituted(params, pulled).contiguous()
-
-    def products(self, v: Tensor) -> Tensor:
-        """J^T C J v, after a look whether the model still has the gradient that it had."""
-        both = self.pull(torch.cat([self.curve(self.push(v)), self._delta.unsqueeze(1)], 1))
-        eps, scale = torch.finfo(self.dtype).eps, float(self._gradient.norm())
-        if float((both[:, -1] - self._gradient).norm()) > eps**0.5 * scale + eps * self.size**0.5:
-            raise StaleOperatorError(
-                "operator: something that the model's forward or the loss reads changed after it was made: its "
-                "gradient is another one now; make a new operator"
-            )
-        return both[:, :-1]
 
     @twice_differentiable
     def push(self, v: Tensor) -> Tensor:
@@ -219,7 +212,9 @@ class TorchJacobian:
             return self.evaluated.tangent(u.reshape(*self._leaves[0].shape, -1).contiguous()).reshape(u.shape)
         at = self.output.clone().requires_grad_()
         rows = (u.T.contiguous(),)
-        return self._with_loss(at, lambda loss: double_backward(loss, [at], rows)[1][0]).T.contiguous()
+        (delta,), (found,) = self._with_loss(at, lambda loss: double_backward(loss, [at], rows))
+        _require_unchanged(delta, self._delta)
+        return found.T.contiguous()
 
     @cached_property
     def root(self) -> Root:
@@ -236,6 +231,19 @@ class TorchJacobian:
 
     def gram(self) -> Tensor:
         return gram_of(self, _CHUNK)
+
+
+def _same(found: Tensor, gradient: Tensor) -> bool:
+    eps = torch.finfo(gradient.dtype).eps
+    return float((found - gradient).norm()) <= eps**0.5 * float(gradient.norm()) + eps * len(gradient) ** 0.5
+
+
+def _require_unchanged(found: Tensor, gradient: Tensor) -> None:
+    if not _same(found, gradient):
+        raise StaleOperatorError(
+            "operator: something that the model's forward or the loss reads changed after it was made: its gradient is "
+            "another one now; make a new operator"
+        )
 
 
 def _reads_any(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
