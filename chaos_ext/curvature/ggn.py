@@ -286,7 +286,7 @@ class GGNOperator(Symmetric):
 
 def _products(J: Jacobian, v: Tensor) -> Tensor:
     """J^T C J v."""
-    return J.products(v) if isinstance(J, TorchJacobian) else J.pull(J.curve(J.push(v)))
+    return J.pull(J.curve(J.push(v)))
 
 
 def explicit(J: Jacobian) -> Tensor:

@@ -62,7 +62,7 @@ class Seen:
 
 def look(loss: Tensor) -> Seen:
     """Walks the graph of a loss once."""
-    nodes = list(_nodes(loss))
+    nodes = list(nodes_of(loss))
     functions = {n: function_class(n) for n in nodes}
     custom = tuple(dict.fromkeys(f for f in functions.values() if f is not None))
     kinds = tuple(functions[n] or n.name() for n in nodes)
@@ -70,15 +70,15 @@ def look(loss: Tensor) -> Seen:
     return Seen(kinds, custom, tuple(k for k in names if _is_fragile(k)))
 
 
-def _nodes(loss: Tensor) -> Iterator[Any]:
+def nodes_of(loss: Tensor) -> Iterator[Any]:
+    """Those of its graph, once each."""
     seen, todo = set(), [loss.grad_fn]
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        todo.extend(n for n, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            todo.extend(n for n, _ in node.next_functions)
 
 
 def _is_fragile(name: str) -> bool:

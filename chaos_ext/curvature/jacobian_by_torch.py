@@ -4,8 +4,8 @@
     J^T u   vjp of the output
     C u     double backward of the loss at the output, or a loss's rule
 
-J^T dloss/dz has to be the gradient, else theta enters the loss elsewhere and J^T C J is not what is asked for. The rest
-is held against differences by ``jacobian_trust``.
+J^T dloss/dz has to be the gradient, and theta not in the graph of the loss at a given output, else theta enters the
+loss elsewhere and J^T C J is not what is asked for. The rest is held against differences by ``jacobian_trust``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..base.torch_internals import forward_mode_is_active, tree_leaves, tree_map
 from ..errors import ChaosExtError, StaleOperatorError, UnsupportedError
 from ..rules.losses import Evaluated, rule_for
 from ..rules.rule import NotLayerwise
+from .inspection import nodes_of
 from .jacobian import gram_of, unit_columns
 from .products import double_backward, uncut
 from .roots import MatrixRoot, Root, root_of
@@ -107,9 +108,8 @@ class TorchJacobian:
 
     def require_same(self) -> None:
         """Raises UnsupportedError unless the gradient comes through the output alone."""
-        eps = torch.finfo(self.dtype).eps
-        through, scale = self.pull(self._delta.unsqueeze(1)).squeeze(1), float(self._gradient.norm())
-        if float((through - self._gradient).norm()) > eps**0.5 * scale + eps * self.size**0.5:
+        through = self._all_pulled(self._delta.unsqueeze(1)).squeeze(1)
+        if not _same(through, self._gradient) or self._loss_reads_theta():
             raise UnsupportedError(
                 "loss_fn: it depends on the parameters other than through the model's output (a penalty, a parameter "
                 "that it holds), so J^T C J at the output is not the curvature of this loss; return what it reads as "
@@ -117,7 +117,18 @@ class TorchJacobian:
             )
 
     @twice_differentiable
+    def _loss_reads_theta(self) -> bool:
+        """A penalty may have no gradient here: that of parameters that are zero."""
+        return self._with_loss(self.output, lambda loss: _reads_any(loss, self.space.params))
+
     def pull(self, u: Tensor) -> Tensor:
+        """J^T u, after a look whether the model still has the gradient that it had."""
+        both = self._all_pulled(torch.cat([u, self._delta.unsqueeze(1)], 1))
+        _require_unchanged(both[:, -1], self._gradient)
+        return both[:, :-1].contiguous()
+
+    @twice_differentiable
+    def _all_pulled(self, u: Tensor) -> Tensor:
         params = self._copies()
 
         def pulled(_: Tensor, output: object) -> Tensor:
@@ -128,25 +139,23 @@ class TorchJacobian:
 
         return self._substituted(params, pulled).contiguous()
 
-    def products(self, v: Tensor) -> Tensor:
-        """J^T C J v, after a look whether the model still has the gradient that it had."""
-        both = self.pull(torch.cat([self.curve(self.push(v)), self._delta.unsqueeze(1)], 1))
-        eps, scale = torch.finfo(self.dtype).eps, float(self._gradient.norm())
-        if float((both[:, -1] - self._gradient).norm()) > eps**0.5 * scale + eps * self.size**0.5:
-            raise StaleOperatorError(
-                "operator: something that the model's forward or the loss reads changed after it was made: its "
-                "gradient is another one now; make a new operator"
-            )
-        return both[:, :-1]
-
     @twice_differentiable
     def push(self, v: Tensor) -> Tensor:
-        rows = v.T.contiguous().split(_CHUNK)
-        return torch.cat([self._pushed(r) for r in rows]).T.contiguous()
+        return self._columns(v, self._pushed)
 
-    def _pushed(self, rows: Tensor) -> Tensor:
-        pairs = zip(rows.split(self.space.sizes, 1), self.space.shapes, strict=True)
-        tangents = [t.reshape(len(rows), *s) for t, s in pairs]
+    @twice_differentiable
+    def push_in_reverse(self, v: Tensor) -> Tensor:
+        """J v without jvp, as ``push`` is where ``forward`` is False."""
+        return self._columns(v, self._twice_reverse)
+
+    def _columns(self, v: Tensor, of: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+        found = []
+        for rows in v.T.contiguous().split(_CHUNK):
+            pairs = zip(rows.split(self.space.sizes, 1), self.space.shapes, strict=True)
+            found.append(of([t.reshape(len(rows), *s) for t, s in pairs]))
+        return torch.cat(found).T.contiguous()
+
+    def _pushed(self, tangents: Sequence[Tensor]) -> Tensor:
         if self.forward and not forward_mode_is_active():
             found = self._by_jvp(tangents)
             if found is not None:
@@ -203,7 +212,9 @@ class TorchJacobian:
             return self.evaluated.tangent(u.reshape(*self._leaves[0].shape, -1).contiguous()).reshape(u.shape)
         at = self.output.clone().requires_grad_()
         rows = (u.T.contiguous(),)
-        return self._with_loss(at, lambda loss: double_backward(loss, [at], rows)[1][0]).T.contiguous()
+        (delta,), (found,) = self._with_loss(at, lambda loss: double_backward(loss, [at], rows))
+        _require_unchanged(delta, self._delta)
+        return found.T.contiguous()
 
     @cached_property
     def root(self) -> Root:
@@ -220,6 +231,25 @@ class TorchJacobian:
 
     def gram(self) -> Tensor:
         return gram_of(self, _CHUNK)
+
+
+def _same(found: Tensor, gradient: Tensor) -> bool:
+    eps = torch.finfo(gradient.dtype).eps
+    return float((found - gradient).norm()) <= eps**0.5 * float(gradient.norm()) + eps * len(gradient) ** 0.5
+
+
+def _require_unchanged(found: Tensor, gradient: Tensor) -> None:
+    if not _same(found, gradient):
+        raise StaleOperatorError(
+            "operator: something that the model's forward or the loss reads changed after it was made: its gradient is "
+            "another one now; make a new operator"
+        )
+
+
+def _reads_any(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Whether one of these leaves is in the graph of a loss, be its gradient zero here or not."""
+    known = {id(t) for t in leaves}
+    return any(id(getattr(n, "variable", None)) in known for n in nodes_of(loss))
 
 
 def _no_loss(output: object, y: object) -> Tensor:

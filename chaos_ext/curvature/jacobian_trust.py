@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ChaosExtError
 from .differences import Derivative, along, directions, is_linear
 from .examination import limits
+from .inspection import PADDING
 from .jacobian_by_torch import TorchJacobian
 
 
@@ -28,6 +29,7 @@ def require_right(J: TorchJacobian, stops: str | None) -> None:
     theta = J.space.flatten([p.detach() for p in J.space.params])
     v, w = directions(J.size, theta)
     expected = along(J.output_at, theta, v) if stops is None else None
+    J.forward = J.forward and stops != PADDING  # torch's jvp sees past it
     if not _is_right(J, v, expected):
         J.forward = False
         settled = expected is not None and is_linear(J.output_at, theta, v, w)
@@ -37,8 +39,23 @@ def require_right(J: TorchJacobian, stops: str | None) -> None:
                 "those of a straight-through estimator or of a wrong backward do; check it with "
                 "torch.autograd.gradcheck"
             )
+    elif J.forward and not _is_reverse(J, v):
+        J.forward = False
+        J.forward = not _is_right(J, v, expected)
     if J.evaluated is None:
         _require_curvature(J)
+
+
+def _is_reverse(J: TorchJacobian, v: Tensor) -> bool:
+    """Whether all of J v is what twice reverse gives: one number u^T J v tells little in float32."""
+    try:
+        expected = J.push_in_reverse(v.unsqueeze(1))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a backward that has no derivative: jvp is all there is
+        return True
+    gap = float((J.push(v.unsqueeze(1)) - expected).norm())
+    return gap <= limits(J.dtype)[0] * float(expected.norm())
 
 
 def _is_right(J: TorchJacobian, v: Tensor, expected: Derivative | None) -> bool:
