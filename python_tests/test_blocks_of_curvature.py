@@ -88,3 +88,25 @@ def test_a_data_set_is_symmetric_like_the_others(problem, params, keep):
     assert relative(torch.from_numpy(whole.to_scipy() @ v.numpy()), one @ v) < 1e-10
     g = ce.solve(ggn, whole.gradient, damping=0.1).x
     assert relative(ggn @ g + 0.1 * g, whole.gradient) < 1e-4
+
+
+@pytest.mark.parametrize("blocks", [("0.bias", "1.bias"), ("*.0.weight", "*.1.weight"), ("1.bias", "2.bias")])
+def test_blocks_of_one_size_have_no_difference(blocks):
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3))).append(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    a, b = (ce.GGNOperator(model.double(), nn.MSELoss(), x.double(), y.double(), params=block) for block in blocks)
+    for first, second in ((a, b), (a - a, b), (a, b - b)):
+        with pytest.raises(ValueError, match="same parameters"):
+            first - second
+    assert not (a - a).dense().any()
+
+
+def test_complex_arrays_are_refused():
+    scipy = pytest.importorskip("scipy.sparse.linalg")
+    assert scipy
+    model, x, y = nn.Linear(3, 2).double(), torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    op = ce.GGNOperator(model, nn.MSELoss(), x, y).to_scipy()
+    for v in (1j * torch.ones(8), torch.ones(8, 2) + 0j):
+        with pytest.raises(TypeError, match="complex"):
+            op @ v.numpy()
+    assert (op @ torch.ones(8, dtype=torch.int64).numpy()).shape == (8,)

@@ -332,6 +332,28 @@ def test_refuses_a_loss_that_reads_parameters():
         ce.GGNOperator(model, lambda z, y: F.cross_entropy(z, y) + model[0].weight.square().sum(), X, Y)
 
 
+class Curve(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.sin(x * self.theta[0]) * self.theta[1] + self.theta[2]
+
+
+def test_more_outputs_than_a_curvature_without_a_rule_has_room_for():
+    """What needs no C as a matrix takes products."""
+    model, x, y = Curve(), torch.linspace(0, 3, 9000, dtype=torch.float64), torch.zeros(9000, dtype=torch.float64)
+    ggn, expected = ce.GGNOperator(model, lambda z, t: (z - t).pow(2).mean(), x, y), torch.zeros(3, 3).double()
+    for part in x.split(1000):
+        expected += gauss_newton(model, lambda z, t: (z - t).pow(2).sum() / 9000, part, y[:1000])
+    assert relative(ggn.dense(), expected) < 1e-11
+    assert relative(ggn.diagonal(), expected.diagonal()) < 1e-11
+    assert relative(ce.spectrum(ggn).eigenvalues, torch.linalg.eigvalsh(expected)) < 1e-11
+    assert float(ce.trace(ggn)) == pytest.approx(float(expected.trace()), rel=1e-11)
+    assert float(ce.frobenius_norm(ggn)) == pytest.approx(float(expected.norm()), rel=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("per_row", [False, True])
 def test_no_product_sees_past_a_padded_row(dtype, per_row):

@@ -88,3 +88,23 @@ def test_norm_of_a_gauss_newton_matrix_scales_with_the_outputs(scale):
         return found.value
 
     assert norm(scale) / scale / scale == pytest.approx(norm(1.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [torch.nn.MSELoss(), lambda z, y: (z - y).square().mean()])
+@pytest.mark.parametrize(
+    "read", [lambda g: g.diagonal(), lambda g: (g - g).diagonal(), ce.spectrum, lambda g: g.dense()]
+)
+def test_a_gauss_newton_matrix_that_float32_cannot_hold_is_refused(loss, read):
+    model = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1e-25)
+    ggn = ce.GGNOperator(model, loss, torch.full((1, 2), 1e25), torch.zeros(1, 1))
+    with pytest.raises(ce.NonFiniteError):
+        read(ggn)
+
+
+@pytest.mark.parametrize("read", [ce.trace, ce.frobenius_norm])
+def test_a_matrix_that_is_not_finite_has_no_reading(read):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ce.NonFiniteError):
+            read(torch.full((3, 3), value))

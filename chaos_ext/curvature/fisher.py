@@ -55,7 +55,7 @@ class SampleRoot:
 class OuterProducts:
     """A Jacobian with another curvature at the output: L L^T."""
 
-    lasting = True
+    lasting = has_root = True
 
     def __init__(self, jacobian: TapeJacobian, root: SampleRoot) -> None:
         self._J, self.root = jacobian, root

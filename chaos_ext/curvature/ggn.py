@@ -230,9 +230,7 @@ class GGNOperator(Symmetric):
                 eye = out.new_zeros(size, min(_BLOCK, size - i))
                 eye[i : i + _BLOCK].fill_diagonal_(1)
                 out[:, i : i + _BLOCK] = _products(J, eye)
-        if not all_finite(out):
-            raise NonFiniteError(not_finite("G"))
-        symmetrize_(out)
+        symmetrize_(_finite(out, "G"))
         return out
 
     @without_grad
@@ -240,22 +238,22 @@ class GGNOperator(Symmetric):
         """The diagonal of G [P], exact, without P x P numbers: sums of squared gradients of single outputs.
 
         Raises:
+            NonFiniteError: NaN or infinity in it.
             StaleOperatorError: the parameters or the batch changed since construction.
         """
-        J = self.jacobian()
+        return _finite(self._diagonal(), "the diagonal of G")
+
+    def _diagonal(self) -> Tensor:
+        J, out = self.jacobian(), torch.zeros(self.space.size, dtype=self.dtype, device=self.device)
         if isinstance(J, TapeJacobian) and has_sample_gradients(J.tape):
-            out = torch.zeros(self.space.size, dtype=self.dtype, device=self.device)
             add_squares(out, J.tape, self.space, set(J.tape.program.parametrised))
             return out
         if columns_of(J) > self.space.size:
             return super().diagonal()
-        like = torch.empty(0, dtype=J.dtype, device=J.device)
-        columns = unit_columns(columns_of(J), like, _FEW)
-        signs = J.root.signs.split(_FEW)
-        return sum(
-            (J.pull(J.root.apply(c)).square() @ s for c, s in zip(columns, signs, strict=True)),
-            torch.zeros(self.space.size, dtype=self.dtype, device=self.device),
-        )
+        columns = unit_columns(columns_of(J), out, _FEW)
+        for c, signs in zip(columns, J.root.signs.split(_FEW), strict=True):
+            out += J.pull(J.root.apply(c)).square() @ signs
+        return out
 
     def fits(self, need: int) -> bool:
         """Whether so many bytes are within the budget."""
@@ -282,6 +280,12 @@ class GGNOperator(Symmetric):
         limit, error = 1e-3 if self.dtype == torch.float32 else 1e-7, float((ours - theirs).norm())
         if error > limit * float(theirs.norm()):
             raise ChaosExtError(f"verify: G v differs from torch's by {error:.2g} of {float(theirs.norm()):.2g}")
+
+
+def _finite(found: Tensor, what: str) -> Tensor:
+    if not all_finite(found):
+        raise NonFiniteError(not_finite(what))
+    return found
 
 
 def _products(J: Jacobian, v: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Whoever wants curvature at the output multiplies with ``push`` (J v), ``curve`` 
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 from typing import Protocol
 
@@ -33,6 +34,7 @@ class Jacobian(Protocol):
         size: P.
         dtype, device: of its products.
         lasting: whether it stays what it is after the model has changed.
+        has_root: whether C is known as L diag(signs) L^T; else products are all there is.
     """
 
     outputs: int
@@ -40,6 +42,9 @@ class Jacobian(Protocol):
     dtype: torch.dtype
     device: torch.device
     lasting: bool
+
+    @property
+    def has_root(self) -> bool: ...
 
     def push(self, v: Tensor) -> Tensor:
         """J v [M, k] for v [P, k]."""
@@ -59,8 +64,8 @@ class Jacobian(Protocol):
 
 
 def columns_of(J: Jacobian) -> int:
-    """R: of how many columns B = J^T L [P, R] with J^T C J = B diag(signs) B^T consists."""
-    return len(J.root.signs)
+    """R: of how many columns B = J^T L [P, R] with J^T C J = B diag(signs) B^T consists; more than any P without L."""
+    return len(J.root.signs) if J.has_root else sys.maxsize
 
 
 def gram_of(J: Jacobian, chunk: int) -> Tensor:
@@ -79,7 +84,7 @@ def unit_columns(size: int, like: Tensor, chunk: int) -> list[Tensor]:
 class TapeJacobian:
     """J on a tape: every layer has a rule, and the loss too."""
 
-    lasting = True
+    lasting = has_root = True
 
     def __init__(self, tape: Tape, space: ParameterSpace) -> None:
         self.tape, self._space = tape, space

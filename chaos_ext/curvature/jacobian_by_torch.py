@@ -119,7 +119,8 @@ class TorchJacobian:
     @twice_differentiable
     def _loss_reads_theta(self) -> bool:
         """A penalty may have no gradient here: that of parameters that are zero."""
-        return self._with_loss(self.output, lambda loss: _reads_any(loss, self.space.params))
+        own = self.space.index
+        return self._with_loss(self.output, lambda t: any(id(getattr(n, "variable", 0)) in own for n in nodes_of(t)))
 
     def pull(self, u: Tensor) -> Tensor:
         """J^T u, after a look whether the model still has the gradient that it had."""
@@ -216,13 +217,16 @@ class TorchJacobian:
         _require_unchanged(delta, self._delta)
         return found.T.contiguous()
 
+    @property
+    def has_root(self) -> bool:
+        return self.evaluated is not None or self.outputs <= _MOST_OUTPUTS
+
     @cached_property
     def root(self) -> Root:
-        if self.evaluated is not None:
-            found = root_of(self.evaluated, self._leaves[0])
-            if found is not None:
-                return found
-        if self.outputs > _MOST_OUTPUTS:
+        found = None if self.evaluated is None else root_of(self.evaluated, self._leaves[0])
+        if found is not None:
+            return found
+        if not self.has_root:
             raise UnsupportedError(
                 f"loss_fn: it has no rule, and its curvature at {self.outputs} outputs is no matrix of at most "
                 f"{_MOST_OUTPUTS}; use ggn @ v or spectrum(ggn, k=...)"
@@ -244,12 +248,6 @@ def _require_unchanged(found: Tensor, gradient: Tensor) -> None:
             "operator: something that the model's forward or the loss reads changed after it was made: its gradient is "
             "another one now; make a new operator"
         )
-
-
-def _reads_any(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
-    """Whether one of these leaves is in the graph of a loss, be its gradient zero here or not."""
-    known = {id(t) for t in leaves}
-    return any(id(getattr(n, "variable", None)) in known for n in nodes_of(loss))
 
 
 def _no_loss(output: object, y: object) -> Tensor:

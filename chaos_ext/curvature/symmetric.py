@@ -54,7 +54,7 @@ class Symmetric:
         """The operator as a ``scipy.sparse.linalg.LinearOperator`` of numpy arrays on the CPU.
 
         Its products are those of ``op @ v``, computed on the operator's device in its dtype; they raise as these do,
-        StaleOperatorError included.
+        StaleOperatorError included, and TypeError for complex arrays.
 
         Raises:
             ImportError: scipy is not installed.
@@ -66,6 +66,8 @@ class Symmetric:
         numpy_dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
 
         def product(v: Any) -> Any:
+            if v.dtype.kind == "c":
+                raise TypeError("v: expected real numbers, got complex ones; multiply their two parts one by one")
             flat = torch.tensor(v.astype(numpy_dtype), device=self.device)  # a copy: numpy's may be read-only
             columns = flat.reshape(len(flat), -1)
             return (self @ columns).cpu().numpy().reshape(v.shape)
@@ -77,7 +79,10 @@ class Difference(Symmetric):
     """``a - b`` of two symmetric operators on one theta, as an operator.
 
     Args:
-        a, b: of one shape, dtype and device.
+        a, b: of one shape, dtype and device, and of parameters of the same names where they have any.
+
+    Attributes:
+        space: the order of theta, where ``a`` has one.
 
     Raises:
         ValueError: they are not.
@@ -88,7 +93,10 @@ class Difference(Symmetric):
         if kinds[0] != kinds[1]:
             what = [f"{shape} of {dtype} on {device}" for shape, dtype, device in kinds]
             raise ValueError(f"a - b: expected operators of one shape, dtype and device, got {what[0]} and {what[1]}")
-        self._a, self._b = a, b
+        names = [getattr(getattr(op, "space", None), "names", None) for op in (a, b)]
+        if None not in names and names[0] != names[1]:
+            raise ValueError(f"a - b: expected operators on the same parameters, got {names[0]} and {names[1]}")
+        self._a, self._b, self.space = a, b, getattr(a, "space", None)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from ..base import memory
 from ..curvature.basis import Columns, Coordinates
 from ..curvature.ggn import GGNOperator, explicit
 from ..curvature.jacobian import Jacobian, columns_of
+from ..errors import NonFiniteError
 from .eigh import eigh
 
 _SMALL_BYTES, _SMALL_WORK = 1 << 28, 5e9  # of B and of its QR: up to which the explicit way is taken unasked
@@ -46,7 +47,15 @@ def eigenpairs(ggn: GGNOperator, dtype: torch.dtype, zero_tol: float) -> tuple[T
 
     Raises:
         MemoryBudgetError: neither B nor G fits where it is needed.
+        NonFiniteError: an eigenvalue is larger than the dtype can hold.
     """
+    found = _eigenpairs(ggn, dtype, zero_tol)
+    if not bool(torch.isfinite(found[0]).all()):
+        raise NonFiniteError(f"spectrum: an eigenvalue of G is NaN or larger than {dtype} can hold; use a wider dtype")
+    return found
+
+
+def _eigenpairs(ggn: GGNOperator, dtype: torch.dtype, zero_tol: float) -> tuple[Tensor, Tensor, Columns]:
     size = ggn.shape[0]
     J = ggn.jacobian(ggn.widest())
     columns = columns_of(J)

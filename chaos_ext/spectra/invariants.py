@@ -22,6 +22,7 @@ from ..base.arguments import cpu_generator, require_int
 from ..curvature.ggn import GGNOperator
 from ..curvature.hessian import HessianOperator
 from ..curvature.jacobian import columns_of
+from ..errors import NonFiniteError
 from .operand import Operand, scale_of
 
 _SMALL = 2048  # columns of a compressed or dense form that is cheap
@@ -186,6 +187,8 @@ def _norm(t: Tensor) -> float:
 
 
 def _known(value: float, path: str) -> MatrixEstimate:
+    if not math.isfinite(value):
+        raise NonFiniteError(f"op: NaN or inf on the way to its trace or norm ({path}); use a wider dtype")
     return MatrixEstimate(value, 0.0, 0, path)
 
 
