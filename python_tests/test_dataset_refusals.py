@@ -1,5 +1,6 @@
 """What ``DatasetHessian`` refuses by name, and which batch it was; nothing is changed by it."""
 
+import math
 import random
 
 import pytest
@@ -232,6 +233,32 @@ def test_classes_of_weight_zero_count_as_ignored():
     loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1.0, 1.0]).double())
     op = ce.DatasetHessian(mlp(), loss_fn, [(X, Y), (X, torch.zeros_like(Y))])
     assert torch.allclose(op.dense(), ce.hessian(mlp(), loss_fn, X, Y), rtol=1e-12)
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+@pytest.mark.parametrize("keep", [0, 1 << 28])
+def test_smoothed_labels_of_weight_zero_are_not_left_out(ignored, keep):
+    """Their batch's own mean is x/0, with an x that the union has, too."""
+    loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1.0, 1.0]).double(), label_smoothing=0.1)
+    zeros = torch.zeros_like(Y)
+    zeros[:ignored] = -100
+    with pytest.raises(ce.NonFiniteError, match=r"^batch 1: loss: all its labels have class weight 0"):
+        ce.DatasetHessian(mlp(), loss_fn, [(X, Y), (X, zeros)], keep=keep)
+    op = ce.DatasetHessian(mlp(), loss_fn, [(X, Y), (X, IGNORED)], keep=keep)
+    assert torch.allclose(op.dense(), ce.hessian(mlp(), loss_fn, X, Y), rtol=1e-12)
+    both = torch.cat([X, X]), torch.cat([Y, zeros])
+    summed = nn.CrossEntropyLoss(weight=loss_fn.weight, label_smoothing=0.1, reduction="sum")
+    op = ce.DatasetHessian(mlp(), summed, [(X, Y), (X, zeros)], keep=keep)
+    assert torch.allclose(op.dense(), ce.hessian(mlp(), summed, *both), rtol=1e-12)
+
+
+def test_an_ignored_batch_that_is_not_finite_is_refused():
+    """0 * NaN in the union's gradient is NaN."""
+    for bad in (math.nan, math.inf):
+        x = X.clone()
+        x[0, 0] = bad
+        with pytest.raises(ce.NonFiniteError, match=r"^batch 1: x"):
+            ce.DatasetHessian(mlp(), nn.CrossEntropyLoss(), [(X, Y), (x, IGNORED)])
 
 
 class Subclass(nn.CrossEntropyLoss):

@@ -187,7 +187,7 @@ def _probability_targets(loss_fn: nn.CrossEntropyLoss, z: Tensor, y: Tensor, w: 
     if eps:
         q = (1 - eps) * q + eps / classes
     t = q if w is None else q * w
-    return t / len(t) if loss_fn.reduction == "mean" else t.contiguous()
+    return (t / len(t) if loss_fn.reduction == "mean" else t).contiguous()
 
 
 def _check_floating_target(z: Tensor, y: Tensor) -> None:
