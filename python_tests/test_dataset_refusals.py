@@ -235,6 +235,26 @@ def test_classes_of_weight_zero_count_as_ignored():
     assert torch.allclose(op.dense(), ce.hessian(mlp(), loss_fn, X, Y), rtol=1e-12)
 
 
+class Turned:
+    """Images of zeros and ones; in every second walk their rows are turned round."""
+
+    def __init__(self, dtype, size):
+        self._x = torch.randint(2, (4, 1, size), generator=torch.Generator().manual_seed(0)).to(dtype)
+        self._walks = 0
+
+    def __iter__(self):
+        self._walks += 1
+        yield self._x if self._walks % 2 else self._x.flip(0), Y[:4]
+
+
+@pytest.mark.parametrize("size", [64, 1024, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_round_numbers_in_another_order(dtype, size):
+    model = nn.Sequential(nn.AvgPool1d(size // 4), nn.Flatten(), nn.Linear(4, 3)).to(dtype)
+    with pytest.raises(ValueError, match="batch 0 was another one in a second walk"):
+        ce.DatasetHessian(model, nn.CrossEntropyLoss(), Turned(dtype, size))
+
+
 @pytest.mark.parametrize("ignored", [0, 3])
 @pytest.mark.parametrize("keep", [0, 1 << 28])
 def test_smoothed_labels_of_weight_zero_are_not_left_out(ignored, keep):
