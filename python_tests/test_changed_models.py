@@ -157,6 +157,25 @@ def test_a_function_that_is_replaced(name, monkeypatch):
     _is_exact(model)
 
 
+GLOBAL_HOOKS = {
+    "before": nn.modules.module.register_module_full_backward_pre_hook,
+    "after": nn.modules.module.register_module_full_backward_hook,
+}
+
+
+@pytest.mark.parametrize("name", GLOBAL_HOOKS)
+def test_a_global_hook_that_changes_gradients_is_refused_as_one_of_a_module_is(name):
+    model = mlp()
+    _is_exact(model)
+    handle = GLOBAL_HOOKS[name](lambda m, gradient, *_: tuple(None if g is None else 2 * g for g in gradient))
+    try:
+        with pytest.raises(ce.UnsupportedError, match="the gradient is not the derivative of the loss"):
+            ce.HessianOperator(model, CE, X, Y).dense()
+    finally:
+        handle.remove()
+    _is_exact(model)
+
+
 def test_a_loss_that_is_replaced_by_one_that_counts_twice_where_torch_looks_it_up_again(monkeypatch):
     model, old = mlp(), F.cross_entropy
     _is_exact(model)

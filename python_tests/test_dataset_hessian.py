@@ -368,3 +368,14 @@ def test_random_states_and_generators_are_what_they_were():
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
     assert torch.equal(states[2], generator.get_state())
+
+
+@pytest.mark.parametrize("weight", [None, W])
+def test_probabilities_of_pixels_of_one_sample(weight):
+    """Whose rows lie apart in memory."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Tanh(), nn.Conv2d(3, 3, 1)).double()
+    x, y = X.view(-1, 1, 2, 2), torch.stack([DENSITIES] * 4, 2).unflatten(2, (2, 2))
+    loss_fn = nn.CrossEntropyLoss(weight=weight)
+    op = ce.DatasetHessian(model, loss_fn, [(x[:1], y[:1]), (x[1:], y[1:])])
+    assert relative(op.dense(), double_backward(model, loss_fn, x, y)) < 1e-12

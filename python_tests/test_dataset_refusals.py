@@ -1,5 +1,6 @@
 """What ``DatasetHessian`` refuses by name, and which batch it was; nothing is changed by it."""
 
+import math
 import random
 
 import pytest
@@ -232,6 +233,52 @@ def test_classes_of_weight_zero_count_as_ignored():
     loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1.0, 1.0]).double())
     op = ce.DatasetHessian(mlp(), loss_fn, [(X, Y), (X, torch.zeros_like(Y))])
     assert torch.allclose(op.dense(), ce.hessian(mlp(), loss_fn, X, Y), rtol=1e-12)
+
+
+class Turned:
+    """Images of zeros and ones; in every second walk their rows are turned round."""
+
+    def __init__(self, dtype, size):
+        self._x = torch.randint(2, (4, 1, size), generator=torch.Generator().manual_seed(0)).to(dtype)
+        self._walks = 0
+
+    def __iter__(self):
+        self._walks += 1
+        yield self._x if self._walks % 2 else self._x.flip(0), Y[:4]
+
+
+@pytest.mark.parametrize("size", [64, 1024, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_round_numbers_in_another_order(dtype, size):
+    model = nn.Sequential(nn.AvgPool1d(size // 4), nn.Flatten(), nn.Linear(4, 3)).to(dtype)
+    with pytest.raises(ValueError, match="batch 0 was another one in a second walk"):
+        ce.DatasetHessian(model, nn.CrossEntropyLoss(), Turned(dtype, size))
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+@pytest.mark.parametrize("keep", [0, 1 << 28])
+def test_smoothed_labels_of_weight_zero_are_not_left_out(ignored, keep):
+    """Their batch's own mean is x/0, with an x that the union has, too."""
+    loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 1.0, 1.0]).double(), label_smoothing=0.1)
+    zeros = torch.zeros_like(Y)
+    zeros[:ignored] = -100
+    with pytest.raises(ce.NonFiniteError, match=r"^batch 1: loss: all its labels have class weight 0"):
+        ce.DatasetHessian(mlp(), loss_fn, [(X, Y), (X, zeros)], keep=keep)
+    op = ce.DatasetHessian(mlp(), loss_fn, [(X, Y), (X, IGNORED)], keep=keep)
+    assert torch.allclose(op.dense(), ce.hessian(mlp(), loss_fn, X, Y), rtol=1e-12)
+    both = torch.cat([X, X]), torch.cat([Y, zeros])
+    summed = nn.CrossEntropyLoss(weight=loss_fn.weight, label_smoothing=0.1, reduction="sum")
+    op = ce.DatasetHessian(mlp(), summed, [(X, Y), (X, zeros)], keep=keep)
+    assert torch.allclose(op.dense(), ce.hessian(mlp(), summed, *both), rtol=1e-12)
+
+
+def test_an_ignored_batch_that_is_not_finite_is_refused():
+    """0 * NaN in the union's gradient is NaN."""
+    for bad in (math.nan, math.inf):
+        x = X.clone()
+        x[0, 0] = bad
+        with pytest.raises(ce.NonFiniteError, match=r"^batch 1: x"):
+            ce.DatasetHessian(mlp(), nn.CrossEntropyLoss(), [(X, Y), (x, IGNORED)])
 
 
 class Subclass(nn.CrossEntropyLoss):

@@ -56,6 +56,26 @@ def test_update(name: str, kind: str, given: bool, k: int, device: torch.device,
     _close(squares.sum(0, keepdim=True), wanted)
 
 
+@pytest.mark.parametrize("of", ["a group", "a parameter"])
+@pytest.mark.parametrize("k", [1, 16])
+def test_long_sums_of_a_norm_in_float32(of: str, k: int, device: torch.device) -> None:
+    """Of numbers of one sign: added one by one, rounding would be a hundred times larger."""
+    R, O = 1 << 13, 32
+    layout, C = ((1, 1, R * O), O) if of == "a group" else ((R, 1, O), 1)
+    share = 1.0 if of == "a group" else float(O)
+    xh, delta = torch.rand(layout) + 0.5, torch.rand(layout) + 0.5
+    linear = [torch.rand(R, 1), torch.rand(O, 1), torch.rand(R, O)]
+    operands = [*linear, xh, torch.ones(1), torch.ones(C), delta, torch.empty(0)]
+    nodes = [*_ops.NodeRecord(_ops.LINEAR, -1, out=0, row_w=0)]
+    nodes += [*_ops.NodeRecord(_ops.NORM, 0, out=1, row_w=O, row_b=O + C), *_ops.NodeRecord(_ops.DIAGONAL, 1)]
+    rest = [R * O] * 2, nodes, [1.0, 1.0, float(of == "a group"), share, 1e-3, 1.0]
+    Y = torch.rand(O + 2 * C, k)
+    result = _ops.tangent_product(Y.to(device), [t.to(device) for t in operands], *rest).cpu()
+    expected = reference.tangent_product(Y.double(), [t.double() for t in operands], *rest)
+    for part in (slice(O), slice(O, O + C), slice(O + C, None)):
+        assert (result[part] - expected[part]).abs().max() <= 1e-5 * expected[part].abs().max()
+
+
 def test_columns_of_a_wider_matrix(device: torch.device, dtype: torch.dtype) -> None:
     """Rows may be apart; what lies beside the columns stays as it is."""
     P, lists = _lists("MLP", device, dtype)

@@ -117,7 +117,8 @@ def has_gradient_hooks(p: Tensor) -> bool:
 def has_global_hooks() -> bool:
     """Whether every module's call does more (torch/nn/modules/module.py, ``register_module_forward_hook``)."""
     module = nn.modules.module
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks or module._global_backward_hooks)
+    forward = module._global_forward_hooks or module._global_forward_pre_hooks
+    return bool(forward or module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
 _CALL = nn.Module.__call__

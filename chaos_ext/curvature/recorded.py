@@ -72,10 +72,15 @@ class Recorded:
             op = self._make(x, y, first=True)
         except NonFiniteError:
             n = self._weighting.of_targets(y)
-            if n is None:
-                n = self._weighting.normaliser(x, self._make(x, y, output_only=True).output, y)
+            # Refuses a batch or an output that is not finite either.
+            n = n or self._weighting.normaliser(x, self._make(x, y, output_only=True).output, y)
             if n:
                 raise
+            if self._weighting.adds_something(y):
+                raise NonFiniteError(
+                    "loss: all its labels have class weight 0, so that its mean is x/0, but with label smoothing they "
+                    "count in the union; put them into batches with other labels, or take reduction='sum'"
+                ) from None
             return None, 0.0
         return op, self._weighting.normaliser(x, op.output, y)
 

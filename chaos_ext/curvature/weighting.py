@@ -128,6 +128,11 @@ class Weighting:
             raise TypeError("weight: expected an output and a y that are tensors, to count the terms of the mean")
         return _NORMALISERS[type(self._loss)](self._loss, output, y)
 
+    def adds_something(self, y: object) -> bool:
+        """Whether a batch with n = 0 adds to the loss of the union: smoothed labels of classes of weight 0 do."""
+        smoothing = isinstance(self._loss, nn.CrossEntropyLoss) and self._loss.label_smoothing > 0
+        return smoothing and isinstance(y, Tensor) and bool((y.long() != self._loss.ignore_index).any())
+
     def of_targets(self, y: object) -> float | None:
         """n of a batch, where y alone tells; else None."""
         alone = isinstance(y, Tensor) and not y.is_floating_point() and isinstance(self._loss, _OF_CLASSES)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..base.code import Code
 from ..base.parameters import ModuleTree, ParameterSpace
-from ..base.torch_internals import has_hooks, own_buffers, own_children, own_parameters
+from ..base.torch_internals import has_global_hooks, has_hooks, own_buffers, own_children, own_parameters
 from ..rules.table import MODULES
 
 
@@ -32,7 +32,7 @@ class Signature:
 
     def __init__(self, tree: ModuleTree, space: ParameterSpace, x: Tensor) -> None:
         self._input = x.shape[1:], x.dtype, space.shapes
-        self._quiet = not tree.watched
+        self._quiet, self._hooked = not tree.watched, has_global_hooks()
         self._modules = [(_TorchsModule if self._quiet else _UsersModule)(m) for m in tree.modules]
         self._code = Code(dict.fromkeys(map(type, tree.modules)))
         self.replaced = self._code.replaced
@@ -41,7 +41,7 @@ class Signature:
     def holds_for(self, tree: ModuleTree, space: ParameterSpace, x: Tensor) -> bool:
         """Whether the model with this tree, and an input like this one, have the same."""
         same = self._input == (x.shape[1:], x.dtype, space.shapes) and self._quiet == (not tree.watched)
-        if not same or len(self._modules) != len(tree.modules):
+        if not same or len(self._modules) != len(tree.modules) or self._hooked != has_global_hooks():
             return False
         pairs = zip(self._modules, tree.modules, strict=True)
         return all(known.is_like(m) for known, m in pairs) and self._code.is_same()

@@ -7,31 +7,59 @@
 //   (H y)_gamma = sum xh d(delta) + dxh delta,   (H y)_beta = sum d(delta).
 // Where mean and variance are constants (alpha = 0) there are no means: dxh = r dx, d(delta_x) = r du.
 //
+// Sums may be of millions of numbers: runs of kAddends are added first, or rounding would grow with the group.
+//
 // Columns: value(row) and put(row, v) of the scratch, theta(row) of the rows of y. Included inside a namespace, so that
 // the CPU's are compiled for the instruction set around them.
+//
+// The loops are unrolled twice on CUDA; by its own choice nvcc takes 128 registers, all that 512 threads can have.
+
+constexpr int kAddends = 128;
+
+template <typename V>
+struct RunSum {
+  V all{}, run{};
+
+  CHAOS_EXT_HD_MEMBER void close() { all += run, run = V{}; }
+};
 
 // Calls body(entry, parameter) for the entries of a group: x is [I, O, R], the group all of it at one place of O, and
-// gamma the same for L neighbours and repeated every C of these.
-template <typename T, typename Body>
-CHAOS_EXT_HD void for_group(const TangentNode<T>& n, int64_t group, const Body& body) {
+// gamma the same for L neighbours and repeated every C of these; and close() after every run of them.
+template <typename T, typename Body, typename Close>
+CHAOS_EXT_HD void for_group(const TangentNode<T>& n, int64_t group, const Body& body, const Close& close) {
+  int left = kAddends;
   for (int64_t b = 0; b < n.I; ++b) {
     const int64_t start = (b * n.O + group) * n.R;
     int64_t c = start / n.L % n.C, l = start % n.L;
+#pragma unroll 2
     for (int64_t m = 0; m < n.R; ++m) {
       body(start + m, c);
+      if (--left == 0) close(), left = kAddends;
       if (++l < n.L) continue;
       l = 0;
       if (++c == n.C) c = 0;
     }
   }
+  close();
+}
+
+template <typename T, typename Body>
+CHAOS_EXT_HD void for_group(const TangentNode<T>& n, int64_t group, const Body& body) {
+  for_group(n, group, body, []() CHAOS_EXT_HD_LAMBDA {});
 }
 
 // The same, for the entries with one parameter.
-template <typename T, typename Body>
-CHAOS_EXT_HD void for_parameter(const TangentNode<T>& n, int64_t c, const Body& body) {
+template <typename T, typename Body, typename Close>
+CHAOS_EXT_HD void for_parameter(const TangentNode<T>& n, int64_t c, const Body& body, const Close& close) {
+  int left = kAddends;
   for (int64_t start = c * n.L; start < n.numbers(); start += n.C * n.L) {
-    for (int64_t l = 0; l < n.L; ++l) body(start + l);
+#pragma unroll 2
+    for (int64_t l = 0; l < n.L; ++l) {
+      body(start + l);
+      if (--left == 0) close(), left = kAddends;
+    }
   }
+  close();
 }
 
 // d of z in one group. Keeps dxh, and mean(xh dx).
@@ -40,12 +68,16 @@ CHAOS_EXT_HD void norm_forward(const Columns& at, const TangentNode<T>& n, int64
   const T r = n.r[group], share = n.alpha / static_cast<T>(n.I * n.R);
   V mean{}, inner{};
   if (n.in[0].has() && n.alpha != T(0)) {
-    for_group(n, group, [&](int64_t i, int64_t) {
-      const V d = at.value(n.in[0].d + i);
-      mean += d;
-      inner += n.a[i] * d;
-    });
-    mean = share * mean, inner = share * inner;
+    RunSum<V> plain{}, weighted{};
+    for_group(
+        n, group,
+        [&](int64_t i, int64_t) CHAOS_EXT_HD_LAMBDA {
+          const V d = at.value(n.in[0].d + i);
+          plain.run += d;
+          weighted.run += n.a[i] * d;
+        },
+        [&]() CHAOS_EXT_HD_LAMBDA { plain.close(), weighted.close(); });
+    mean = share * plain.all, inner = share * weighted.all;
   }
   if (n.in[0].has()) at.put(n.own + n.numbers() + group, inner);
   for_group(n, group, [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
@@ -76,16 +108,21 @@ CHAOS_EXT_HD void norm_to_input(const Columns& at, const TangentNode<T>& n, int6
   T mean = T(0), q = T(0);
   V dmean{}, dq{};
   if (n.alpha != T(0)) {
-    for_group(n, group, [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
-      const T u = scaled(i, c);
-      const V du = scaled_tangent(i, c);
-      mean += u;
-      q += n.a[i] * u;
-      dmean += du;
-      dq += u * at.value(n.own + i) + n.a[i] * du;
-    });
-    mean *= share, q *= share;
-    dmean = share * dmean, dq = share * dq;
+    RunSum<T> plain{}, weighted{};
+    RunSum<V> dplain{}, dweighted{};
+    for_group(
+        n, group,
+        [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
+          const T u = scaled(i, c);
+          const V du = scaled_tangent(i, c);
+          plain.run += u;
+          weighted.run += n.a[i] * u;
+          dplain.run += du;
+          dweighted.run += u * at.value(n.own + i) + n.a[i] * du;
+        },
+        [&]() CHAOS_EXT_HD_LAMBDA { plain.close(), weighted.close(), dplain.close(), dweighted.close(); });
+    mean = share * plain.all, q = share * weighted.all;
+    dmean = share * dplain.all, dq = share * dweighted.all;
   }
   const V inner = at.value(n.own + n.numbers() + group);
   for_group(n, group, [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
@@ -99,10 +136,15 @@ CHAOS_EXT_HD void norm_to_input(const Columns& at, const TangentNode<T>& n, int6
 // (H y)_gamma and (H y)_beta of one parameter.
 template <typename V, typename T, typename Columns>
 CHAOS_EXT_HD void norm_to_theta(const Columns& at, const TangentNode<T>& n, int64_t c, V& gamma, V& beta) {
-  for_parameter(n, c, [&](int64_t i) CHAOS_EXT_HD_LAMBDA {
-    const V e = at.value(n.out.e + i);
-    beta += e;
-    gamma += n.a[i] * e;
-    if (n.in[0].has()) gamma += n.delta[i] * at.value(n.own + i);
-  });
+  RunSum<V> plain{}, weighted{};
+  for_parameter(
+      n, c,
+      [&](int64_t i) CHAOS_EXT_HD_LAMBDA {
+        const V e = at.value(n.out.e + i);
+        plain.run += e;
+        weighted.run += n.a[i] * e;
+        if (n.in[0].has()) weighted.run += n.delta[i] * at.value(n.own + i);
+      },
+      [&]() CHAOS_EXT_HD_LAMBDA { plain.close(), weighted.close(); });
+  gamma = weighted.all, beta = plain.all;
 }
