@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 _ROOTS = ("__call__", "_call_impl", "forward")  # what a call of a module runs
 _FOLLOWED = ("torch.nn.", "torch._jit_internal")  # whose functions are looked into
@@ -94,11 +94,9 @@ class _Places:
             return
         self._seen.add((id(function), cls))
         names = _named_in(function.__code__)
-        for name in names:
-            if cls is not None:
+        if cls is not None:
+            for name in names:
                 self.method(cls, name)
-            if _is_callable(getattr(Tensor, name, None)):
-                self._add(Tensor, name)
         module = sys.modules.get(_home(function))
         if module is not None and vars(module) is function.__globals__:
             self._globals(module, names)
@@ -117,15 +115,11 @@ class _Places:
 
     def _function(self, module: types.ModuleType, name: str) -> None:
         value = vars(module)[name]
-        if not _is_callable(value):
+        if not callable(value) or isinstance(value, type) or "torch_function" in name:  # the protocol of subclasses
             return
         self._add(module, name)
         if isinstance(value, types.FunctionType) and _home(value).startswith(_FOLLOWED):
             self._follow(value)
-
-
-def _is_callable(value: object) -> bool:
-    return callable(value) and not isinstance(value, type)
 
 
 def _is_function(cell: types.CellType) -> bool:

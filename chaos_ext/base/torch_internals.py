@@ -81,6 +81,11 @@ def own_children(m: nn.Module) -> dict[str, nn.Module | None]:
     return m._modules
 
 
+def own_parts(m: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Children, parameters and buffers, as above, in one call."""
+    return m._modules, m._parameters, m._buffers
+
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

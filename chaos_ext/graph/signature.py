@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..base.code import Code
 from ..base.parameters import ModuleTree, ParameterSpace
-from ..base.torch_internals import has_global_hooks, has_hooks, own_buffers, own_children, own_parameters
+from ..base.torch_internals import has_global_hooks, has_hooks, own_parts
 from ..rules.table import MODULES
 
 
@@ -52,30 +52,31 @@ class _Relations:
 
     def __init__(self, m: nn.Module) -> None:
         self._self, self._class = weakref.ref(m), type(m)
-        children, parameters = own_children(m), own_parameters(m)
-        self._children, self._parameters = _held(children), _held(parameters)
-        self._differentiated, self._buffers = _differentiated(parameters), _present(own_buffers(m))
+        children, parameters, buffers = own_parts(m)
+        self._children, self._parameters = _References(children), _References(parameters)
+        self._differentiated, self._buffers = _differentiated(parameters), _present(buffers)
 
     def same(self, m: nn.Module) -> bool:
         if self._self() is not m or type(m) is not self._class:
             return False
-        children, parameters, buffers = own_children(m), own_parameters(m), own_buffers(m)
-        if (children or self._children) and not _are(children, self._children):
+        children, parameters, buffers = own_parts(m)
+        if (children or self._children.names) and not self._children.are(children):
             return False
-        if (parameters or self._parameters) and not (
-            _are(parameters, self._parameters) and _differentiated(parameters) == self._differentiated
+        if (parameters or self._parameters.names) and not (
+            self._parameters.are(parameters) and _differentiated(parameters) == self._differentiated
         ):
             return False
         return not (buffers or self._buffers) or _present(buffers) == self._buffers
 
 
-def _held(objects: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _weak(o) for k, o in objects.items()}
+class _References:
+    """Objects by name, in their order: the walk lists a module once, wherever else it is used."""
 
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self.names, self._refs = list(objects), [_weak(o) for o in objects.values()]
 
-def _are(objects: Mapping[str, Any], held: dict[str, Any]) -> bool:
-    """Whether these are the same, in the same order: the walk lists a module once, wherever else it is used."""
-    return list(objects) == list(held) and all(map(_is, objects.values(), held.values()))
+    def are(self, objects: Mapping[str, Any]) -> bool:
+        return list(objects) == self.names and all(map(_is, objects.values(), self._refs))
 
 
 def _differentiated(parameters: Mapping[str, Any]) -> list[bool]:
