@@ -63,7 +63,7 @@ def _is_replaced(owner: Any, name: str) -> bool:
         return False
     if isinstance(value, types.FunctionType):
         return not _is_torchs(_home(value)) and _home(value) not in sys.stdlib_module_names
-    return not isinstance(value, _NATIVE)
+    return not isinstance(value, _NATIVE) and not _is_torchs(type(value).__module__)
 
 
 def _home(function: types.FunctionType) -> str:
