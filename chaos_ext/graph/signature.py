@@ -70,13 +70,16 @@ class _Relations:
 
 
 class _References:
-    """Objects by name, in their order: the walk lists a module once, wherever else it is used."""
+    """Objects by name, in their order: the walk lists a module once, wherever else it is used.
+
+    Only of real dicts the keys come by iterating: torch.jit has its own.
+    """
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
-        self.names, self._refs = list(objects), [_weak(o) for o in objects.values()]
+        self.names, self._refs = list(objects.keys()), [_weak(o) for o in objects.values()]
 
     def are(self, objects: Mapping[str, Any]) -> bool:
-        return list(objects) == self.names and all(map(_is, objects.values(), self._refs))
+        return list(objects.keys()) == self.names and all(map(_is, objects.values(), self._refs))
 
 
 def _differentiated(parameters: Mapping[str, Any]) -> list[bool]:
