@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import chaos_ext as ce
+from chaos_ext.base.code import Code
+from chaos_ext.rules.losses import rule_for
 
 CE = LOSSES["rules"]
 
@@ -224,3 +226,29 @@ def test_a_parameter_whose_shape_changes():
     _is_exact(model)
     model[2].weight.data = torch.rand(5, 6, dtype=torch.float64)  # of all of theta's the last, so that no offset moves
     _is_exact(model)
+
+
+def test_what_torch_fx_wraps_while_it_traces_is_not_taken_for_replaced():
+    """It does so for all threads: another one's operators keep their rules."""
+    before, seen = Code([nn.Linear, nn.CrossEntropyLoss]), []
+
+    class Looks(nn.Module):
+        def forward(self, x):
+            code = Code([nn.Linear])
+            seen.append((nn.Module.__call__ is call, before.is_same(), code.replaced, rule_for(nn.CrossEntropyLoss())))
+            return x
+
+    call = nn.Module.__call__
+    torch.fx.symbolic_trace(Looks())
+    ((unpatched, same, replaced, rule),) = seen
+    assert not unpatched
+    assert same
+    assert replaced is None
+    assert rule is not None
+
+
+def test_parameters_have_no_functions_of_their_own_where_a_mode_is_active():
+    model, x, y = nn.Linear(4, 3).double(), torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    with torch.device("cpu"):
+        paths = {report.path for report in ce.HessianOperator(model, nn.CrossEntropyLoss(), x, y).explain()}
+    assert paths <= {"enter at units", "enter at parameters"}

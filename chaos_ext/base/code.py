@@ -45,7 +45,16 @@ class Code:
             return False
 
     def _look(self) -> list[object]:
-        return [read(owner) for read, owner in self._places]
+        return [tuple(map(_unwrapped, read(owner))) for read, owner in self._places]
+
+
+def _unwrapped(value: Any) -> Any:
+    """Itself, or what torch.fx has wrapped for the time that it traces in some thread: ``nn.Module.__call__``."""
+    while isinstance(value, types.FunctionType) and _home(value) == "torch.fx._symbolic_trace":
+        if not hasattr(value, "__wrapped__"):
+            break
+        value = value.__wrapped__
+    return value
 
 
 def _called(owner: Any) -> str:

@@ -109,6 +109,12 @@ def without_grad(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapper
 
 
+def has_own_functions(t: Tensor) -> bool:
+    """Whether torch's functions ask the tensor's class what they should do, as ``torch.overrides.has_torch_function``
+    says; that one is true of any tensor but a plain one while a mode is active, a default device for instance."""
+    return type(t) is not Tensor and type(t).__torch_function__ is not torch._C._disabled_torch_function_impl
+
+
 def has_hooks(m: nn.Module) -> bool:
     """Whether calling the module does more than its forward (``nn.Module.__call__``)."""
     return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)

@@ -8,12 +8,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
 from ..base.guards import borrowed_buffers, without_running_stats
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.snapshot import Snapshot
-from ..base.torch_internals import is_intercepted
+from ..base.torch_internals import has_own_functions, is_intercepted
 from ..base.traces import shared_buffers
 from ..graph.capture import capture
 from ..graph.program import Program
@@ -40,7 +39,7 @@ def engine_for(
         why = f"the loss {getattr(loss_fn, '__name__', type(loss_fn).__name__)} has no rule"
     elif not isinstance(x, Tensor) or not isinstance(y, Tensor):
         why = "x and y are not tensors"
-    elif type(x) is not Tensor and has_torch_function((x,)):
+    elif has_own_functions(x):
         why = f"x is a {type(x).__name__}, which has functions of its own"
     elif x.layout != torch.strided:
         why = f"x has the layout {x.layout}"

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
 from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.randomness import without_randomness
-from ..base.torch_internals import has_global_hooks, has_hooks
+from ..base.torch_internals import has_global_hooks, has_hooks, has_own_functions
 from ..base.traces import untouched
 from ..errors import ChaosExtError
 from ..rules.rule import NotLayerwise
@@ -37,7 +36,7 @@ def _refuse_invisible(model: nn.Module) -> None:
     if has_global_hooks():
         raise NotLayerwise("global module hooks are registered")
     for name, p in model.named_parameters():
-        if has_torch_function((p,)):
+        if has_own_functions(p):
             raise NotLayerwise(f"{name} is a {type(p).__name__}, which has functions of its own")
 
 
