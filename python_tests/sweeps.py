@@ -84,6 +84,15 @@ def _normalised_input() -> tuple:
     return 12, operands, [3 * R] * 3, nodes, [1.0, 1.0, 1.0, 1.0, 0.5, 2.0, 0.3, 1.0]
 
 
+def _normalised_channels() -> tuple:
+    """More channels than a vector has numbers: with statistics, without, and without gamma."""
+    R, C = 5, 37
+    operands = [*_linear(R, 2, C), *_norm(R, C, 1, C), *_norm(R, C, 1, C), *_norm(R, C, 1, 0), *_softmax(R, C)]
+    nodes = [*_node(_ops.LINEAR, -1, out=0, row_w=0), *_node(_ops.NORM, 0, out=1, row_w=74, row_b=111)]
+    nodes += [*_node(_ops.NORM, 1, out=2, row_b=148), *_node(_ops.NORM, 2, out=3), *_node(_ops.SOFTMAX, 3)]
+    return 185, operands, [C * R] * 4, nodes, [1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
 _PROGRAMS = {
     "one layer": _one_layer,
     "MLP": _mlp,
@@ -93,6 +102,7 @@ _PROGRAMS = {
     "only a bias": _only_bias,
     "normalised": _normalised,
     "normalised input": _normalised_input,
+    "normalised channels": _normalised_channels,
 }
 PROGRAMS = list(_PROGRAMS)
 

@@ -72,8 +72,8 @@ inline void column_forward(const SweepBlock<T>& q, const TangentNode<T>& n) {
 
 CE_INLINE T lanes_of(const T* p, T) { return *p; }
 CE_INLINE Vec lanes_of(const T* p, const Vec&) { return load(p); }
-CE_INLINE void put(T* p, T v) { *p = v; }
-CE_INLINE void put(T* p, const Vec& v) { store(p, v); }
+CE_INLINE void store_lanes(T* p, T v) { *p = v; }
+CE_INLINE void store_lanes(T* p, const Vec& v) { store(p, v); }
 
 // sums[m][v] += sum_j x[j xj + m xm] y[j n + v], of M outputs and a run of kCount vectors, or of numbers.
 template <int M, int kCount, typename V>
@@ -109,7 +109,7 @@ inline void column_to_input(const SweepBlock<T>& q, const TangentNode<T>& n) {
       for (int m = 0; m < rows; ++m) {
         for (int v = 0; v < count; ++v) {
           T* to = q.row(n.in[0].e + (r + m) * n.I + i) + v * static_cast<int64_t>(sizeof(V) / sizeof(T));
-          put(to, n.adds[0] ? lanes_of(to, V{}) + sums[m][v] : sums[m][v]);
+          store_lanes(to, n.adds[0] ? lanes_of(to, V{}) + sums[m][v] : sums[m][v]);
         }
       }
     });
@@ -120,19 +120,19 @@ inline void column_to_input(const SweepBlock<T>& q, const TangentNode<T>& n) {
 template <int kKind, typename V>
 CE_INLINE void finish(const SweepBlock<T>& q, const UpdateSlot<T>& s, int64_t i, const V& h, V& squares) {
   if constexpr (kKind == kStoreUpdate) {
-    put(q.out + s.first + i, h);
+    store_lanes(q.out + s.first + i, h);
   } else {
     V d = lanes_of(q.Y + s.first + i, V{}), v{}, u{};
     if constexpr (kKind != kPlainUpdate) v = lanes_of(q.Y + s.buffer[0] + i, V{});
     if constexpr (kKind == kAdamUpdate) {
       u = lanes_of(q.Y + s.buffer[1] + i, V{});
       update<kKind>(s, lanes_of(s.q + i, V{}), lanes_of(s.A + i, V{}), lanes_of(s.B + i, V{}), h, d, v, u);
-      put(q.Y + s.buffer[1] + i, u);
+      store_lanes(q.Y + s.buffer[1] + i, u);
     } else {
       update<kKind>(s, V{}, V{}, V{}, h, d, v, u);
     }
-    put(q.Y + s.first + i, d);
-    if constexpr (kKind != kPlainUpdate) put(q.Y + s.buffer[0] + i, v);
+    store_lanes(q.Y + s.first + i, d);
+    if constexpr (kKind != kPlainUpdate) store_lanes(q.Y + s.buffer[0] + i, v);
     squares += d * d + v * v + u * u;
   }
 }
@@ -211,30 +211,7 @@ inline void column_softmax(const SweepBlock<T>& q, const TangentNode<T>& n) {
   }
 }
 
-#include "tangent_norm.inl"
-
-// The column itself.
-struct NormColumn {
-  const SweepBlock<T>& q;
-
-  CE_INLINE T value(int64_t row) const { return *q.row(row); }
-  CE_INLINE T theta(int64_t row) const { return q.theta[row]; }
-  CE_INLINE void put(int64_t row, T v) const { *q.row(row) = v; }
-};
-
-inline void column_norm_forward(const SweepBlock<T>& q, const TangentNode<T>& n) {
-  for (int64_t group = 0; group < n.O; ++group) norm_forward<T>(NormColumn{q}, n, group);
-}
-
-inline void column_norm_backward(const SweepBlock<T>& q, const TangentNode<T>& n) {
-  for (int64_t group = 0; n.in[0].has() && group < n.O; ++group) norm_to_input<T>(NormColumn{q}, n, group);
-  for (int64_t c = 0; (n.row_w >= 0 || n.row_b >= 0) && c < n.C; ++c) {
-    T gamma[1] = {}, beta[1] = {};
-    norm_to_theta<T>(NormColumn{q}, n, c, gamma[0], beta[0]);
-    if (n.row_w >= 0) finish_tile(q, q.call->slots.at(n.row_w), c, gamma);
-    if (n.row_b >= 0) finish_tile(q, q.call->slots.at(n.row_b), c, beta);
-  }
-}
+#include "tangent_column_norm.inl"
 
 // The entries of a node that is neither linear nor norm nor the softmax.
 inline void column_forward_other(const SweepBlock<T>& q, const TangentNode<T>& n) {

@@ -152,6 +152,7 @@ struct NormThread {
 
   __device__ T value(int64_t row) const { return q.row(row)[q.x()]; }
   __device__ T theta(int64_t row) const { return q.V[row * q.ldv + q.read_x()]; }
+  __device__ T number(const T* p) const { return *p; }
   __device__ void put(int64_t row, T v) const { q.row(row)[q.x()] = v; }
 };
 

@@ -9,8 +9,9 @@
 //
 // Sums may be of millions of numbers: runs of kAddends are added first, or rounding would grow with the group.
 //
-// Columns: value(row) and put(row, v) of the scratch, theta(row) of the rows of y. Included inside a namespace, so that
-// the CPU's are compiled for the instruction set around them.
+// Columns: value(row) and put(row, v) of the scratch, theta(row) of the rows of y, number(p) of an operand. A group may
+// stand for several neighbours with one entry each in a row of them, whose numbers are then vectors, too. Included
+// inside a namespace, so that the CPU's are compiled for the instruction set around them.
 //
 // The loops are unrolled twice on CUDA; by its own choice nvcc takes 128 registers, all that 512 threads can have.
 
@@ -65,7 +66,8 @@ CHAOS_EXT_HD void for_parameter(const TangentNode<T>& n, int64_t c, const Body& 
 // d of z in one group. Keeps dxh, and mean(xh dx).
 template <typename V, typename T, typename Columns>
 CHAOS_EXT_HD void norm_forward(const Columns& at, const TangentNode<T>& n, int64_t group) {
-  const T r = n.r[group], share = n.alpha / static_cast<T>(n.I * n.R);
+  const auto r = at.number(n.r + group);
+  const T share = n.alpha / static_cast<T>(n.I * n.R);
   V mean{}, inner{};
   if (n.in[0].has() && n.alpha != T(0)) {
     RunSum<V> plain{}, weighted{};
@@ -74,7 +76,7 @@ CHAOS_EXT_HD void norm_forward(const Columns& at, const TangentNode<T>& n, int64
         [&](int64_t i, int64_t) CHAOS_EXT_HD_LAMBDA {
           const V d = at.value(n.in[0].d + i);
           plain.run += d;
-          weighted.run += n.a[i] * d;
+          weighted.run += at.number(n.a + i) * d;
         },
         [&]() CHAOS_EXT_HD_LAMBDA { plain.close(), weighted.close(); });
     mean = share * plain.all, inner = share * weighted.all;
@@ -83,11 +85,11 @@ CHAOS_EXT_HD void norm_forward(const Columns& at, const TangentNode<T>& n, int64
   for_group(n, group, [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
     V z{};
     if (n.in[0].has()) {
-      const V dxh = r * (at.value(n.in[0].d + i) - mean - n.a[i] * inner);
+      const V dxh = r * (at.value(n.in[0].d + i) - mean - at.number(n.a + i) * inner);
       at.put(n.own + i, dxh);
-      z = n.W == nullptr ? dxh : n.W[c] * dxh;
+      z = n.W == nullptr ? dxh : at.number(n.W + c) * dxh;
     }
-    if (n.row_w >= 0) z += n.a[i] * at.theta(n.row_w + c);
+    if (n.row_w >= 0) z += at.number(n.a + i) * at.theta(n.row_w + c);
     if (n.row_b >= 0) z += at.theta(n.row_b + c);
     at.put(n.out.d + i, z);
   });
@@ -96,29 +98,32 @@ CHAOS_EXT_HD void norm_forward(const Columns& at, const TangentNode<T>& n, int64
 // d(delta_x) in one group, before any row of theta is overwritten; the input has a tangent.
 template <typename V, typename T, typename Columns>
 CHAOS_EXT_HD void norm_to_input(const Columns& at, const TangentNode<T>& n, int64_t group) {
-  const T r = n.r[group], share = n.alpha / static_cast<T>(n.I * n.R);
-  const auto scaled = [&](int64_t i, int64_t c)
-                          CHAOS_EXT_HD_LAMBDA { return n.W == nullptr ? n.delta[i] : n.W[c] * n.delta[i]; };
+  using Number = decltype(at.number(n.a));
+  const auto r = at.number(n.r + group);
+  const T share = n.alpha / static_cast<T>(n.I * n.R);
+  const auto scaled = [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
+    return n.W == nullptr ? at.number(n.delta + i) : at.number(n.W + c) * at.number(n.delta + i);
+  };
   const auto scaled_tangent = [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
     const V e = at.value(n.out.e + i);
-    V du = n.W == nullptr ? e : n.W[c] * e;
-    if (n.row_w >= 0) du += n.delta[i] * at.theta(n.row_w + c);
+    V du = n.W == nullptr ? e : at.number(n.W + c) * e;
+    if (n.row_w >= 0) du += at.number(n.delta + i) * at.theta(n.row_w + c);
     return du;
   };
-  T mean = T(0), q = T(0);
+  Number mean{}, q{};
   V dmean{}, dq{};
   if (n.alpha != T(0)) {
-    RunSum<T> plain{}, weighted{};
+    RunSum<Number> plain{}, weighted{};
     RunSum<V> dplain{}, dweighted{};
     for_group(
         n, group,
         [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
-          const T u = scaled(i, c);
+          const Number u = scaled(i, c);
           const V du = scaled_tangent(i, c);
           plain.run += u;
-          weighted.run += n.a[i] * u;
+          weighted.run += at.number(n.a + i) * u;
           dplain.run += du;
-          dweighted.run += u * at.value(n.own + i) + n.a[i] * du;
+          dweighted.run += u * at.value(n.own + i) + at.number(n.a + i) * du;
         },
         [&]() CHAOS_EXT_HD_LAMBDA { plain.close(), weighted.close(), dplain.close(), dweighted.close(); });
     mean = share * plain.all, q = share * weighted.all;
@@ -126,8 +131,8 @@ CHAOS_EXT_HD void norm_to_input(const Columns& at, const TangentNode<T>& n, int6
   }
   const V inner = at.value(n.own + n.numbers() + group);
   for_group(n, group, [&](int64_t i, int64_t c) CHAOS_EXT_HD_LAMBDA {
-    const T back = r * (scaled(i, c) - mean - n.a[i] * q);
-    V e = r * (scaled_tangent(i, c) - dmean - q * at.value(n.own + i) - n.a[i] * dq - back * inner);
+    const Number back = r * (scaled(i, c) - mean - at.number(n.a + i) * q);
+    V e = r * (scaled_tangent(i, c) - dmean - q * at.value(n.own + i) - at.number(n.a + i) * dq - back * inner);
     if (n.adds[0]) e += at.value(n.in[0].e + i);
     at.put(n.in[0].e + i, e);
   });
@@ -142,8 +147,8 @@ CHAOS_EXT_HD void norm_to_theta(const Columns& at, const TangentNode<T>& n, int6
       [&](int64_t i) CHAOS_EXT_HD_LAMBDA {
         const V e = at.value(n.out.e + i);
         plain.run += e;
-        weighted.run += n.a[i] * e;
-        if (n.in[0].has()) weighted.run += n.delta[i] * at.value(n.own + i);
+        weighted.run += at.number(n.a + i) * e;
+        if (n.in[0].has()) weighted.run += at.number(n.delta + i) * at.value(n.own + i);
       },
       [&]() CHAOS_EXT_HD_LAMBDA { plain.close(), weighted.close(); });
   gamma = weighted.all, beta = plain.all;

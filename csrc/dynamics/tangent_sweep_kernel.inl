@@ -84,6 +84,7 @@ struct NormColumns {
 
   CE_INLINE Vec value(int64_t row) const { return load(q.row(row) + x); }
   CE_INLINE Vec theta(int64_t row) const { return load(q.theta + row * q.ld + x); }
+  CE_INLINE T number(const T* p) const { return *p; }
   CE_INLINE void put(int64_t row, const Vec& v) const { store(q.row(row) + x, v); }
 };
 
