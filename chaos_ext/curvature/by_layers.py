@@ -9,10 +9,10 @@ from ..base.torch_internals import without_grad
 from .diagonal import columns_of, diagonal
 from .engine import Engine
 from .layerwise import LayerwiseEngine
-from .symmetric import Symmetric
+from .symmetric import OnTheta
 
 
-class WithDiagonal(Symmetric):
+class WithDiagonal(OnTheta):
     """A Hessian on a tape, or by torch."""
 
     _engine: Engine

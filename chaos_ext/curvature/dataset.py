@@ -24,12 +24,12 @@ from .dense import not_finite
 from .hessian import HessianOperator
 from .plan import LayerReport
 from .recorded import Recorded, sum_of_all
-from .symmetric import Symmetric
+from .symmetric import OnTheta
 from .walks import Walks
 from .weighting import Weight, Weighting
 
 
-class DatasetHessian(Symmetric):
+class DatasetHessian(OnTheta):
     """The Hessian H [P, P] of the loss on all samples of all batches, exact, from one batch at a time.
 
     The loss is what ``loss_fn`` would give on the union: with ``reduction="mean"`` L = sum_b n_b L_b / sum_b n_b, where
@@ -133,21 +133,6 @@ class DatasetHessian(Symmetric):
     def unused(self) -> frozenset[int]:
         """Places in ``space.params`` of the parameters that no batch's loss depends on."""
         return self._recorded.unused
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.space.size, self.space.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters, and of every result unless asked otherwise."""
-        return self.space.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the parameters and of every result."""
-        return self.space.device
 
     def block_columns(self) -> int:
         """How many columns ``op @ v`` takes at a time: blocks of this width are swept without waste."""

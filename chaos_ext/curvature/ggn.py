@@ -28,7 +28,7 @@ from .jacobian_by_torch import TorchJacobian
 from .jacobian_trust import require_right
 from .layerwise import LayerwiseEngine
 from .plan import LayerReport
-from .symmetric import Symmetric
+from .symmetric import OnTheta
 from .tape import Tape
 from .validation import probes
 
@@ -36,7 +36,7 @@ _BLOCK = 256  # columns of the unit matrix at a time
 _FEW = 16  # where they are of length P
 
 
-class GGNOperator(Symmetric):
+class GGNOperator(OnTheta):
     r"""The generalised Gauss-Newton matrix G [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact.
 
     With the output z = model(x), its Jacobian J = dz/dtheta and the loss's curvature C = d^2 loss / dz^2 there,
@@ -128,21 +128,6 @@ class GGNOperator(Symmetric):
     def unused(self) -> frozenset[int]:
         """Places in ``space.params`` of the parameters that the loss does not depend on."""
         return self.origin.unused
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.space.size, self.space.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters, and of every result unless asked otherwise."""
-        return self.space.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the parameters and of every result."""
-        return self.space.device
 
     def require_fresh(self) -> None:
         """Raises StaleOperatorError if the parameters or the batch changed since construction."""

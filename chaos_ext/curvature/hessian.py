@@ -131,21 +131,6 @@ class HessianOperator(WithDiagonal):
         """
         return self.origin.unused
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.space.size, self.space.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters, and of every result unless asked otherwise."""
-        return self.space.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the parameters and of every result."""
-        return self.space.device
-
     def __matmul__(self, v: Tensor) -> Tensor:
         """H v for v [P] or [P, k], of the same shape.
 

@@ -90,6 +90,17 @@ def _any(tangents: Sequence[Tangent]) -> bool:
     return any(d is not None for d in tangents)
 
 
+def _pushed(tape: Tape, dtheta: Mapping[int, Tensor], owned: Owned) -> list[Tangent]:
+    """The tangent of each value, in memory that is ``owned`` where nobody else reads it."""
+    program = tape.program
+    dvalues: list[Tangent] = [None] * len(tape.values)
+    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
+        inputs = program.nodes[push.node].inputs
+        last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
+        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
+    return dvalues
+
+
 def hessian_vector_products(
     tape: Tape, dtheta: Mapping[int, Tensor], wanted: Sequence[int] | None = None
 ) -> list[Tangent]:
@@ -105,12 +116,8 @@ def hessian_vector_products(
     Returns:
         For each slot its part [*shape, k] of the products (None: zero, or not wanted).
     """
-    program, owned = tape.program, Owned()
-    dvalues: list[Tangent] = [None] * len(tape.values)
-    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
-        inputs = program.nodes[push.node].inputs
-        last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
-        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
+    owned = Owned()
+    dvalues = _pushed(tape, dtheta, owned)
     products: list[Tangent] = [None] * len(tape.theta)
     ddeltas = _at_loss(tape, dvalues)
     down_to = _first_use(tape, range(len(tape.theta)) if wanted is None else wanted)
@@ -127,13 +134,8 @@ def hessian_vector_products(
 
 def output_tangent(tape: Tape, dtheta: Mapping[int, Tensor]) -> Tangent:
     """J v: the tangent [*z, k] of the model's output z; v as of ``hessian_vector_products``."""
-    program, owned = tape.program, Owned()
-    dvalues: list[Tangent] = [None] * len(tape.values)
-    for push in pushing(tape, dvalues, dtheta, _first_use(tape, dtheta)):
-        inputs = program.nodes[push.node].inputs
-        last_reader = len(inputs) > 0 and program.readers[inputs[0]] == 1
-        dvalues[push.node + 1] = owned.push(push.rule, push.saved, push.dinputs, push.dslots, last_reader)
-    return dvalues[program.output]
+    dvalues = _pushed(tape, dtheta, Owned())
+    return dvalues[tape.program.output]
 
 
 def pulled_back(tape: Tape, cotangents: Tensor) -> list[Tangent]:

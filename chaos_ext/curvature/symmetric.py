@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.parameters import ParameterSpace
+
 _BLOCK = 256  # columns of the unit matrix at a time
 
 
@@ -73,6 +75,27 @@ class Symmetric:
             return (self @ columns).cpu().numpy().reshape(v.shape)
 
         return LinearOperator(self.shape, product, rmatvec=product, matmat=product, rmatmat=product, dtype=numpy_dtype)
+
+
+class OnTheta(Symmetric):
+    """A symmetric matrix on the parameters of ``space``."""
+
+    space: ParameterSpace
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.space.size, self.space.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and of every result unless asked otherwise."""
+        return self.space.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters and of every result."""
+        return self.space.device
 
 
 class Difference(Symmetric):
