@@ -20,12 +20,11 @@ pytestmark = pytest.mark.usefixtures("digits_cache")
 
 STEPS, EVERY, EPS = 30, 2, (1e-4, 0.1)
 OPTIONS = ("--seeds", "3,4", "--eps", "1e-4,0.1", "--every", str(EVERY), "--lr", "0.02", "--threads", "1", "--quick")
-OPTIONS += ("--activation", "tanh")
+OPTIONS += ("--hidden", "1", "--activation", "tanh")  # P = 277
 
 
 def reproduce(out, *options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "mlp", functools.partial(models.paper_mlp, hidden=1))  # P = 277
         patch.setattr(fig3.Fig3, "quick_steps", STEPS)
         return cli.main(["reproduce", "fig3", *OPTIONS, "--out", str(out), *options])
 

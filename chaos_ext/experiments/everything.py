@@ -13,6 +13,7 @@ from . import (
     exponents_options,
     fig1_options,
     fig2_options,
+    fig3_options,
     finite_time_options,
     generalisation_options,
     global_prune_options,
@@ -25,9 +26,10 @@ from . import (
 from .page import write_page
 
 # With the options that its place in the report asks for.
-_STUDIES = (
+STUDIES = (
     (fig1_options, ("--controls", "rank,energy")),
     (fig2_options, ()),
+    (fig3_options, ()),
     (spectrum_options, ()),
     (axes_options, ()),
     (exponents_options, ()),
@@ -55,11 +57,13 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """
     out: Path = args.out or Path("results") / f"all-{args.data}{'-quick' if args.quick else ''}"
     statuses = []
-    for options, own in _STUDIES:
+    for options, own in STUDIES:
         print(f"== {options.NAME}", flush=True)
         study = argparse.ArgumentParser(prog=f"{parser.prog}: {options.NAME}")
         options.add_arguments(study)
         given = study.parse_args([*_common(args, options.NAME), *own, "--out", str(out / options.NAME)])
+        if "baselines" in given:  # the trainings of studies of twins are the same
+            given.baselines = out / "baselines"
         module = importlib.import_module(f".{options.NAME.replace('-', '_')}", __package__)
         statuses.append(module.run(given, study))
     write_page([out], out / "report.html")

@@ -7,20 +7,19 @@ above and eps exp(lambda_P(t) t) from below.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .fig3_figure import figure_twins
 from .fig3_findings import findings_of
 from .fig3_options import NAME, QUICK_STEPS
 from .fig3_run import Fig3Settings, column, labels
 from .findings import Finding
-from .twin_study import Seed, TwinStudy, run_twin_study, twin_settings
+from .twin_study import Seed, TwinStudy, run_twin_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,10 +40,6 @@ class Fig3(TwinStudy):
     """Twins at a few eps, with the bounds of linear theory."""
 
     name, quick_steps, columns = NAME, QUICK_STEPS, COLUMNS
-
-    def settings(self, args: argparse.Namespace, common: dict[str, Any]) -> Fig3Settings:
-        """Of these arguments."""
-        return Fig3Settings(**common, **twin_settings(args))
 
     def rows(self, settings: Fig3Settings, seed: Seed) -> Iterator[str]:
         """A line for each twin at each reading."""

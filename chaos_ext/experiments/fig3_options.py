@@ -16,4 +16,4 @@ EPS = (0.001, 0.01, 0.1, 1.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``chaos-ext reproduce fig3``."""
-    add_twins(parser, NAME, QUICK_STEPS, EPS, "0.001 to 1", width=False)
+    add_twins(parser, NAME, QUICK_STEPS, EPS, "0.001 to 1")

@@ -37,29 +37,20 @@ _DIRECTIONS, _CHECKPOINT = "directions", "twins.ckpt"
 
 @dataclass(frozen=True, kw_only=True)
 class Fig3Settings(FiniteTimeSettings):
-    """Settings of ``chaos-ext reproduce fig3``.
+    """Settings of the studies of twins.
 
     Attributes:
         eps: lengths of the displacements.
+        hidden: hidden units of the MLP; None: the paper's network.
     """
 
     eps: tuple[float, ...]
+    hidden: int | None
 
     @property
     def training(self) -> dict[str, Any]:
         """What decides the training and its directions, whatever twins they are for."""
         return {name: v for name, v in self.to_json().items() if name != "eps" and v is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwinSettings(Fig3Settings):
-    """Settings of further studies of twins.
-
-    Attributes:
-        hidden: hidden units of the MLP; None: the paper's network.
-    """
-
-    hidden: int | None
 
     @property
     def model_options(self) -> dict[str, int]:

@@ -10,9 +10,7 @@ from .options import add_resuming, add_training, count, numbers, positive, seeds
 QUICK_HIDDEN = 2  # hidden units with --quick: all finite-time directions of the paper's MLP take ten minutes
 
 
-def add_twins(
-    parser: argparse.ArgumentParser, name: str, quick_steps: int, eps: tuple[float, ...], said: str, width: bool = True
-) -> None:
+def add_twins(parser: argparse.ArgumentParser, name: str, quick_steps: int, eps: tuple[float, ...], said: str) -> None:
     """What is trained, how twins are displaced, and where results go; ``said``: of the default of ``--eps``."""
     add_training(parser)
     add = parser.add_argument
@@ -33,11 +31,12 @@ def add_twins(
     add("--baselines", type=Path, default=None, metavar="FOLDER",
         help="where trainings with their directions are kept, and taken from; studies may share it")  # fmt: skip
     add_resuming(parser, 300.0)
-    note = "a check that all works"
-    if width:
-        add_width(parser)
-        note = f"{QUICK_HIDDEN} hidden units: {note}"
-    add("--quick", action="store_true", help=f"{quick_steps} steps{', ' if width else ': '}{note}")
+    add_width(parser)
+    add(
+        "--quick",
+        action="store_true",
+        help=f"{quick_steps} steps, {QUICK_HIDDEN} hidden units: a check that all works",
+    )
 
 
 def add_width(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from ..base.progress import Progress
 from ..data import Dataset
 from . import report
 from .command import command_of
-from .fig3_run import EXTREMES, TWINS, Fig3Settings, How, Twins, TwinSettings, run_seed
+from .fig3_run import EXTREMES, TWINS, Fig3Settings, How, Twins, run_seed
 from .findings import Finding
 from .output import METRICS, OutputFolder, UsageError
 from .pool import run_units
@@ -65,7 +65,9 @@ class TwinStudy(ABC):
 
     def settings(self, args: argparse.Namespace, common: dict[str, Any]) -> Fig3Settings:
         """Of these arguments; ``common``: what every study has."""
-        return TwinSettings(**common, **twin_settings(args), hidden=width_of(args))
+        training: dict[str, Any] = {"runs": ("sgd",), "k": None, "state": "theta" if args.momentum else "auto"}
+        twins: dict[str, Any] = {"eps": args.eps, "every": args.every, "settle": args.settle, "hidden": width_of(args)}
+        return Fig3Settings(**common, **training, **twins)
 
     @abstractmethod
     def rows(self, settings: Fig3Settings, seed: Seed) -> Iterator[str]:
@@ -85,12 +87,6 @@ def width_of(args: argparse.Namespace) -> int | None:
     if args.hidden is not None and args.model != "mlp":
         raise UsageError(f"argument --hidden: expected --model mlp with it, got --model {args.model}")
     return args.hidden or (QUICK_HIDDEN if args.quick and args.model == "mlp" else None)
-
-
-def twin_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What twins have beside what every study has."""
-    state = "theta" if args.momentum else "auto"
-    return {"runs": ("sgd",), "k": None, "state": state, "eps": args.eps, "every": args.every, "settle": args.settle}
 
 
 def run_twin_study(study: TwinStudy, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
