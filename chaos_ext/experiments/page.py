@@ -22,6 +22,7 @@ img { width: 100%; height: auto; } code { background: #f2f2f2; padding: .1em .3e
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .5rem; overflow-wrap: anywhere; }
 tr { border-bottom: 1px solid #ddd; } .verdict { white-space: nowrap; font-weight: 600; }
+.contents { padding-left: 1.2rem; columns: 22rem; } .contents li { break-inside: avoid; }
 .facts { color: #555; font-size: .9rem; overflow-wrap: anywhere; }
 @media (max-width: 45rem) {
  thead { display: none; } tr, td { display: block; padding: .1rem 0; } tr { padding: .6rem 0; }
@@ -40,6 +41,13 @@ class Section(NamedTuple):
 
     folder: Path
     manifest: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The study, and what it was run on."""
+        s = self.manifest["settings"]
+        on = ", ".join(str(s[n]) for n in ("data", "model") if s.get(n))
+        return f"{self.manifest['experiment']}{f' ({on})' if on else ''}"
 
     @property
     def figures(self) -> list[Path]:
@@ -102,18 +110,22 @@ def write_page(folders: Sequence[Path], path: Path) -> None:
 
 def as_html(sections: Sequence[Section]) -> str:
     """The page."""
-    body = "".join(map(_html_of, sections))
+    body = "".join(f'<section id="study-{i}">\n{_html_of(s)}</section>\n' for i, s in enumerate(sections, 1))
+    links = "".join(
+        f'<li><a href="#study-{i}">{html.escape(s.title)}</a> {html.escape(_outcome(s))}</li>\n'
+        for i, s in enumerate(sections, 1)
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>chaos_ext: what was reproduced</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         "<h1>Chaotic dynamics in neural network training: what was reproduced</h1>\n"
-        f"<p>{_counted(sections)}</p>\n{body}</body>\n</html>\n"
+        f"<p>{_counted(sections)}</p>\n<ul class='contents'>\n{links}</ul>\n{body}</body>\n</html>\n"
     )
 
 
 def _html_of(s: Section) -> str:
-    name, command = html.escape(s.manifest["experiment"]), html.escape(s.manifest.get("command", ""))
+    name, command = html.escape(s.title), html.escape(s.manifest.get("command", ""))
     figures = "".join(
         f'<img alt="{name}: {html.escape(p.stem)}" src="data:image/png;base64,'
         f'{base64.b64encode(p.read_bytes()).decode()}">\n'
@@ -135,8 +147,9 @@ def _html_of(s: Section) -> str:
 def as_markdown(sections: Sequence[Section]) -> str:
     """The same without figures."""
     lines = ["# What was reproduced", "", _counted(sections), ""]
+    lines += [*(f"- {s.title}: {_outcome(s)}" for s in sections), ""]
     for s in sections:
-        lines += [f"## {s.manifest['experiment']}", "", f"`{s.manifest.get('command', '')}`", "", s.facts, ""]
+        lines += [f"## {s.title}", "", f"`{s.manifest.get('command', '')}`", "", s.facts, ""]
         if s.findings:
             lines += ["| verdict | claim | what came out | criterion |", "|---|---|---|---|"]
         for f in s.findings:
@@ -145,6 +158,13 @@ def as_markdown(sections: Sequence[Section]) -> str:
             lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _outcome(s: Section) -> str:
+    """The verdicts on its claims, counted."""
+    verdicts = [f["verdict"] for f in s.findings]
+    counts = [f"{_SIGNS[v]} {verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts]
+    return ", ".join(counts) or "decides no claim"
 
 
 def _counted(sections: Sequence[Section]) -> str:
