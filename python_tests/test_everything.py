@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from chaos_ext import cli
-from chaos_ext.experiments import everything, everything_options
+from chaos_ext.experiments import everything, everything_options, page
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def told(monkeypatch):
 
 def test_no_study_is_missing():
     known = {e.NAME for e in cli._EXPERIMENTS} - {everything_options.NAME}
-    assert known == {options.NAME for options, _ in everything.STUDIES}
+    assert known == {options.NAME for options, _ in everything.STUDIES} == set(page._ORDER)
 
 
 def test_each_study_is_given_what_was_asked_for(tmp_path, told):

@@ -13,6 +13,11 @@ from ..base.files import atomic_write
 from .findings import VERDICTS
 from .output import MANIFEST, UsageError, digest
 
+# As the paper has them: its figures, then its appendices.
+_ORDER = (
+    *("fig1", "fig2", "fig3", "finite-time", "init-distance", "random-walk", "spectrum", "axes"),
+    *("exponents", "subspace", "magnitude", "epsilon", "bounds", "global-prune", "generalisation"),
+)
 # Told apart in print, too: every verdict has a sign of its own.
 _SIGNS = dict(zip(VERDICTS, ("✓", "~", "✗", "?"), strict=True))
 _STYLE = """
@@ -73,7 +78,7 @@ class Section(NamedTuple):
 
 
 def collect(folders: Sequence[Path]) -> list[Section]:
-    """The studies in these folders, or in the folders that lie in them.
+    """The studies in these folders, or in the folders that lie in them, in the order of the paper.
 
     Raises:
         UsageError: a folder without a study, or one whose study has not ended.
@@ -84,7 +89,11 @@ def collect(folders: Sequence[Path]) -> list[Section]:
         if not own:
             raise UsageError(f"{folder}: expected the --out of a study, or a folder with such folders; it has none")
         sections.extend(Section(path, _read(path / MANIFEST)) for path in own)
-    return sections
+    return sorted(sections, key=lambda s: _place(s.manifest["experiment"]))
+
+
+def _place(name: str) -> int:
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def _read(path: Path) -> dict[str, Any]:
