@@ -59,6 +59,9 @@ class LayerBasis:
         perp: U_perp [I (+ 1), I (+ 1) - r_A], with no columns where the second term is absent.
         seen: U_D [O, r_D], with no columns where the second term is absent.
         start: first coordinate of this layer in [n].
+        turn: W [O, r_A, m] of a layer of which each unit has directions of its own (see ``narrowing``): X = sum_j e_j
+            (W_j x_j)^T; None: R^O (x) span A.
+        kept: which of the O m coordinates x there are, where ``turn`` is given.
     """
 
     weight: int
@@ -69,6 +72,8 @@ class LayerBasis:
     perp: Tensor
     seen: Tensor
     start: int
+    turn: Tensor | None = None
+    kept: Tensor | None = None
 
     @property
     def x_shape(self) -> tuple[int, int]:
@@ -80,11 +85,31 @@ class LayerBasis:
 
     @property
     def y_start(self) -> int:
-        return self.start + self.units * self.span.shape[1]
+        return self.start + (self.units * self.span.shape[1] if self.kept is None else len(self.kept))
 
     @property
     def size(self) -> int:
         return self.y_start - self.start + self.seen.shape[1] * self.perp.shape[1]
+
+    def input_coordinates(self, a: Tensor) -> Tensor:
+        """Inputs [..., I] of this layer, with the constant one of its bias, in ``span``: [R, r_A]."""
+        A = a.reshape(-1, self.inputs)
+        return (A if self.bias < 0 else torch.cat([A, A.new_ones(len(A), 1)], 1)) @ self.span
+
+    def narrow(self, x: Tensor) -> Tensor:
+        """W^T x for the coordinates x [O r_A, k] of R^O (x) span A."""
+        if self.turn is None or self.kept is None:
+            return x
+        turned = torch.matmul(self.turn.mT, x.view(*self.x_shape, -1))
+        return turned.flatten(0, 1).index_select(0, self.kept)
+
+    def widen(self, x: Tensor) -> Tensor:
+        """W x for x [m', k]: [O, r_A, k]."""
+        if self.turn is None or self.kept is None:
+            return x.view(*self.x_shape, x.shape[1])
+        units, _, m = self.turn.shape
+        turned = x.new_zeros(units * m, x.shape[1]).index_copy_(0, self.kept, x)
+        return torch.matmul(self.turn, turned.view(units, m, -1))
 
     def coordinates(self, v: Tensor) -> Tensor:
         """Q_l^T v for v [P, k]: [n_l, k]."""
@@ -95,7 +120,7 @@ class LayerBasis:
         if self.bias >= 0:
             parts.append(v[self.bias : self.bias + self.units].view(self.units, 1, k))
         V = torch.cat(parts, 1)
-        x = torch.matmul(self.span.T, V).flatten(0, -2)
+        x = self.narrow(torch.matmul(self.span.T, V).flatten(0, -2))
         if not self.seen.shape[1] or not self.perp.shape[1]:
             return x
         seen = (self.seen.T @ V.flatten(1)).unflatten(1, V.shape[1:])
@@ -103,7 +128,7 @@ class LayerBasis:
 
     def factors(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Q_l c as a product L R, L [O, q] and R [q, I (+ 1)], for the coordinates c [n] of one vector."""
-        x = c[self.start : self.y_start].view(self.x_shape)
+        x = self.widen(c[self.start : self.y_start].unsqueeze(1)).squeeze(2)
         if not self.seen.shape[1] or not self.perp.shape[1]:
             return x, self.span.T
         y = c[self.y_start : self.start + self.size].view(self.y_shape)
@@ -112,7 +137,7 @@ class LayerBasis:
     def lift_(self, c: Tensor, out: Tensor) -> None:
         """Writes Q_l c for c [n, k] into its rows of out [P, k]."""
         k = c.shape[1]
-        V = torch.matmul(self.span, c[self.start : self.y_start].view(*self.x_shape, k))
+        V = torch.matmul(self.span, self.widen(c[self.start : self.y_start]))
         if self.seen.shape[1] and self.perp.shape[1]:
             y = c[self.y_start : self.start + self.size].view(*self.y_shape, k)
             lifted = torch.matmul(self.perp, y)
@@ -124,7 +149,8 @@ class LayerBasis:
 
     def to(self, dtype: torch.dtype) -> LayerBasis:
         fields = {**self.__dict__}
-        fields.update({k: fields[k].to(dtype) for k in ("span", "perp", "seen")})
+        given = ("span", "perp", "seen") if self.turn is None else ("span", "perp", "seen", "turn")
+        fields.update({k: fields[k].to(dtype) for k in given})
         return LayerBasis(**fields)
 
 

@@ -13,6 +13,7 @@ from ..base import memory
 from ..base.parameters import ParameterSpace
 from ..base.tensors import symmetrize_
 from ..rules.linear import Linear
+from . import narrowing
 from .basis import Basis, LayerBasis
 from .dense import require_finite
 from .plan import UNITS, plan
@@ -225,6 +226,19 @@ def compress(tape: Tape, space: ParameterSpace) -> CompressedHessian:
     return CompressedHessian(basis, S)
 
 
+def narrowed(tape: Tape, compressed: CompressedHessian) -> tuple[Basis, Tensor]:
+    """Basis and S, smaller where units of a first layer are off for some samples (see ``narrowing``)."""
+    basis, S = compressed.parts()
+    if not S.is_cpu:  # sizes that depend on numbers make the host wait
+        return basis, S
+    first = {
+        uses[0]: layer
+        for (_, uses), layer in zip(_parts(tape), basis.layers, strict=True)
+        if len(uses) == 1 and _is_first(tape, uses)
+    }
+    return narrowing.narrowed(tape, first, basis, S)
+
+
 def _sweep(tape: Tape, space: ParameterSpace, basis: Basis, S: Tensor, chunk: int = 256) -> None:
     """S = Q^T H Q, column block by column block."""
     for i in range(0, len(S), chunk):
@@ -241,7 +255,7 @@ def _sweep(tape: Tape, space: ParameterSpace, basis: Basis, S: Tensor, chunk: in
 
 def _contract(tape: Tape, bases: dict[int, LayerBasis], S: Tensor) -> None:
     """The dense contraction, in coordinates."""
-    inputs = {t: _with_bias(tape, t, b) @ b.span for t, b in bases.items()}
+    inputs = {t: b.input_coordinates(tape.values[tape.program.nodes[t].inputs[0]]) for t, b in bases.items()}
     for s in bases:
         sweep = unit_sweep(tape, s)
         for t, basis in bases.items():
@@ -249,11 +263,6 @@ def _contract(tape: Tape, bases: dict[int, LayerBasis], S: Tensor) -> None:
             if t >= s and K is not None:
                 J = None if t == s else sweep.dvalues[tape.program.nodes[t].inputs[0]]
                 _contract_block(tape, bases[s], basis, inputs[s], inputs[t], K, J, tape.deltas[t], S, t == s)
-
-
-def _with_bias(tape: Tape, t: int, basis: LayerBasis) -> Tensor:
-    a = tape.values[tape.program.nodes[t].inputs[0]]
-    return a if basis.bias < 0 else torch.cat([a, a.new_ones(len(a), 1)], 1)
 
 
 def _contract_block(

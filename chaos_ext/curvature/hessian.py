@@ -243,7 +243,7 @@ class HessianOperator(WithDiagonal):
         """
         bound = self.compressed_bound(dtype)
         if bound is not None and bound < _COMPRESSED_SIZE * self.space.size:
-            return self.compressed(dtype).parts()
+            return self._require_layer_rules(dtype).narrowed(self.compressed(dtype))
         need, remedy = entry_bytes * self.space.size**2, "use spectrum(op, k=...)"
         memory.require(need, self.device, "dense eigendecomposition", remedy, self._budget)
         return Coordinates(self.space.size), self.dense_in(dtype)

@@ -19,7 +19,8 @@ from ..graph.program import Program
 from ..rules.embedding import Embedding
 from ..rules.losses import LossRule
 from . import dense
-from .compressed import CompressedHessian, bound, compress
+from .basis import Columns
+from .compressed import CompressedHessian, bound, compress, narrowed
 from .inspection import PADDING
 from .native_sweep import Native, native
 from .plan import LayerReport, fuses, linear_work, product_columns, reports, sweep_columns
@@ -125,3 +126,8 @@ class LayerwiseEngine:
     def compressed(self, dtype: torch.dtype) -> CompressedHessian:
         """H = Q S Q^T in the given dtype."""
         return compress(self.tape(dtype), self.space)
+
+    @without_grad
+    def narrowed(self, compressed: CompressedHessian) -> tuple[Columns, Tensor]:
+        """Basis and S of what ``compressed`` gave, smaller where numbers allow it."""
+        return narrowed(self.tape(compressed.dtype), compressed)

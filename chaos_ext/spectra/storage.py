@@ -129,7 +129,9 @@ def _basis(layers: Any, size: int, dtype: torch.dtype) -> Columns:
 
 def _layer(fields: Any, dtype: torch.dtype) -> LayerBasis:
     names = set(LayerBasis.__dataclass_fields__)
-    require(isinstance(fields, dict) and set(fields) == names, "layers", "the fields of a layer", fields)
+    require(isinstance(fields, dict), "layers", "the fields of a layer", fields)
+    fields = {"turn": None, "kept": None, **fields}  # which files of before did not have
+    require(set(fields) == names, "layers", "the fields of a layer", fields)
     b = LayerBasis(**fields)
     for name in ("weight", "bias", "units", "inputs", "start"):
         count(f"layers.{name}", getattr(b, name), -1 if name in ("weight", "bias") else 0)
@@ -137,6 +139,12 @@ def _layer(fields: Any, dtype: torch.dtype) -> LayerBasis:
     height = (b.inputs if b.weight >= 0 else 0) + (b.bias >= 0)
     for name, rows in (("span", height), ("perp", height), ("seen", b.units)):
         array(f"layers.{name}", getattr(b, name), (rows, None), (dtype,))
+    require((b.turn is None) == (b.kept is None), "layers", "turn and kept, or neither", fields)
+    if b.turn is not None and b.kept is not None:
+        array("layers.turn", b.turn, (*b.x_shape, None), (dtype,))
+        array("layers.kept", b.kept, (None,), (torch.int64,))
+        inside = bool(((b.kept >= 0) & (b.kept < b.units * b.turn.shape[2])).all())
+        require(inside and len(b.kept.unique()) == len(b.kept), "layers.kept", "coordinates of turn", b.kept)
     return b
 
 
