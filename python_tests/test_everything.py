@@ -42,3 +42,20 @@ def test_each_study_is_given_what_was_asked_for(tmp_path, told):
 def test_the_status_is_that_of_the_worst(tmp_path, told, monkeypatch):
     monkeypatch.setattr(importlib.import_module("chaos_ext.experiments.fig2"), "run", lambda *_: 1)
     assert cli.main(["reproduce", "all", "--out", str(tmp_path)]) == 1
+
+
+def test_tables_that_are_lost_or_edited_are_computed_anew(tmp_path, caplog):
+    command = ["reproduce", "random-walk", "--quick", "--resume", "--out", str(tmp_path)]
+    assert cli.main(command) == 0
+    tables = {p: p.read_bytes() for p in tmp_path.glob("*.csv")}
+    assert len(tables) == 2
+    for path, content in tables.items():
+        for damage in (path.unlink, lambda path=path, content=content: path.write_bytes(content[:-1])):
+            damage()
+            caplog.clear()
+            assert cli.main(command) == 0
+            assert path.name in caplog.text
+            assert {p: p.read_bytes() for p in tmp_path.glob("*.csv")} == tables
+    caplog.clear()
+    assert cli.main(command) == 0
+    assert not caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from typing import Any
 from ..base.files import TEMPORARY_PREFIX, atomic_write
 from .settings import Recorded, Unit
 
+log = logging.getLogger("chaos_ext")
+
 MANIFEST = "manifest.json"
-METRICS = "metrics.csv"
+METRICS, SUMMARY = "metrics.csv", "summary.csv"
 PARTS = "parts"
 _DIGEST = "sha256"  # of the rest of the manifest
 
@@ -83,6 +86,8 @@ class OutputFolder:
     def begin(self, experiment: str, settings: Recorded) -> dict[str, Any]:
         """The manifest of the run in this folder; a new one in an empty folder.
 
+        Where a table of a finished run is missing, or not the one that was written, the status is "running" again.
+
         Raises:
             UsageError: the folder holds another experiment, other settings, or no experiment at all.
         """
@@ -95,10 +100,23 @@ class OutputFolder:
         if differences := settings.differences(stored):
             raise UsageError(f"--out {self.path} holds other settings ({'; '.join(differences)}); give another --out")
         self.parts.mkdir(exist_ok=True)
+        tables = self._tables()
+        damaged = [name for name, sha in manifest.get("tables", {}).items() if tables.get(name) != sha]
+        if damaged:
+            text = "%s is missing, or not the one that was written; it is computed anew"
+            log.warning(text, ", ".join(str(self.path / name) for name in damaged))
+            return {**manifest, "status": "running"}
         return manifest
 
+    def _tables(self) -> dict[str, str]:
+        """SHA-256 of every table that does not follow from another one."""
+        paths = sorted(p for p in self.path.glob("*.csv") if p.name != SUMMARY)
+        return {p.name: sha256(p) for p in paths}
+
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Replaces manifest.json, all of it or not at all; a hash of the rest is its last entry."""
+        """Replaces manifest.json, whole or not at all; hashes of the tables and of the rest are its last entries."""
+        if manifest["status"] != "running":
+            manifest = {**manifest, "tables": self._tables()}
         atomic_write(self.path / MANIFEST, json.dumps({**manifest, _DIGEST: digest(manifest)}, indent=1) + "\n")
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -118,6 +136,15 @@ class OutputFolder:
             )
         own: dict[str, Any] = manifest
         return own
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
+    sha = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 20):
+            sha.update(piece)
+    return sha.hexdigest()
 
 
 def digest(manifest: dict[str, Any]) -> str:

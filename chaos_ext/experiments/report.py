@@ -21,7 +21,6 @@ from .settings import Recorded, Unit
 
 log = logging.getLogger("chaos_ext")
 
-SUMMARY = "summary.csv"
 Records = Mapping[Unit, dict[str, Any]]
 
 
@@ -46,17 +45,6 @@ def _pieces(out: OutputFolder, units: Iterable[Unit], columns: Iterable[str]) ->
         with out.rows(unit).open("rb") as f:
             while piece := f.read(1 << 20):
                 yield piece
-
-
-def metrics_intact(out: OutputFolder, described: Mapping[str, Any]) -> bool:
-    """Whether metrics.csv is the file that a manifest describes."""
-    path, sha = out.path / METRICS, hashlib.sha256()
-    if not path.is_file():
-        return False
-    with path.open("rb") as f:
-        while piece := f.read(1 << 20):
-            sha.update(piece)
-    return sha.hexdigest() == described.get("sha256")
 
 
 def require_twins(

@@ -28,7 +28,7 @@ from . import report
 from .arguments import check_arguments, require_figures
 from .command import command_of
 from .findings import Finding
-from .output import METRICS, OutputFolder
+from .output import METRICS, SUMMARY, OutputFolder
 from .pool import run_units
 from .rows import TRAINING
 from .settings import Settings, Unit
@@ -125,7 +125,7 @@ def run_study(study: Study, args: argparse.Namespace, parser: argparse.ArgumentP
             parser.error(refused)
         settings = study.settings(args, common_settings(args, data.fingerprint(), study.quick_steps))
         manifest = out.begin(study.name, settings)
-        if not _finished(out, manifest):
+        if manifest["status"] == "running":
             manifest = _do(study, args, settings, data, out)
             manifest["command"] = command_of(study.name, args, parser)
         _finish(study, settings, data, out, manifest)
@@ -163,15 +163,6 @@ def common_settings(args: argparse.Namespace, fingerprint: str, quick_steps: int
     }
 
 
-def _finished(out: OutputFolder, manifest: dict[str, Any]) -> bool:
-    if manifest["status"] == "running":
-        return False
-    intact = report.metrics_intact(out, manifest["metrics"])
-    if not intact:
-        log.warning("%s is missing, or not the one that was written; it is computed anew", out.path / METRICS)
-    return intact
-
-
 def _do(study: Study, args: argparse.Namespace, settings: Settings, data: Dataset, out: OutputFolder) -> dict[str, Any]:
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
     samples, columns = len(data.y_train), {**study.head, **study.columns}
@@ -201,7 +192,7 @@ def _finish(study: Study, settings: Settings, data: Dataset, out: OutputFolder, 
     figures = study.figures(settings)
     wanted = [f"{name}.{kind}" for name in figures for kind in ("png", "pdf")]
     summarised = study.head is TRAINING
-    wanted += [report.SUMMARY] if summarised else []
+    wanted += [SUMMARY] if summarised else []
     if out.parts.exists() or not all((out.path / name).exists() for name in wanted):
         steps_per_epoch = -(-len(data.y_train) // settings.batch_size)
         manifest["summary"] = write_summary(out, steps_per_epoch, study.means) if summarised else []

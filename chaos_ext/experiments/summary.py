@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base.files import atomic_write
-from .output import METRICS, OutputFolder
-from .report import SUMMARY
+from .output import METRICS, SUMMARY, OutputFolder
 
 _COLUMNS = ("run", "seeds", "steps", "train_loss", "train_loss_sd", "train_accuracy", "val_loss", "val_accuracy")
 
