@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import architectures as arch
+import functions_table as functions
 import pytest
 import torch
 from oracles import double_backward
@@ -15,9 +16,10 @@ import chaos_ext as ce
 DOC = Path(__file__).resolve().parent.parent / "docs" / "support.md"
 TOKENS = {"Embedding": lambda: arch.Tokens(), "Embedding padding_idx": lambda: arch.Tokens(padding_idx=2)}
 SECTIONS = {
-    "Layers": arch.LAYERS,
+    "Layers": {**arch.LAYERS, **functions.MODULES},
+    "Functions": functions.FUNCTIONS,
     "Indices": {name: (make, None) for name, make in TOKENS.items()},
-    "Graphs": arch.GRAPHS,
+    "Graphs": {**arch.GRAPHS, **functions.GRAPHS},
     "Layers by torch's derivatives": arch.AUTOMATIC,
 }
 HEADER = """# What is supported
@@ -101,4 +103,5 @@ def test_every_rule_of_the_package_is_in_the_table():
     for make, _ in (case for table in SECTIONS.values() for case in table.values()):
         used |= {type(m) for m in make().modules()}
     activations = {nn.SELU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.Softplus, nn.GELU, nn.Hardtanh, nn.ReLU6, nn.SiLU}
+    activations |= {nn.Hardsigmoid, nn.RReLU}  # torch cannot differentiate the one twice, the other draws
     assert sorted(c.__name__ for c in layer_table._builtin - used - activations) == []
