@@ -42,6 +42,16 @@ Each is tested by name in `test_checkpoints.py`, `test_derivatives_inside.py` an
   Without `create_graph=True`, or by a loss with respect to a list of Parameters that it holds: refused.
 - `detach`, `.data`, `no_grad`, `item`: H is that of the loss in which these are constants, with a warning where the
   gradient moves with them.
+- `weight_norm`, `spectral_norm` and `orthogonal`, as hooks or parametrizations, several inputs in a tuple or a dict,
+  outputs in a dict, a tuple or a dataclass with a loss that takes them apart, a loss with parameters of its own
+  (constants to H): exact, by torch as a whole; `AveragedModel` and `DataParallel` on one device: the rules of the
+  model inside.
+- `nn.Hardsigmoid`: its slope is 1/6 also in float64, where torch's backward takes 1/6 rounded to float32, so that a
+  float64 gradient differs from torch's by 3e-8.
+- Clipping of gradients (`clip_grad_norm_`, `clip_grad_value_`) is no part of `CGD` or of tangent maps. `CGD.step`
+  with an operator or a spectrum takes the gradient from there and does not read `.grad`, clipped or not; with a dense
+  H it prunes `.grad` as it is. A tangent map is the derivative of the step without clipping: of a training that clips
+  it is the map of another step wherever the clip acts. Hooks that clip are refused by name.
 - An autograd Function of one's own, a hook: exact where it gives the derivative of its forward, which is asked on
   every batch, with a warning where differences do not settle. Where it gives something else (a straight-through
   estimator, a reversed or clipped gradient, `fake_quantize`, `scale_grad_by_freq`): refused, or, if differences of
