@@ -216,7 +216,8 @@ class Recurrent(nn.Module):
         size, both = options.get("proj_size") or 3, 2 if options.get("bidirectional") else 1
         count, self.time_first = both * options.get("num_layers", 1), not options.get("batch_first", False)
         self.out = nn.Linear(4 * both * size, CLASSES)
-        self.first = nn.ParameterList([torch.randn(count, 1, n) for n in (size, 3)] if states else [])
+        sizes = (size, 3) if kind is nn.LSTM else (size,)
+        self.first = nn.ParameterList([torch.randn(count, 1, n) for n in sizes] if states else [])
         self.last = nn.Linear(size, CLASSES) if states else None
 
     def forward(self, x: Tensor) -> Tensor:
