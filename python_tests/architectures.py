@@ -234,16 +234,6 @@ class Frozen(nn.Module):
         return self.out(torch.sigmoid(self.norm(self.conv(x))).flatten(1))
 
 
-class Recurrent(nn.Module):
-    def __init__(self, kind):
-        super().__init__()
-        self.embed, self.cell, self.out = nn.Linear(3, 4), kind(4, 3, batch_first=True), nn.Linear(3, CLASSES)
-
-    def forward(self, x):
-        out, _ = self.cell(self.embed(x))
-        return self.out(out[:, -1])
-
-
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -306,13 +296,6 @@ GRAPHS = {
 
 # Layers by torch's own derivatives of them alone, in a graph of rules.
 AUTOMATIC = {
-    "RNN": (lambda: Recurrent(nn.RNN), (4, 3)),
-    "GRU": (lambda: Recurrent(nn.GRU), (4, 3)),
-    "LSTM": (lambda: Recurrent(nn.LSTM), (4, 3)),
-    "MultiheadAttention": (Attention, (4, 3)),
-    "InstanceNorm2d": _images(lambda: scaled(nn.InstanceNorm2d(4, affine=True))),
     "Conv3d": (lambda: Head(None, nn.Conv3d(2, 2, 2), (2, 3, 3, 3)), (2, 3, 3, 3)),
-    "Softmax": _features(lambda: nn.Softmax(-1)),
-    "Bilinear form": (Scale, (5,)),
     "untraceable submodule": (Branching, (5,)),
 }

@@ -9,37 +9,62 @@ from torch.nn import functional as F
 
 import chaos_ext as ce
 from chaos_ext.graph.functions import HANDLERS
+from chaos_ext.graph.modules import COMPOSED, SEVERAL
 from chaos_ext.rules.table import MODULES, is_registered
 
 FUNCTIONS = {
     *(operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv),
-    *(operator.neg, operator.getitem),
+    *(operator.neg, operator.getitem, operator.pow, operator.abs, operator.matmul, abs, getattr),
     *(torch.add, torch.sub, torch.mul, torch.multiply, torch.div, torch.neg),
-    *(torch.cat, torch.concat, torch.concatenate),
+    *(torch.cat, torch.concat, torch.concatenate, torch.stack),
     *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten),
-    *(torch.permute, torch.transpose, torch.swapaxes, torch.mean, torch.sum),
-    *(torch.max_pool1d, torch.max_pool2d, torch.avg_pool1d, torch.adaptive_avg_pool1d),
-    *(torch.relu, torch.relu_, torch.selu, torch.sigmoid, torch.tanh),
-    *(F.linear, F.dropout, F.dropout2d, F.max_pool1d, F.max_pool2d),
-    *(F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.interpolate, F.pixel_shuffle),
+    *(torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim, torch.moveaxis, torch.t),
+    *(torch.mean, torch.sum, torch.cumsum, torch.tril, torch.triu, torch.diagonal, torch.rot90, torch.tile),
+    *(torch.select, torch.narrow, torch.broadcast_to, torch.roll, torch.flip, torch.where, torch.masked_fill),
+    *(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, torch.avg_pool1d, torch.adaptive_avg_pool1d),
+    *(torch.relu, torch.relu_, torch.selu, torch.sigmoid, torch.tanh, torch.prelu, torch.rrelu),
+    *(torch.abs, torch.exp, torch.expm1, torch.log, torch.log1p, torch.sin, torch.cos, torch.erf, torch.square),
+    *(torch.sqrt, torch.rsqrt, torch.reciprocal, torch.pow, torch.clamp, torch.clip, torch.clamp_min, torch.clamp_max),
+    *(torch.matmul, torch.mm, torch.bmm, torch.mv, torch.einsum, torch.softmax, torch.log_softmax),
+    *(torch.conv1d, torch.conv2d, torch.layer_norm, torch.rms_norm, torch.channel_shuffle),
+    *(F.linear, F.conv1d, F.conv2d, F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, F.pad, F.fold, F.unfold),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.max_pool1d, F.max_pool2d, F.max_pool3d),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(F.interpolate, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
     *(F.relu, F.selu, F.sigmoid, F.tanh, F.silu, F.leaky_relu, F.elu, F.celu, F.softplus, F.gelu, F.hardtanh, F.relu6),
+    *(F.hardsigmoid, F.hardswish, F.mish, F.logsigmoid, F.softsign, F.tanhshrink, F.hardshrink, F.softshrink),
+    *(F.threshold, F.prelu, F.rrelu, F.glu, F.softmax, F.softmin, F.log_softmax, F.scaled_dot_product_attention),
 }
 METHODS = {
-    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "neg", "mean", "sum", "permute", "transpose"),
+    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "neg", "mean", "sum", "cumsum", "tril", "triu"),
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "diagonal", "rot90", "roll", "flip"),
     *("view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"),
-    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    *("select", "narrow", "expand", "expand_as", "broadcast_to", "repeat", "tile", "to", "type_as", "float", "double"),
+    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "abs", "exp", "expm1", "log", "log1p", "sin", "cos"),
+    *("erf", "square", "sqrt", "rsqrt", "reciprocal", "pow", "clamp", "clamp_", "clip", "clamp_min", "clamp_max"),
+    *("matmul", "mm", "bmm", "mv", "softmax", "log_softmax", "masked_fill", "masked_fill_"),
+    "torchvision.ops.stochastic_depth.stochastic_depth",
 }
 WITH_A_RULE = {
     *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Softplus),
-    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.CircularPad1d, nn.CircularPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Mish, nn.LogSigmoid, nn.Softsign),
+    *(nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.RReLU),
+    *(nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
     *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.Flatten, nn.Unflatten, nn.Identity),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+}
+OF_SEVERAL = {
+    *(nn.GLU, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.RNN, nn.GRU, nn.LSTM),
 }
 
 
@@ -49,6 +74,7 @@ def test_functions_and_methods_with_a_handler():
 
 def test_modules_with_a_rule():
     assert {m for m in MODULES if not is_registered(m)} == WITH_A_RULE
+    assert {*COMPOSED, *SEVERAL} == OF_SEVERAL
 
 
 @pytest.mark.parametrize("module_class", [nn.Linear, nn.Flatten, nn.AvgPool2d])
@@ -67,14 +93,14 @@ def test_the_reason_why_a_function_has_no_rule():
 
         def forward(self, x):
             h = torch.tanh(self.inner(x))
-            return self.out(torch.add(h, h, alpha=2) + h.exp() / (1 + h[:, torch.tensor([0, 1, 2, 3, 4, 5])].square()))
+            picked = h[:, torch.tensor([0, 1, 2, 3, 4, 5])]
+            return self.out(torch.add(h, h, alpha=2) + torch.lgamma(2 + h) * 2**picked)
 
     op = ce.HessianOperator(Model(), F.cross_entropy, torch.randn(3, 4), torch.arange(3))
     reasons = {n.name: n.rule.why for n in op._engine.program.nodes if hasattr(n.rule, "why")}
     assert reasons == {
         "add": "add (a sum with further arguments)",
-        "exp": "exp (exp has no layer rule)",
+        "lgamma": "lgamma (lgamma has no layer rule)",
         "getitem": "getitem (getitem has no layer rule)",
-        "square": "square (square has no layer rule)",
-        "truediv": "truediv (division by a tensor has no layer rule)",
+        "pow_1": "pow_1 (a power other than of a tensor by a number has no layer rule)",
     }

@@ -200,6 +200,60 @@ SPELLINGS = {
         lambda h, net: F.hardtanh(max_val=0.6, input=h, min_val=-0.5),
     ),
     "relu6": (lambda h, net: F.relu6(h), lambda h, net: F.relu6(input=h)),
+    "division by a tensor": (
+        lambda h, net: h / (2 + h),
+        lambda h, net: torch.div(other=2 + h, input=h),
+    ),
+    "weight that is computed": (
+        lambda h, net: F.linear(h, 2 * net.weight, net.bias),
+        lambda h, net: F.linear(weight=2 * net.weight, bias=net.bias, input=h),
+    ),
+    "matmul": (
+        lambda h, net: torch.matmul(h, h.transpose(1, 2)),
+        lambda h, net: torch.matmul(other=h.transpose(1, 2), input=h),
+        lambda h, net: h.matmul(other=h.transpose(1, 2)),
+        lambda h, net: torch.bmm(mat2=h.transpose(1, 2), input=h),
+        lambda h, net: h @ h.mT,
+    ),
+    "softmax": (
+        lambda h, net: torch.softmax(h, -1),
+        lambda h, net: torch.softmax(dim=2, input=h),
+        lambda h, net: h.softmax(dim=2),
+        lambda h, net: F.softmax(dim=-1, input=h),
+    ),
+    "log_softmax": (lambda h, net: F.log_softmax(h, 1), lambda h, net: h.log_softmax(dim=-2)),
+    "pow": (lambda h, net: h**2, lambda h, net: torch.pow(exponent=2, input=h), lambda h, net: h.pow(exponent=2)),
+    "clamp": (
+        lambda h, net: torch.clamp(h, -0.5, 0.6),
+        lambda h, net: h.clamp(max=0.6, min=-0.5),
+        lambda h, net: torch.clip(input=h, min=-0.5, max=0.6),
+    ),
+    "clamp from below": (lambda h, net: h.clamp_min(0.1), lambda h, net: torch.clamp(min=0.1, input=h)),
+    "layer_norm": (
+        lambda h, net: F.layer_norm(h[..., :5], (5,), net.bias),
+        lambda h, net: F.layer_norm(weight=net.bias, normalized_shape=[5], input=h[..., :5]),
+    ),
+    "expand": (lambda h, net: h.unsqueeze(1).expand(-1, 2, 4, 6), lambda h, net: h.unsqueeze(1).expand([-1, 2, 4, 6])),
+    "masked_fill": (
+        lambda h, net: h.masked_fill(h > 0, 0.5),
+        lambda h, net: torch.masked_fill(value=0.5, mask=h > 0, input=h),
+    ),
+    "flip": (lambda h, net: h.flip(1, 2), lambda h, net: torch.flip(dims=(1, 2), input=h)),
+    "roll": (lambda h, net: torch.roll(h, 1, 2), lambda h, net: h.roll(dims=2, shifts=1)),
+    "select": (lambda h, net: h.select(1, 2), lambda h, net: torch.select(index=2, dim=-2, input=h)),
+    "narrow": (lambda h, net: h.narrow(1, 2, 2), lambda h, net: torch.narrow(length=2, start=-2, dim=1, input=h)),
+    "movedim": (lambda h, net: h.movedim(1, 2), lambda h, net: torch.moveaxis(destination=-1, source=1, input=h)),
+    "hardswish": (lambda h, net: F.hardswish(h), lambda h, net: F.hardswish(inplace=False, input=h)),
+    "threshold": (
+        lambda h, net: F.threshold(h, 0.1, 0.3),
+        lambda h, net: F.threshold(value=0.3, input=h, threshold=0.1),
+    ),
+    "glu": (lambda h, net: F.glu(h, 1), lambda h, net: F.glu(dim=-2, input=h)),
+    "attention": (
+        lambda h, net: F.scaled_dot_product_attention(h, 2 * h, h),
+        lambda h, net: F.scaled_dot_product_attention(value=h, key=2 * h, query=h, dropout_p=0.0),
+    ),
+    "pad": (lambda h, net: F.pad(h, (1, 2)), lambda h, net: F.pad(value=0.0, pad=[1, 2], input=h, mode="constant")),
     "layer": (lambda h, net: net.act(h), lambda h, net: net.act(input=h)),
     "an argument with *": (lambda h, net: h.sum(1, True), lambda h, net: h.sum(*(1, True))),
 }
@@ -234,10 +288,8 @@ ELSEWHERE = {
     "alpha": lambda h, net: torch.add(h, other=h, alpha=2),
     "rounding": lambda h, net: h + torch.div(input=h, other=0.01, rounding_mode="floor"),
     "indices": lambda h, net: F.max_pool1d(input=h, kernel_size=2, return_indices=True)[0],
-    "weight that is computed": lambda h, net: F.linear(weight=2 * net.weight, input=h),
     "axis that is computed": lambda h, net: h.mean(axis=h.dim() - 1),
     "axes that are computed": lambda h, net: h.sum(dim=(1, h.dim() - 1), keepdim=True),
-    "division by a tensor": lambda h, net: torch.div(other=2 + h, input=h),
 }
 
 

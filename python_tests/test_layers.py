@@ -4,6 +4,7 @@ import importlib
 import logging
 
 import architectures as arch
+import functions_table as functions
 import pytest
 import torch
 from oracles import double_backward, gradient, relative
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 import chaos_ext as ce
 
 TOL = 1e-10
-TABLE = {**arch.LAYERS, **arch.GRAPHS, **arch.AUTOMATIC}
+FUNCTIONS = {**functions.MODULES, **functions.FUNCTIONS, **functions.GRAPHS}
+TABLE = {**arch.LAYERS, **arch.GRAPHS, **FUNCTIONS, **arch.AUTOMATIC}
 
 
 def build(name, training, dtype=torch.float64, n=3):
@@ -66,6 +68,7 @@ def test_hessian_equals_double_backward(name, training):
     assert relative(products, reference @ v) < TOL
     assert relative(op @ v[:, 0], reference @ v[:, 0]) < TOL
     assert relative(compressed.to_dense(), reference) < TOL
+    assert relative(op.diagonal(), reference.diagonal()) < TOL
     automatic = [n.name for n in op._engine.program.nodes if n.rule.path != "layer rule"]
     assert bool(automatic) == (name in arch.AUTOMATIC), automatic
 

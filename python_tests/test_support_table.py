@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import architectures as arch
+import functions_table as functions
 import pytest
 import torch
 from oracles import double_backward
@@ -15,9 +16,10 @@ import chaos_ext as ce
 DOC = Path(__file__).resolve().parent.parent / "docs" / "support.md"
 TOKENS = {"Embedding": lambda: arch.Tokens(), "Embedding padding_idx": lambda: arch.Tokens(padding_idx=2)}
 SECTIONS = {
-    "Layers": arch.LAYERS,
+    "Layers": {**arch.LAYERS, **functions.MODULES},
+    "Functions": functions.FUNCTIONS,
     "Indices": {name: (make, None) for name, make in TOKENS.items()},
-    "Graphs": arch.GRAPHS,
+    "Graphs": {**arch.GRAPHS, **functions.GRAPHS},
     "Layers by torch's derivatives": arch.AUTOMATIC,
 }
 HEADER = """# What is supported
@@ -40,6 +42,16 @@ Each is tested by name in `test_checkpoints.py`, `test_derivatives_inside.py` an
   Without `create_graph=True`, or by a loss with respect to a list of Parameters that it holds: refused.
 - `detach`, `.data`, `no_grad`, `item`: H is that of the loss in which these are constants, with a warning where the
   gradient moves with them.
+- `weight_norm`, `spectral_norm` and `orthogonal`, as hooks or parametrizations, several inputs in a tuple or a dict,
+  outputs in a dict, a tuple or a dataclass with a loss that takes them apart, a loss with parameters of its own
+  (constants to H): exact, by torch as a whole; `AveragedModel` and `DataParallel` on one device: the rules of the
+  model inside.
+- `nn.Hardsigmoid`: its slope is 1/6 also in float64, where torch's backward takes 1/6 rounded to float32, so that a
+  float64 gradient differs from torch's by 3e-8.
+- Clipping of gradients (`clip_grad_norm_`, `clip_grad_value_`) is no part of `CGD` or of tangent maps. `CGD.step`
+  with an operator or a spectrum takes the gradient from there and does not read `.grad`, clipped or not; with a dense
+  H it prunes `.grad` as it is. A tangent map is the derivative of the step without clipping: of a training that clips
+  it is the map of another step wherever the clip acts. Hooks that clip are refused by name.
 - An autograd Function of one's own, a hook: exact where it gives the derivative of its forward, which is asked on
   every batch, with a warning where differences do not settle. Where it gives something else (a straight-through
   estimator, a reversed or clipped gradient, `fake_quantize`, `scale_grad_by_freq`): refused, or, if differences of
@@ -101,4 +113,5 @@ def test_every_rule_of_the_package_is_in_the_table():
     for make, _ in (case for table in SECTIONS.values() for case in table.values()):
         used |= {type(m) for m in make().modules()}
     activations = {nn.SELU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.Softplus, nn.GELU, nn.Hardtanh, nn.ReLU6, nn.SiLU}
+    activations |= {nn.Hardsigmoid, nn.RReLU}  # torch cannot differentiate the one twice, the other draws
     assert sorted(c.__name__ for c in layer_table._builtin - used - activations) == []

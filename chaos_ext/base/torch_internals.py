@@ -86,6 +86,10 @@ def own_parts(m: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
     return m._modules, m._parameters, m._buffers
 
 
+# The native functions behind ``F.hardsigmoid`` (torch/nn/functional.py).
+HARDSIGMOID, HARDSIGMOID_ = torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_
+WEIGHT_NORM = torch._weight_norm  # what both weight_norms call (torch/nn/utils/weight_norm.py, parametrizations.py)
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

@@ -1,7 +1,6 @@
 """Hessians of any nn.Module and any scalar loss: chunked forward-over-reverse, double backward where that fails.
 
-Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` of ``grad`` only. Mode, buffers,
-``.grad`` and the global random state of the model are left alone.
+Reverse mode is never the outer transform's inner jacobian: ``vmap`` of ``jvp`` of ``grad`` only.
 """
 
 from __future__ import annotations
@@ -88,15 +87,16 @@ class FunctionalEngine:
             self.seen = look(loss) if loss.requires_grad else None
             if self.seen is not None and self.seen.reentrant:
                 raise reentrant_checkpoint()
-            output = output.detach() if isinstance(output, Tensor) else output
-            return loss.detach(), output, *self._gradient(loss, copies)
+            shown = output.detach() if isinstance(output, Tensor) else output
+            return loss.detach(), shown, *self._gradient(loss, copies)
 
         def run() -> tuple[Tensor, object, Tensor, bool]:
             mode = entered(AutocastInside(self.space.device))
             constants = ModuleTree(self.model, self.space.block).frozen()
             refused = refuse_edits([*zip(self.space.names, copies, strict=True), *constants])
             with mode, mode, refused, refused:
-                return self._substituted(copies, look_first)
+                found = self._substituted(copies, look_first)
+                return self._substituted(copies, look_first) if self._substituted.replaces(self.seen) else found
 
         return without_randomness(run, self.model, self.space.device)
 

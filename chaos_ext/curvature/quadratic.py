@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..rules.constants import Choice, Constant
 from ..rules.conv import Convolution
 from ..rules.elementwise import Elementwise, PReLU
 from ..rules.embedding import Embedding
@@ -23,7 +24,9 @@ from ..rules.linear import Linear
 from ..rules.norm import FixedNorm, GroupStatistics, RowStatistics
 from ..rules.padding import Pad
 from ..rules.pooling import Select
+from ..rules.rms import RmsNorm
 from ..rules.rule import Rule, Tangent
+from ..rules.views import Broadcast, Permutation, Slice
 from .owned import Owned
 from .sweep import Pushed, pushing
 from .tape import Tape
@@ -31,9 +34,11 @@ from .tape import Tape
 # Linear in their inputs while their parameters have no tangent, and in their parameters while their inputs have none.
 _IN_INPUTS = (
     *(Linear, Convolution, FixedNorm, PReLU, Embedding, Parameter),
-    *(Add, Affine, Cat, LinearMap, Reshape, Pad, Select),
+    *(Add, Affine, Cat, LinearMap, Reshape, Pad, Select, Permutation, Slice, Broadcast, Choice, Constant),
 )
-_IN_PARAMETERS = (Linear, Convolution, FixedNorm, GroupStatistics, RowStatistics, PReLU, Embedding, Parameter)
+_IN_PARAMETERS = (
+    *(Linear, Convolution, FixedNorm, GroupStatistics, RowStatistics, RmsNorm, PReLU, Embedding, Parameter),
+)
 
 
 def is_linear_in_inputs(rule: Rule, saved: object) -> bool:

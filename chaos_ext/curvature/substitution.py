@@ -13,9 +13,11 @@ from ..base.held import held_by, unmoved
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.restoring import together
 from ..base.tensors import copy_of, same_values
-from ..base.torch_internals import tree_map
+from ..base.torch_internals import entered, tree_map
 from ..base.traces import shared_buffers, untouched
+from ..base.twice import ONCE, Twice
 from ..errors import ChaosExtError, UnsupportedError
+from .inspection import Seen
 from .scalar import Scalar, T, first_line
 
 
@@ -39,14 +41,19 @@ class Substituted:
         self._constants = {"model." + n: p.detach() for n, p in outside if id(p) not in space.index}
         self._watched, self._held = ModuleTree(scalar.model).watched, held_by(scalar.loss_fn)
         self._shared = shared_buffers(scalar, self._watched)
-        self.loss_writes = False
+        self._twice, self.loss_writes = False, False
+
+    def replaces(self, seen: Seen | None) -> bool:
+        """Whether a graph has functions that torch differentiates only once; from then on others take their place."""
+        found = seen is not None and any(isinstance(n, str) and n.startswith(ONCE) for n in seen.nodes)
+        self._twice = self._twice or found
+        return found
 
     def __call__(self, params: Sequence[Tensor], then: Callable[[Tensor, object], T]) -> T:
         """What ``then`` makes of the loss and of the model's output while these parameters are in their places."""
         model = self.scalar.model
-        same = together(
-            own_tensors(model), untouched(self._watched), without_running_stats(model), dense_embeddings(model)
-        )
+        kept = own_tensors(model), untouched(self._watched), without_running_stats(model), dense_embeddings(model)
+        same = together(*kept, *([entered(Twice())] if self._twice else []))
         if not self._held:
             with same, same:
                 return self._run(params, then)

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import _ops
 from ..rules.conv import Convolution
 from ..rules.elementwise import Elementwise
 from ..rules.linear import Linear
@@ -123,7 +122,7 @@ class BatchedElementwise:
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor], scratch: Scratch) -> tuple[Tensor, Any]:
         z, block = scratch.block(inputs[0], (self, "z"))
-        a, slope, _ = _ops.activation(block, self.rule.kind, self.rule.alpha, self.rule.beta)
+        a, slope, _ = self.rule.phi(block)
         return a.as_strided(z.shape, z.stride()), slope.as_strided(z.shape, z.stride())
 
     def backward(

@@ -37,6 +37,8 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._owner:
             return forward(*args, **kwargs)
+        if type(m) is nn.DataParallel:  # what it does on one device
+            return m.module(*args, **kwargs)
         self.inside.append(self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
         self.inside.pop()

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..base.guards import twice_differentiable
 from ..base.signals import Deferred
+from ..base.torch_internals import entered
+from ..base.twice import Twice
 from ..errors import UnsupportedError
 from .rule import Leaf, Tangent
 
@@ -63,8 +65,10 @@ class AutoRule:
             t if t is None else t.detach().clone().requires_grad_(leaf.slot is not None)
             for t, leaf in zip(leaves, self.leaves, strict=True)
         ]
-        # Clones: a function may write to its input in place, which a leaf of the graph forbids.
-        out = self.function([t.clone() for t in own], [None if t is None else t.clone() for t in leaves])
+        mode = entered(Twice())
+        with mode, mode:
+            # Clones: a function may write to its input in place, which a leaf of the graph forbids.
+            out = self.function([t.clone() for t in own], [None if t is None else t.clone() for t in leaves])
         graph = _Graph(own, leaves, out, None, [])
         if out.requires_grad:
             self._record(graph)

@@ -11,7 +11,7 @@ PReLU a = max(z, 0) + w min(z, 0), with slope s = 1 above and w at or below 0, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,19 +19,25 @@ from torch import Tensor
 from .. import _ops
 from .rule import Leaf, Tangent, add, column, sum_to
 
+Derivatives = tuple[Tensor, Tensor, Tensor | None]  # phi, phi' and phi'' at z; None: piecewise linear
+
 
 class Elementwise:
-    """a = phi(z), one of the activations of csrc/layers/activation."""
+    """a = phi(z).
+
+    Args:
+        phi: z -> (phi, phi', phi'') at z, of a formula (see ``activations``) or one of csrc/layers/activation.
+    """
 
     path, rowwise, fresh = "layer rule", True, True
     slots: tuple[int | None, ...] = ()
 
-    def __init__(self, kind: int, alpha: float = 0.0, beta: float = 0.0) -> None:
-        self.kind, self.alpha, self.beta = kind, alpha, beta
+    def __init__(self, phi: Callable[[Tensor], Derivatives]) -> None:
+        self.phi = phi
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        a, d1, d2 = _ops.activation(inputs[0].contiguous(), self.kind, self.alpha, self.beta)
-        return a, (d1, d2 if d2.numel() else None)
+        a, d1, d2 = self.phi(inputs[0])
+        return a, (d1, d2)
 
     def backward(self, saved: Any, delta: Tensor) -> tuple[list[Tangent], list[Tangent]]:
         return [saved[0] * delta], []
@@ -66,9 +72,19 @@ class Elementwise:
         return [dd_in], []
 
 
+def native(kind: int, alpha: float = 0.0, beta: float = 0.0) -> Elementwise:
+    """One of the activations of csrc/layers/activation, with its settings."""
+
+    def phi(z: Tensor) -> Derivatives:
+        a, d1, d2 = _ops.activation(z.contiguous(), kind, alpha, beta)
+        return a, d1, d2 if d2.numel() else None
+
+    return Elementwise(phi)
+
+
 def gelu(approximate: str) -> Elementwise:
     """The rule of torch's GELU, ``approximate`` being "tanh" or "none"."""
-    return Elementwise(_ops.GELU_TANH if approximate == "tanh" else _ops.GELU_ERF)
+    return native(_ops.GELU_TANH if approximate == "tanh" else _ops.GELU_ERF)
 
 
 class PReLU:
