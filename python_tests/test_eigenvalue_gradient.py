@@ -181,6 +181,27 @@ def test_the_message_names_the_whole_cluster():
         op.eigenvalue_gradient(spec, [-1, -4])
 
 
+def test_of_directions_that_are_never_formed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    ops = [ce.HessianOperator(model, CE, X, Y) for _ in range(2)]
+    formed = ops[0].eigenvalue_gradient(ce.spectrum(ops[0]), -1)
+    implicit = ops[1].eigenvalue_gradient(ce.directions(ops[1]), -1)
+    assert relative(formed.gradient, implicit.gradient) < 1e-9
+
+
+@pytest.mark.parametrize("kind", [ce.HessianOperator, ce.GGNOperator, None])
+def test_directions_that_do_not_fit(kind):
+    op = ce.DatasetHessian(mlp(), CE, [(X, Y)]) if kind is None else kind(mlp(), CE, X, Y)
+    P = op.shape[0]
+    for V in (X, torch.ones(P, dtype=torch.float64), torch.ones(P, 0, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="V: expected shape"):
+            op.curvature_along(V)
+    for V in (None, torch.ones(P, 1), torch.ones(P, 1, dtype=torch.long)):
+        with pytest.raises(TypeError, match="V: expected a"):
+            op.curvature_along(V)
+
+
 def test_indices():
     op = ce.HessianOperator(_mlp(nn.Tanh()), CE, X, Y)
     spec = ce.spectrum(op)

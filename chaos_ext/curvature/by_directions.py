@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from .arguments import require_directions
 from .eigenvalue_gradient import WithEigenvalueGradient
 from .engine import Engine
 from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
-from .third import lacks_jets, mean_of_thirds, require_checked
+from .third import jets_are_right, lacks_jets, mean_of_thirds
 from .third_by_torch import ThirdByTorch
 from .trust import DOUBLE_BACKWARD
+
+log = logging.getLogger("chaos_ext")
 
 
 class WithThirdDerivatives(WithEigenvalueGradient):
@@ -37,16 +41,25 @@ class WithThirdDerivatives(WithEigenvalueGradient):
             V: of the parameters' dtype, or float64 with layer rules.
 
         Raises:
+            ValueError, TypeError: V of another shape, dtype or device.
             UnsupportedError: no third derivative, or one that differences of H v contradict.
             StaleOperatorError: the parameters or the batch changed since construction.
         """
+        require_directions(V, self.space)
         self.snapshot.require_fresh()
         engine = self._engine
-        if isinstance(engine, LayerwiseEngine) and lacks_jets(engine.tape(V.dtype)) is None:
-            x = engine.tape(self.dtype).values[0]
-            require_checked(engine.program, self.space, self.snapshot.theta, x)
+        if isinstance(engine, LayerwiseEngine) and self._has_jets(engine):
             return engine.hvp(V), mean_of_thirds(engine.tape(V.dtype), self.space, V)
         return self._by_torch(V)
+
+    def _has_jets(self, engine: LayerwiseEngine) -> bool:
+        tape = engine.tape(self.dtype)
+        if lacks_jets(tape) is not None:
+            return False
+        right = jets_are_right(engine.program, self.space, self.snapshot.theta, tape.values[0])
+        if not right:
+            log.warning("third derivatives by layer rules are not the derivative of H here; using torch's")
+        return right
 
     def _by_torch(self, V: Tensor) -> tuple[Tensor, Tensor]:
         products = self._engine.hvp(V)  # which also decides on the path

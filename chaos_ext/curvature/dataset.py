@@ -18,7 +18,7 @@ from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite
 from ..errors import NonFiniteError
-from .arguments import require_columns, require_matrix
+from .arguments import require_columns, require_directions, require_matrix
 from .basis import Columns, Coordinates
 from .dense import not_finite
 from .eigenvalue_gradient import WithEigenvalueGradient
@@ -164,6 +164,7 @@ class DatasetHessian(WithEigenvalueGradient):
             UnsupportedError: as of ``HessianOperator``, of any batch.
             StaleOperatorError: as of ``op @ v``.
         """
+        require_directions(V, self.space)
         products = torch.zeros(V.shape, dtype=torch.float64, device=self.device)
         gradient = torch.zeros(len(V), dtype=torch.float64, device=self.device)
 

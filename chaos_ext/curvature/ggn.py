@@ -19,7 +19,7 @@ from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh, symmetrize_
 from ..base.torch_internals import tree_map, without_grad
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .arguments import require_columns, require_matrix
+from .arguments import require_columns, require_directions, require_matrix
 from .dense import not_finite
 from .diagonal import add_squares, has_sample_gradients
 from .eigenvalue_gradient import WithEigenvalueGradient
@@ -30,7 +30,8 @@ from .jacobian_trust import require_right
 from .layerwise import LayerwiseEngine
 from .plan import LayerReport
 from .tape import Tape
-from .third import lacks_jets, mean_of_thirds, require_checked
+from .third import jets_are_right, lacks_jets, mean_of_thirds
+from .third_trust import wrong
 from .validation import probes
 
 _BLOCK = 256  # columns of the unit matrix at a time
@@ -243,12 +244,14 @@ class GGNOperator(WithEigenvalueGradient):
 
     def curvature_along(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """G V [P, m], and the gradient [P] of the mean of v^T G(theta) v over the columns of V [P, m], held fixed."""
+        require_directions(V, self.space)
         self.require_fresh()
         engine = self._engine
         why = lacks_jets(engine.tape(V.dtype)) if isinstance(engine, LayerwiseEngine) else self._why
         if why is not None or not isinstance(engine, LayerwiseEngine):
             raise UnsupportedError(f"eigenvalue_gradient: of G it needs layer rules, and {why}; take HessianOperator")
-        require_checked(engine.program, self.space, self.snapshot.theta, engine.tape(self.dtype).values[0])
+        if not jets_are_right(engine.program, self.space, self.snapshot.theta, engine.tape(self.dtype).values[0]):
+            raise wrong("")
         return _products(self.jacobian(V.dtype), V), mean_of_thirds(engine.tape(V.dtype), self.space, V, True)
 
     def fits(self, need: int) -> bool:

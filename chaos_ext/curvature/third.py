@@ -32,7 +32,7 @@ from ..rules.rule import Leaf
 from .differences import directions
 from .layerwise import LayerwiseEngine
 from .tape import Tape
-from .third_trust import agrees, unchecked, wrong
+from .third_trust import agrees, unchecked
 
 
 def lacks_jets(tape: Tape) -> str | None:
@@ -100,11 +100,11 @@ def _curved(loss: Evaluated, dz: Tensor) -> Tensor:
     return loss.tangent(dz.detach().unsqueeze(-1)).squeeze(-1)
 
 
-_known: weakref.WeakSet[Program] = weakref.WeakSet()
+_known: weakref.WeakKeyDictionary[Program, bool] = weakref.WeakKeyDictionary()
 
 
-def require_checked(program: Program, space: ParameterSpace, theta: Tensor, x: Tensor) -> None:
-    """Holds a program's third derivatives once against differences of its products H v, in float64.
+def jets_are_right(program: Program, space: ParameterSpace, theta: Tensor, x: Tensor) -> bool:
+    """Whether a program's third derivatives are the derivative of its H: held once against differences, in float64.
 
     The targets are random ones of a squared error: of a fitted batch there would be only rounding to compare.
 
@@ -115,15 +115,19 @@ def require_checked(program: Program, space: ParameterSpace, theta: Tensor, x: T
         x: the batch.
 
     Raises:
-        UnsupportedError: they are not the derivative of H, or differences do not settle.
+        UnsupportedError: differences do not settle.
     """
-    if program in _known:
-        return
+    if program not in _known:
+        _known[program] = _judged(program, space, theta, x)
+    return _known[program]
+
+
+def _judged(program: Program, space: ParameterSpace, theta: Tensor, x: Tensor) -> bool:
     probe = _Probe(program, space, theta.double(), x.double() if x.is_floating_point() else x)
     right = agrees(probe.third, probe.product, theta.double(), probe.v)
-    if not right:
-        raise unchecked("the differences do not settle") if right is None else wrong("")
-    _known.add(program)
+    if right is None:
+        raise unchecked("the differences do not settle")
+    return right
 
 
 class _Probe:

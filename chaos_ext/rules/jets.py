@@ -103,7 +103,7 @@ def _multiply(rule: Multiply, saved: Any, inputs: Sequence[Jet], leaf: LeafJet) 
 
 def _affine(rule: Affine, saved: Any, inputs: Sequence[Jet], leaf: LeafJet) -> Jet:
     scaled = _times_number(inputs[0], rule.factor)
-    return scaled._replace(value=scaled.value + rule.shift)
+    return Jet(scaled.value + rule.shift, *scaled[1:])
 
 
 def _cat(rule: Cat, saved: Any, inputs: Sequence[Jet], leaf: LeafJet) -> Jet:
@@ -133,7 +133,7 @@ def _fixed_norm(rule: FixedNorm, saved: Any, inputs: Sequence[Jet], leaf: LeafJe
     shape = by_channel(inputs[0].value.shape)
     mean, variance = (_given(leaf(part)).value.view(shape) for part in (rule.mean, rule.variance))
     scaled = mapped(lambda t: t * (variance + rule.eps).rsqrt(), inputs[0])
-    xh = scaled._replace(value=(inputs[0].value - mean) * (variance + rule.eps).rsqrt())
+    xh = Jet((inputs[0].value - mean) * (variance + rule.eps).rsqrt(), *scaled[1:])
     return _scaled(xh, leaf(rule.weight), leaf(rule.bias), shape)
 
 
