@@ -1,5 +1,7 @@
 """D3 L[v, v, .] of every layer, activation and loss, against differences of torch's double backward."""
 
+import copy
+
 import architectures
 import cases
 import pytest
@@ -158,18 +160,19 @@ def test_an_embedding_with_a_row_that_is_constant(padding):
     assert relative(found, third_derivative(model, nn.CrossEntropyLoss(), x, LABELS, v)) < 1e-6
 
 
-def test_a_parameter_that_the_loss_reads_itself():
-    model = mlp()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+def test_a_parameter_that_the_loss_reads_itself(dtype, tolerance):
+    model = mlp().to(dtype)
 
     def loss_fn(o, y):
         return F.cross_entropy(o, y) + 0.05 * sum(p.pow(4).sum() for p in model.parameters())
 
-    x, y, v = _batch((4,)), LABELS, directions(_size(model), 1)[0]
+    x, y, v = _batch((4,)).to(dtype), LABELS, directions(_size(model), 1)[0].to(dtype)
     op = ce.HessianOperator(model, loss_fn, x, y)
-    plain = third_derivative(model, F.cross_entropy, x, y, v)
+    plain = third_derivative(copy.deepcopy(model).double(), F.cross_entropy, x.double(), y, v.double())
     theta = nn.utils.parameters_to_vector(model.parameters()).detach()
     before = theta.clone()
-    assert relative(_found(op, v), plain + 0.05 * 24 * theta * v**2) < 1e-6
+    assert relative(_found(op, v).double(), plain + 0.05 * 24 * (theta * v**2).double()) < tolerance
     assert torch.equal(nn.utils.parameters_to_vector(model.parameters()).detach(), before)
 
 
@@ -207,6 +210,46 @@ def test_torch_alone_would_be_wrong_of_layer_norm():
         return c * (c.square().mean(1, keepdim=True) + 1e-5).rsqrt()
 
     assert relative(third_of(lambda a: F.layer_norm(a, (6,))), third_of(composed)) > 1e-2
+
+
+FOUR = torch.tensor([0.5, 1.0, 1.5, 2.5], dtype=torch.float64)
+NORMS = {
+    "layer_norm": lambda a, w, b: F.layer_norm(a, (4, 3), eps=0.01),
+    "layer_norm by name": lambda a, w, b: F.layer_norm(a, [3], weight=w[:3], bias=b[:3]),
+    "torch.layer_norm": lambda a, w, b: torch.layer_norm(a, (3,), w[:3], b[:3], 0.1),
+    "batch_norm": lambda a, w, b: F.batch_norm(a, None, None, w, b, True),
+    "batch_norm in eval mode": lambda a, w, b: F.batch_norm(a, FOUR - 1, FOUR, w, b, eps=0.1),
+    "torch.batch_norm": lambda a, w, b: torch.batch_norm(a, w, b, None, None, True, 0.1, 1e-3, False),
+    "instance_norm": lambda a, w, b: F.instance_norm(a, weight=w, bias=b),
+    "torch.instance_norm": lambda a, w, b: torch.instance_norm(a, w, b, None, None, True, 0.1, 0.01, False),
+    "group_norm": lambda a, w, b: F.group_norm(a, 2, w, b),
+    "rms_norm": lambda a, w, b: F.rms_norm(a, (3,), w[:3]),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_normalisation_where_torch_differentiates_the_whole(name):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.out = nn.Linear(3, 3), nn.Linear(12, 3)
+            self.w, self.b = nn.Parameter(torch.rand(4) + 0.5), nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return self.out(NORMS[name](self.a(x), self.w, self.b).tanh().flatten(1))
+
+    _compare(_made(Net), lambda o, y: F.cross_entropy(o, y) + 0.0, _batch((4, 3)), LABELS)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "MultiheadAttention", "InstanceNorm2d"])
+def test_float64_directions_of_a_float32_model(name):
+    """A rule of torch's own is taken to float64, too."""
+    build, shape = TABLES[name]
+    wide = _made(build).float().double()
+    x, v = _batch(shape).float(), directions(_size(wide), 1)[0]
+    op = ce.HessianOperator(copy.deepcopy(wide).float(), nn.CrossEntropyLoss(), x, LABELS)
+    found = op.curvature_along(v.unsqueeze(1))[1]
+    assert relative(found, third_derivative(wide, nn.CrossEntropyLoss(), x.double(), LABELS, v)) < 1e-6
 
 
 class Own(torch.autograd.Function):
