@@ -6,6 +6,7 @@ from ._version import __version__
 from .chaos import SpectralSummary, local_lyapunov_exponents, select, spectral_summary
 from .curvature.compressed import CompressedHessian
 from .curvature.dataset import DatasetHessian
+from .curvature.eigenvalue_gradient import EigenvalueGradient
 from .curvature.fisher import FisherOperator
 from .curvature.ggn import GGNOperator
 from .curvature.hessian import HessianOperator
@@ -87,6 +88,7 @@ __all__: list[str] = [
     "DirectionAlignment",
     "DivergenceFit",
     "DivergenceLaw",
+    "EigenvalueGradient",
     "Ensemble",
     "Estimate",
     "Evaluation",

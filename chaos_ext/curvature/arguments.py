@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..base.parameters import ParameterSpace
@@ -14,6 +15,15 @@ def require_columns(name: str, v: object, space: ParameterSpace) -> None:
         raise TypeError(f"{name}: expected a {space.dtype} tensor on {space.device}, got {describe(v)}")
     if v.dim() not in (1, 2) or v.shape[0] != space.size:
         raise ValueError(f"{name}: expected shape [{space.size}] or [{space.size}, k], got {tuple(v.shape)}")
+
+
+def require_directions(V: object, space: ParameterSpace) -> None:
+    """Raises TypeError or ValueError unless V is [P, m] with m of at least 1, in the parameters' dtype or float64."""
+    dtypes = (space.dtype, torch.float64)
+    if not isinstance(V, Tensor) or V.dtype not in dtypes or V.device != space.device:
+        raise TypeError(f"V: expected a {space.dtype} or float64 tensor on {space.device}, got {describe(V)}")
+    if V.dim() != 2 or V.shape[0] != space.size or not V.shape[1]:
+        raise ValueError(f"V: expected shape [{space.size}, m], got {tuple(V.shape)}")
 
 
 def require_vector(name: str, v: object, space: ParameterSpace) -> None:

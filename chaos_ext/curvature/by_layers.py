@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..base.snapshot import Snapshot
 from ..base.torch_internals import without_grad
+from .by_directions import WithThirdDerivatives
 from .diagonal import columns_of, diagonal
-from .engine import Engine
 from .layerwise import LayerwiseEngine
-from .symmetric import OnTheta
 
 
-class WithDiagonal(OnTheta):
+class WithDiagonal(WithThirdDerivatives):
     """A Hessian on a tape, or by torch."""
-
-    _engine: Engine
-    snapshot: Snapshot
 
     @without_grad
     def diagonal(self) -> Tensor:

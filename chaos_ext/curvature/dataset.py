@@ -18,18 +18,18 @@ from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite
 from ..errors import NonFiniteError
-from .arguments import require_columns, require_matrix
+from .arguments import require_columns, require_directions, require_matrix
 from .basis import Columns, Coordinates
 from .dense import not_finite
+from .eigenvalue_gradient import WithEigenvalueGradient
 from .hessian import HessianOperator
 from .plan import LayerReport
 from .recorded import Recorded, sum_of_all
-from .symmetric import OnTheta
 from .walks import Walks
 from .weighting import Weight, Weighting
 
 
-class DatasetHessian(OnTheta):
+class DatasetHessian(WithEigenvalueGradient):
     """The Hessian H [P, P] of the loss on all samples of all batches, exact, from one batch at a time.
 
     The loss is what ``loss_fn`` would give on the union: with ``reduction="mean"`` L = sum_b n_b L_b / sum_b n_b, where
@@ -153,6 +153,28 @@ class DatasetHessian(OnTheta):
         if not all_finite(found) and all_finite(v):
             raise NonFiniteError(not_finite("H v"))
         return found
+
+    def curvature_along(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """H V [P, m], and the mean of D3 L[v, v, .] [P] over the columns of V [P, m], in one walk.
+
+        Args:
+            V: of the parameters' dtype, or float64 with layer rules.
+
+        Raises:
+            UnsupportedError: as of ``HessianOperator``, of any batch.
+            StaleOperatorError: as of ``op @ v``.
+        """
+        require_directions(V, self.space)
+        products = torch.zeros(V.shape, dtype=torch.float64, device=self.device)
+        gradient = torch.zeros(len(V), dtype=torch.float64, device=self.device)
+
+        def add(op: HessianOperator, c: float) -> None:
+            product, third = op.curvature_along(V)
+            products.add_(product, alpha=c)
+            gradient.add_(third, alpha=c)
+
+        self._each(add)
+        return products.to(V.dtype), gradient.to(V.dtype)
 
     def diagonal(self) -> Tensor:
         """The diagonal of H [P], exact, without P x P numbers, in one walk; see ``HessianOperator.diagonal``.

@@ -132,6 +132,13 @@ class FisherOperator(GGNOperator):
         self._draws = _drawn(tape, samples, generator) if kind == "sampled" else None
         self._root(tape)  # what it refuses, at once
 
+    def curvature_along(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """Refused: gradients of single samples, and labels that are drawn from the model, would change with theta."""
+        raise UnsupportedError(
+            f"eigenvalue_gradient: not of a FisherOperator ({self.kind}), whose samples' gradients and labels change "
+            "with theta; take GGNOperator, or HessianOperator"
+        )
+
     def _of_tape(self, tape: Tape) -> Jacobian:
         return OuterProducts(TapeJacobian(tape, self.space), self._root(tape))
 

@@ -170,7 +170,7 @@ class FunctionalEngine:
             model, loss, x, y = copy.deepcopy((self.model, self._substituted.scalar.loss_fn, self._x, self._y))
             loss = loss.double() if isinstance(loss, nn.Module) else loss
             space = ParameterSpace.of(ModuleTree(model.double(), self.space.block))
-            twin = FunctionalEngine(model, loss, space, in_double(x), in_double(y), self.path, check=False)
+            twin = type(self)(model, loss, space, in_double(x), in_double(y), self.path, check=False)
         except Exception:  # whatever the user's modules raise on being copied, or in float64
             return self
         return twin if torch.allclose(twin.gradient.float(), self.gradient, 1e-2, 1e-4) else self

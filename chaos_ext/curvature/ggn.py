@@ -19,24 +19,26 @@ from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh, symmetrize_
 from ..base.torch_internals import tree_map, without_grad
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .arguments import require_columns, require_matrix
+from .arguments import require_columns, require_directions, require_matrix
 from .dense import not_finite
 from .diagonal import add_squares, has_sample_gradients
+from .eigenvalue_gradient import WithEigenvalueGradient
 from .engine import engine_for
 from .jacobian import Jacobian, TapeJacobian, columns_of, unit_columns
 from .jacobian_by_torch import TorchJacobian
 from .jacobian_trust import require_right
 from .layerwise import LayerwiseEngine
 from .plan import LayerReport
-from .symmetric import OnTheta
 from .tape import Tape
+from .third import jets_are_right, lacks_jets, mean_of_thirds
+from .third_trust import wrong
 from .validation import probes
 
 _BLOCK = 256  # columns of the unit matrix at a time
 _FEW = 16  # where they are of length P
 
 
-class GGNOperator(OnTheta):
+class GGNOperator(WithEigenvalueGradient):
     r"""The generalised Gauss-Newton matrix G [P, P] of ``loss_fn(model(x), y)`` with respect to theta, exact.
 
     With the output z = model(x), its Jacobian J = dz/dtheta and the loss's curvature C = d^2 loss / dz^2 there,
@@ -239,6 +241,18 @@ class GGNOperator(OnTheta):
         for c, signs in zip(columns, J.root.signs.split(_FEW), strict=True):
             out += J.pull(J.root.apply(c)).square() @ signs
         return out
+
+    def curvature_along(self, V: Tensor) -> tuple[Tensor, Tensor]:
+        """G V [P, m], and the gradient [P] of the mean of v^T G(theta) v over the columns of V [P, m], held fixed."""
+        require_directions(V, self.space)
+        self.require_fresh()
+        engine = self._engine
+        why = lacks_jets(engine.tape(V.dtype)) if isinstance(engine, LayerwiseEngine) else self._why
+        if why is not None or not isinstance(engine, LayerwiseEngine):
+            raise UnsupportedError(f"eigenvalue_gradient: of G it needs layer rules, and {why}; take HessianOperator")
+        if not jets_are_right(engine.program, self.space, self.snapshot.theta, engine.tape(self.dtype).values[0]):
+            raise wrong("")
+        return _products(self.jacobian(V.dtype), V), mean_of_thirds(engine.tape(V.dtype), self.space, V, True)
 
     def fits(self, need: int) -> bool:
         """Whether so many bytes are within the budget."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ class Evaluated(Protocol):
     delta: Tensor
 
     def tangent(self, dz: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ThirdDerivative(Protocol):
+    """An evaluated loss that has (d3 loss/dz3)[dz, dz, .] for dz [*z.shape], or None where it is not known."""
+
+    def third(self, dz: Tensor) -> Tensor | None: ...
 
 
 class Labels(NamedTuple):
@@ -67,6 +74,16 @@ class SoftmaxLoss:
         flat = rows.reshape(*self.p.shape, dz.shape[-1]).contiguous()
         return _ops.cross_entropy_tangent(self.p, self.s, flat).view(rows.shape).movedim(-2, 1)
 
+    def third(self, dz: Tensor) -> Tensor:
+        """s_n p_c (q_c^2 - mean q^2), q = dz - mean dz, means over p; at the largest p minus the sum of the others."""
+        rows, p = class_last(dz), self.p
+        u, top = rows.reshape(p.shape), p.argmax(1, keepdim=True)
+        u = u - u.gather(1, top)
+        q = (u - (p * u).sum(1, keepdim=True)).square()
+        found = (p * (q - (p * q).sum(1, keepdim=True))).scatter(1, top, 0.0)
+        found = found.scatter(1, top, -found.sum(1, keepdim=True)) * self.s.unsqueeze(1)
+        return found.view(rows.shape) if dz.dim() == 2 else found.view(rows.shape).movedim(-1, 1)
+
 
 def class_last(z: Tensor) -> Tensor:
     """[N, C, ...] as [N, ..., C]."""
@@ -74,13 +91,25 @@ def class_last(z: Tensor) -> Tensor:
 
 
 class ElementwiseLoss:
-    """A sum over outputs of one function of each: the Hessian with respect to z is diagonal."""
+    """A sum over outputs of one function of each: the Hessian with respect to z is diagonal.
 
-    def __init__(self, loss: Tensor, delta: Tensor, curvature: Tensor | float) -> None:
-        self.loss, self.delta, self.curvature = loss, delta, curvature
+    Args:
+        loss, delta: as of ``Evaluated``.
+        curvature: the second derivative of each output's function.
+        bend: gives the third one, when asked; None: not known.
+    """
+
+    def __init__(
+        self, loss: Tensor, delta: Tensor, curvature: Tensor | float, bend: Callable[[], Tensor | float] | None = None
+    ) -> None:
+        self.loss, self.delta, self.curvature, self._bend = loss, delta, curvature, bend
 
     def tangent(self, dz: Tensor) -> Tensor:
         return dz * (self.curvature if isinstance(self.curvature, float) else self.curvature.unsqueeze(-1))
+
+    def third(self, dz: Tensor) -> Tensor | None:
+        """As of ``ThirdDerivative``; None where it is not known."""
+        return None if self._bend is None else dz.square() * self._bend()
 
 
 LossRule = Callable[[Tensor, Tensor], Evaluated]
@@ -200,7 +229,7 @@ def _mse(loss_fn: nn.MSELoss, z: Tensor, y: Tensor) -> Evaluated:
     _check_floating_target(z, y)
     scale = 1.0 / z.numel() if loss_fn.reduction == "mean" else 1.0
     loss, delta = _ops.mse(z.contiguous(), y.detach().to(z.dtype).contiguous(), scale)
-    return ElementwiseLoss(loss, delta, 2 * scale)
+    return ElementwiseLoss(loss, delta, 2 * scale, lambda: 0.0)
 
 
 def _bce(loss_fn: nn.BCEWithLogitsLoss, z: Tensor, y: Tensor) -> Evaluated:
@@ -220,9 +249,9 @@ def _bce(loss_fn: nn.BCEWithLogitsLoss, z: Tensor, y: Tensor) -> Evaluated:
 
     scale = 1.0 / z.numel() if loss_fn.reduction == "mean" else 1.0
     target = y.detach().to(z.dtype).contiguous()
-    return ElementwiseLoss(
-        *_ops.bce_with_logits(z.contiguous(), target, expanded("weight"), expanded("pos_weight"), scale)
-    )
+    weights = expanded("weight"), expanded("pos_weight")
+    loss, delta, curvature = _ops.bce_with_logits(z.contiguous(), target, *weights, scale)
+    return ElementwiseLoss(loss, delta, curvature, lambda: -torch.tanh(z / 2) * curvature)
 
 
 _RULES: dict[type, Callable[..., Evaluated]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def partial_spectrum(
         start=None if start is None else _begin(start, products, k, which),
     )
     known = all(hasattr(op, name) for name in ("loss", "gradient", "origin"))
-    return Spectrum(
+    spec = Spectrum(
         values,
         V,
         Coordinates(products.size),
@@ -53,6 +54,19 @@ def partial_spectrum(
         gradient=op.gradient if known else None,
         origin=op.origin if known else None,
     )
+    spec.unseen = _unseen(values.tolist(), products.size, which)
+    return spec
+
+
+def _unseen(values: list[float], size: int, which: str) -> tuple[float, float]:
+    """The interval that holds all eigenvalues but these, which ascend; at infinity if these are all."""
+    low = {"largest": 0, "smallest": len(values)}.get(which, len(values) // 2)
+    if len(values) == size:
+        return math.inf, math.inf
+    if which == "magnitude":
+        least = min(map(abs, values))
+        return -least, least
+    return values[low - 1] if low else -math.inf, values[low] if low < len(values) else math.inf
 
 
 def _check(

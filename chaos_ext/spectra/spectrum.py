@@ -45,12 +45,14 @@ class Spectrum:
         Z: eigenvectors in the coordinates of Q, [n, r] (of ``directions``: as a matrix that is never formed).
         origin: the model, batch and theta that it belongs to (None after ``load``).
         shapes: of the parameters that make up theta, in order, after ``load`` (None where unknown).
+        unseen: of a partial spectrum the interval in which all other eigenvalues lie (None where unknown).
 
     Its tensors are its own: edit clones. After an edit, in whatever way, it raises StaleOperatorError.
     """
 
     eigenvalues, Z, basis = HandedOut[Tensor](), HandedOut[Tensor | EigenColumns](), HandedOut[Columns]()
     loss, gradient = HandedOut[Tensor | None](), HandedOut[Tensor | None]()
+    unseen: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -117,9 +119,8 @@ class Spectrum:
         chosen = Z[:, slice(None) if index is None else index]
         if chosen.dim() == 1:
             chosen = chosen.unsqueeze(1)
-        memory.require(
-            self.size * chosen.shape[1] * self.dtype.itemsize, chosen.device, "eigenvectors", "ask for fewer at a time"
-        )
+        need = self.size * chosen.shape[1] * self.dtype.itemsize
+        memory.require(need, chosen.device, "eigenvectors", "ask for fewer at a time")
         copied = isinstance(index, (Tensor, list)) or not isinstance(Z, Tensor)
         lifted = basis.lift(chosen)
         return lifted.clone() if lifted is chosen and not copied else lifted
@@ -261,7 +262,7 @@ class Spectrum:
         names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: own(self, k) for k in names}
         state |= {"complete": self.nullity is not None, "layers": layers, "shapes": self._stored_shapes()}
-        state |= {"Z": Z, "exact_gradient": self._exact_gradient, "near": near}
+        state |= {"Z": Z, "exact_gradient": self._exact_gradient, "near": near, "unseen": self.unseen}
         storage.write(Path(path), state)
 
     @classmethod
@@ -284,10 +285,7 @@ class Spectrum:
         """
         state = storage.read(Path(path), map_location)
         spec = cls(
-            state["eigenvalues"],
-            state["Z"],
-            state["basis"],
-            state["size"],
+            *(state[name] for name in ("eigenvalues", "Z", "basis", "size")),
             complete=state["complete"],
             zero_tol=state["zero_tol"],
             scale=0.0,
@@ -297,4 +295,5 @@ class Spectrum:
             near=state["near"],
         )
         spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
+        spec.unseen = state.get("unseen")
         return spec

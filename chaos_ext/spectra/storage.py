@@ -89,6 +89,7 @@ def _check(state: dict[str, Any]) -> Columns:
     if state["exact_gradient"] is not None:
         array("exact_gradient", state["exact_gradient"], (size,), (dtype,))
     _check_shapes(state["shapes"], size)
+    _check_unseen(state.get("unseen"))
     return basis
 
 
@@ -103,6 +104,12 @@ def _check_eigenvalues(state: dict[str, Any]) -> None:
     number("zero_threshold", threshold)
     above = not state["complete"] or bool((values.abs() > threshold).all())
     require(above, "eigenvalues", f"a complete spectrum beyond its zero threshold {threshold}", values)
+
+
+def _check_unseen(unseen: Any) -> None:
+    """Files of before this was kept have none."""
+    pair = isinstance(unseen, tuple) and len(unseen) == 2 and all(isinstance(u, float) for u in unseen)
+    require(unseen is None or (pair and unseen[0] <= unseen[1]), "unseen", "two ascending numbers", unseen)
 
 
 def _check_shapes(shapes: Any, size: int) -> None:
