@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..base.guards import commit_forward, refuse_autocast
+from ..base.guards import commit_forward
 from ..base.parameters import FLOAT_DTYPES
 from ..base.signals import Deferred
 from ..base.torch_internals import without_grad
 from ..curvature.hessian import HessianOperator
-from ..errors import UnsupportedError
 from ..spectra.spectrum import Spectrum
 from . import state as own_state
 from .draws import Draw, draw, state_before
-from .pruning import Pruned, Pruning, StepInfo, factors, frozen_projection, option
-from .sgd import SGD_OPTIONS, Update, check_buffers, check_group, check_loaded, make_state, refuse_moved
-from .source import Resolved, Source, called, directions_of, resolve
+from .elsewhere import Curvature, refuse_other_map
+from .finding import Finder, pruned_gradient
+from .pruning import Pruned, Pruning, StepInfo, frozen_projection, option
+from .sgd import SGD_OPTIONS, Update, check_group, check_loaded, in_place, only_makes_state
+from .source import Resolved, Source, called, resolve
 from .transaction import Transaction, unchanged_on_failure
+from .updates import updates_of
 
 
 class CGD(Optimizer):
@@ -99,6 +101,7 @@ class CGD(Optimizer):
         self.steps = 0
         self.last_step: StepInfo | None = None
         self._drawn: Draw | None = None
+        self._mapped: int | None = None  # the last step that a tangent map was taken of
         self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize, own_state.KEY: None})
@@ -133,13 +136,21 @@ class CGD(Optimizer):
 
     @without_grad
     def step(  # type: ignore[override]
-        self, source: Source | Callable[[], Source] | None = None, closure: Callable[[], Source] | None = None
+        self,
+        source: Source | Callable[[], Source] | None = None,
+        closure: Callable[[], Source] | None = None,
+        *,
+        curvature: Curvature | None = None,
     ) -> Tensor | None:
         """One step from theta(t) to theta(t + 1).
 
         Args:
-            source: HessianOperator, Spectrum, dense Hessian [P, P], or a closure that returns one of these.
+            source: HessianOperator, DatasetHessian, Spectrum, dense Hessian [P, P], or a closure that returns one.
             closure: the same by the name that torch's optimizers know: a function that returns a source.
+            curvature: where the directions come from, instead of the source, whose gradient, loss and running
+                statistics remain: a HessianOperator, DatasetHessian or GGNOperator at this theta, a Spectrum of any
+                theta (of an older step, or loaded), or a function that returns one, called where directions are
+                needed. Without a source, ``.grad`` is used.
 
         Returns:
             The detached loss at theta(t); None where it is not known (a dense Hessian, or ``.grad`` alone).
@@ -147,20 +158,23 @@ class CGD(Optimizer):
         Raises:
             StaleOperatorError: the parameters changed since the operator was made.
             ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is
-            required. TypeError: two sources; a closure that returns something else, such as the loss.
+            required, directions from two places. TypeError: two sources; a closure that returns something else, such
+            as the loss.
             NonFiniteError: NaN or infinity in gradient or Hessian.
             UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``;
-            gradient hooks on parameters, unless the step uses ``.grad``.
+            gradient hooks on parameters, unless the step uses ``.grad``; ``curvature`` in a step that a tangent map was
+            taken of, which knows the operator's own directions only.
 
         After an exception all is as it was; Ctrl-C comes before the step or after it (``steps`` says which).
         Without a source, with zero gradients and lr = 0, as torch.distributed.checkpoint calls it, it is no step, and
         only makes momentum buffers of zeros.
         """
         given = called(source, closure)
-        resolved = self._resolve(given)
-        if given is None and not any(g["lr"] for g in self.param_groups) and not bool(resolved.gradient.any()):
-            make_state(self)
+        resolved = self._resolve(given, curvature)
+        if given is None and curvature is None and only_makes_state(self, resolved.gradient):
             return None
+        if curvature is not None and self._mapped == self.steps:
+            refuse_other_map()
         with self._transaction(resolved) as transaction:
             pruned = self._prune(resolved) if self._needs_directions(resolved) else None
             updates = self._updates(resolved, pruned)
@@ -212,7 +226,8 @@ class CGD(Optimizer):
         if not self.pruning.projects_at(self.steps):
             self._in_place()
             return None
-        spec = self._resolve(op).spectrum()
+        spec = self._resolve(op).find().spec
+        self._mapped = self.steps
         return frozen_projection(spec, self.selection(spec), self.pruning.mix)
 
     def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
@@ -221,15 +236,7 @@ class CGD(Optimizer):
         Raises:
             UnsupportedError: random order or noise, for which it is not a function of theta.
         """
-        if self.pruning.is_random:
-            raise UnsupportedError("jacobian='true': noise and order='random' make no differentiable map of theta")
-        if not self.pruning.projects_at(self.steps):
-            return op.gradient, 0
-        spec = directions_of(op, self.pruning)
-        mask = self.pruning.select(spec, self.param_groups, self.generator)
-        direction = op.gradient.clone().unsqueeze(1)
-        frozen_projection(spec, mask, self.pruning.mix)(direction)
-        return direction.squeeze(1), int(mask.sum())
+        return pruned_gradient(op, self.pruning, self.steps, self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim.SGD's, with steps and generator under "chaos_ext". Fixed directions are not part of it."""
@@ -248,16 +255,16 @@ class CGD(Optimizer):
             check_loaded(self)
             if self.generator is not None and generator is not None:
                 self.generator.set_state(generator.cpu())
-            vars(self).update(steps=steps, _drawn=None, last_step=None)
+            vars(self).update(steps=steps, _drawn=None, _mapped=None, last_step=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: torch's Optimizer keeps only its own three fields."""
-        names = ("pruning", "generator", "steps", "last_step")
+        names = ("pruning", "generator", "steps", "last_step", "_mapped")
         drawn = None if self._drawn is None else self._drawn.forgotten()
         return {**super().__getstate__(), **{n: getattr(self, n) for n in names}, "_drawn": drawn}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_drawn": None, **state})
+        super().__setstate__({"_drawn": None, "_mapped": None, **state})
         for group in self.param_groups:
             group.setdefault(own_state.KEY, None)
         self._places = {p: (p.device, p.dtype) for g in self.param_groups for p in g["params"]}
@@ -265,32 +272,17 @@ class CGD(Optimizer):
     def _trained(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"] if p.requires_grad]
 
-    def _resolve(self, source: Source | None) -> Resolved:
-        return resolve(source, self._in_place(), len(self.param_groups), self.pruning)
+    def _resolve(self, source: Source | None, curvature: Curvature | None = None) -> Resolved:
+        return resolve(source, self._in_place(), len(self.param_groups), Finder(self.pruning), curvature)
 
     def _in_place(self) -> list[Tensor]:
         """The trained parameters, which must still be where they were, with options that make sense."""
-        for group in self.param_groups:
-            check_group(group)
-        trained = self._trained()
-        refuse_autocast(trained[0].device)
-        refuse_moved(trained, self._places)
-        return trained
+        return in_place(self.param_groups, self._trained(), self._places)
 
     def _prune(self, resolved: Resolved) -> Pruned:
-        spec = resolved.spectrum()
-        c = resolved.coefficients(spec)
-        mask, norm_squared = self.selection(spec), resolved.norm_squared(spec)
-        return Pruned.of(spec, mask, c, norm_squared, self.pruning, self.generator)
+        found = resolved.find()
+        c, norm_squared = resolved.coefficients(found), resolved.norm_squared(found)
+        return Pruned.of(found.spec, self.selection(found.spec), c, norm_squared, self.pruning, self.generator)
 
     def _updates(self, resolved: Resolved, pruned: Pruned | None) -> list[Update]:
-        space, gradient = resolved.space, resolved.gradient
-        removed = factors(space, pruned) if pruned is not None and pruned.count else [None] * len(space.params)
-        groups = {p: g for g in self.param_groups for p in g["params"]}
-        check_buffers(space.names, space.params, [self.state.get(p, {}) for p in space.params])
-        parts = zip(space.params, space.views(gradient), removed, strict=True)
-        return [
-            Update(p, g, low_rank, groups[p], self.state[p])
-            for i, (p, g, low_rank) in enumerate(parts)
-            if i not in resolved.unused
-        ]
+        return updates_of(self, resolved, pruned)
