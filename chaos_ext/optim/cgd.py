@@ -1,4 +1,5 @@
-"""CGD: stochastic gradient descent that prunes chaotic, negative or positive Hessian directions from the gradient.
+"""CGD: stochastic gradient descent that prunes Hessian directions from the gradient: chaotic, negative, positive or
+dominant ones, or all but the dominant ones.
 
     d = g - V (mix * V^T g - noise * xi),   then torch's SGD recurrence with d in place of g,
 
@@ -50,12 +51,14 @@ class CGD(Optimizer):
     Args:
         params: parameters or parameter groups, as for torch.optim.SGD.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD, per group.
-        prune: "chaotic" (lambda < 0 or lambda > 2 / lr), "negative", "positive" or None.
-        k: prune at most k directions per step; None: all of the set.
+        prune: "chaotic" (lambda < 0 or lambda > 2 / lr), "negative", "positive" or None; "dominant", the k
+            algebraically largest eigenvalues of H (Bulk-SGD), or "bulk", all but these (Dom-SGD: V V^T g remains).
+        k: prune at most k directions per step; None: all of the set. "dominant" and "bulk" need it, and take exactly k.
         order: which k: "top_abs" or "random" (without replacement); see ``select``.
         start, stop: prune on steps start <= t < stop (stop None: for ever).
-        mix: 1 prunes fully, 0 not at all: d = g - mix V V^T g.
-        noise: absolute standard deviation of Gaussian noise put on each pruned direction; None: no noise.
+        mix: 1 prunes fully, 0 not at all: d = g - mix V V^T g; of "bulk" d = g - mix (g - V V^T g).
+        noise: absolute standard deviation of Gaussian noise put on each pruned direction (of "bulk": on each direction
+            of the complement, isotropic noise without its dominant part); None: no noise.
         spectrum: a Spectrum whose directions are used at every step instead of the current ones (global pruning).
         zero_tol, spectrum_dtype: of the spectrum that ``step`` computes; see ``spectrum()``.
         generator: for random order and noise; default: torch's global one.
@@ -212,23 +215,29 @@ class CGD(Optimizer):
             A bool mask [r] over its eigenvalues, free to be edited.
 
         Raises:
-            UnsupportedError: "chaotic" with groups of different lr. StaleOperatorError: the spectrum was edited.
+            UnsupportedError: "chaotic" with groups of different lr; "bulk", which keeps ``select(..., "dominant", k)``.
+            StaleOperatorError: the spectrum was edited.
         """
+        self.pruning.require_columns()
+        return self._selected(spec).clone()
+
+    def _selected(self, spec: Spectrum) -> Tensor:
         spec.require_unedited()
         groups = [[g[name] for name in SGD_OPTIONS] for g in self.param_groups]
         key = (self.steps, self.pruning, repr(groups))
         with Deferred():
             self._drawn = draw(self._drawn, key, spec, self.pruning, self.param_groups, self.generator)
-        return self._drawn.mask.clone()
+        return self._drawn.mask
 
     def tangent_projection(self, op: HessianOperator) -> Callable[[Tensor], None] | None:
-        """I - mix V V^T of the step with ``op``, in place on a block [P, k]; None if it prunes nothing."""
+        """The projection of the step with ``op``, such as I - mix V V^T, in place on a block [P, k]; None if it prunes
+        nothing."""
         if not self.pruning.projects_at(self.steps):
             self._in_place()
             return None
         spec = self._resolve(op).find().spec
         self._mapped = self.steps
-        return frozen_projection(spec, self.selection(spec), self.pruning.mix)
+        return frozen_projection(spec, self._selected(spec), self.pruning)
 
     def tangent_direction(self, op: HessianOperator) -> tuple[Tensor, int]:
         """The pruned gradient [P] at the operator's theta, and how many directions were taken out.
@@ -282,7 +291,8 @@ class CGD(Optimizer):
     def _prune(self, resolved: Resolved) -> Pruned:
         found = resolved.find()
         c, norm_squared = resolved.coefficients(found), resolved.norm_squared(found)
-        return Pruned.of(found.spec, self.selection(found.spec), c, norm_squared, self.pruning, self.generator)
+        mask, g = self._selected(found.spec), resolved.gradient
+        return Pruned.of(found.spec, mask, c, g, norm_squared, self.pruning, self.generator)
 
     def _updates(self, resolved: Resolved, pruned: Pruned | None) -> list[Update]:
         return updates_of(self, resolved, pruned)

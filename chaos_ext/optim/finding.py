@@ -89,5 +89,5 @@ def pruned_gradient(op: HessianOperator, options: Pruning, step: int, groups: Se
     spec = options.spectrum or directions_of(op, options)
     mask = options.select(spec, groups, None)
     direction = op.gradient.unsqueeze(1)
-    frozen_projection(spec, mask, options.mix)(direction)
+    frozen_projection(spec, mask, options)(direction)
     return direction.squeeze(1), int(mask.sum())

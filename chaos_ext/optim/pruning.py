@@ -12,6 +12,8 @@ from torch import Tensor
 from ..base.parameters import Group, ParameterSpace
 from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..curvature.basis import Basis
+from ..errors import UnsupportedError
+from ..spectra import dominant
 from ..spectra.options import check_options
 from ..spectra.spectrum import Spectrum
 
@@ -77,8 +79,23 @@ class Pruning:
         """Whether which directions are pruned is drawn at random."""
         return self.k is not None and self.order == "random"
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the directions selected are those that are kept: all else is taken out."""
+        return self.prune == "bulk"
+
+    def require_columns(self) -> None:
+        """Raises UnsupportedError where what is pruned is more than columns of a spectrum."""
+        if self.keeps:
+            raise UnsupportedError(
+                "selection: prune='bulk' takes out all but the dominant directions, H's null space included; "
+                "select(spec, lr, 'dominant', k) is what it keeps"
+            )
+
     def select(self, spec: Spectrum, groups: Sequence[Group], generator: torch.Generator | None) -> Tensor:
-        """What an optimizer with these parameter groups prunes of a spectrum, a mask [r]."""
+        """What an optimizer with these parameter groups prunes of a spectrum (of "bulk": keeps), a mask [r]."""
+        if self.prune in dominant.SETS:
+            return select(spec, 0.0, "dominant", self.k)
         chaotic = self.prune == "chaotic"
         t = chaotic_threshold(groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
         return select(spec, t.lr, self.prune, self.k, self.order, generator, upper=t.upper, sign=t.sign, shift=t.shift)
@@ -98,19 +115,21 @@ def option(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Pruned:
-    """V c' to be subtracted from the gradient.
+    """V c' to be subtracted from the gradient, or from what takes its place.
 
     Attributes:
         spec: the spectrum whose eigenvectors are V.
         coefficients: c' [r] = mix V^T g - noise xi on the selected directions, 0 elsewhere.
-        count: how many are selected.
-        share: ||V^T g||^2 / ||g||^2 of these, in float64.
+        count: how many directions are pruned.
+        share: their part of ||g||^2, in float64.
+        base: [P], what V c' is subtracted from; None: the gradient.
     """
 
     spec: Spectrum
     coefficients: Tensor
     count: int
     share: Tensor
+    base: Tensor | None = None
 
     @classmethod
     def of(
@@ -118,19 +137,41 @@ class Pruned:
         spec: Spectrum,
         mask: Tensor,
         coefficients: Tensor,
+        gradient: Tensor,
         norm_squared: Tensor,
         options: Pruning,
         generator: torch.Generator | None,
     ) -> Pruned:
-        """From V^T g [r], ||g||^2 and the mask [r] of the selected directions; draws the noise."""
-        kept = coefficients * mask
-        share = torch.nan_to_num(kept.double().square().sum() / norm_squared)
-        removed = options.mix * kept
+        """From V^T g [r], g, ||g||^2 and the mask [r] of the selected directions; draws the noise."""
+        inside = coefficients * mask
+        share = torch.nan_to_num(inside.double().square().sum() / norm_squared)
+        if options.keeps:
+            return cls._all_but(spec, mask, inside, gradient, share, options, generator)
+        removed = options.mix * inside
         if options.noise:
-            device = kept.device if generator is None else generator.device
-            xi = torch.randn(kept.shape, generator=generator, dtype=torch.float64, device=device)
-            removed = removed - options.noise * xi.to(kept) * mask
+            removed = removed - options.noise * _gauss(inside, generator) * mask
         return cls(spec, removed, int(mask.sum()), share)
+
+    @classmethod
+    def _all_but(
+        cls,
+        spec: Spectrum,
+        mask: Tensor,
+        inside: Tensor,
+        gradient: Tensor,
+        share: Tensor,
+        options: Pruning,
+        generator: torch.Generator | None,
+    ) -> Pruned:
+        """g - mix (g - V V^T g) + noise (xi - V V^T xi), with xi [P] isotropic."""
+        count = spec.size - int(mask.sum())
+        base, removed = (1 - options.mix) * gradient, -options.mix * inside
+        if options.noise:
+            xi = _gauss(gradient, generator)
+            base = base.add_(xi, alpha=options.noise)
+            removed = removed + options.noise * spec.coefficients(xi.to(spec.dtype)) * mask
+        outside = (1 - share).clamp(min=0) if bool(gradient.any()) else share
+        return cls(spec, removed, count, outside, base if count else None)
 
 
 @dataclass(frozen=True)
@@ -141,9 +182,11 @@ class StepInfo:
         step: index of the step, from 0.
         loss: the loss before the step, None where it is not known.
         pruned: number of directions removed.
-        share: ||V^T g||^2 / ||g||^2 of these directions (0 where nothing was pruned).
-        n_negative, n_positive: eigenvalues beyond the zero tolerance; None where no spectrum was needed.
-        lambda_min, lambda_max: extreme eigenvalues beyond the tolerance; None likewise, or where there is none.
+        share: their part of ||g||^2, ||V^T g||^2 / ||g||^2 of a set (0 where nothing was pruned).
+        n_negative, n_positive: eigenvalues beyond the zero tolerance; None where no spectrum, or a partial one, was
+            needed.
+        lambda_min, lambda_max: extreme eigenvalues beyond the tolerance; None where there is none, or where they were
+            not needed.
     """
 
     step: int
@@ -161,10 +204,28 @@ class StepInfo:
         value = None if loss is None else float(loss)
         if pruned is None:
             return cls(step, value)
-        values, zero = pruned.spec.eigenvalues, pruned.spec.zero_threshold
-        ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
-        negative, positive = int((values < -zero).sum()), int((values > zero).sum())
-        return cls(step, value, pruned.count, float(pruned.share), negative, positive, *ends)
+        return cls(step, value, pruned.count, float(pruned.share), *_counts(pruned.spec), *_extremes(pruned.spec))
+
+
+def _counts(spec: Spectrum) -> tuple[int | None, int | None]:
+    """Negative and positive eigenvalues of H."""
+    if spec.nullity is None:
+        return None, None
+    values, zero = spec.eigenvalues, spec.zero_threshold
+    return int((values < -zero).sum()), int((values > zero).sum())
+
+
+def _extremes(spec: Spectrum) -> tuple[float | None, float | None]:
+    """The smallest and the largest eigenvalue of H."""
+    values, known = spec.eigenvalues, spec.ends or (0, 0)
+    low, high = (len(values) > 0,) * 2 if spec.nullity is not None else (known[0] > 0, known[1] > 0)
+    return float(values[0]) if low else None, float(values[-1]) if high else None
+
+
+def _gauss(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent standard normal numbers."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64, device=device).to(like)
 
 
 def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor] | None]:
@@ -188,10 +249,15 @@ def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor]
     return removed
 
 
-def frozen_projection(spec: Spectrum, mask: Tensor, mix: float) -> Callable[[Tensor], None]:
-    """I - mix V V^T of the selected directions as a function that acts in place on a block [P, k]."""
+def frozen_projection(spec: Spectrum, mask: Tensor, options: Pruning) -> Callable[[Tensor], None]:
+    """I - mix V V^T of the selected directions, or I - mix (I - V V^T) where these are kept, as a function that acts
+    in place on a block [P, k]."""
 
     def project_(block: Tensor) -> None:
-        block.sub_(spec.project(block.to(spec.dtype), mask).to(block.dtype), alpha=mix)
+        inside = spec.project(block.to(spec.dtype), mask).to(block.dtype)
+        if options.keeps:
+            block.mul_(1 - options.mix).add_(inside, alpha=options.mix)
+        else:
+            block.sub_(inside, alpha=options.mix)
 
     return project_

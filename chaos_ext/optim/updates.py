@@ -16,6 +16,8 @@ def updates_of(opt: Optimizer, resolved: Resolved, pruned: Pruned | None) -> lis
         ValueError: a momentum buffer that is not made like its parameter.
     """
     space, gradient = resolved.space, resolved.gradient
+    if pruned is not None and pruned.base is not None:
+        gradient = pruned.base
     removed = factors(space, pruned) if pruned is not None and pruned.count else [None] * len(space.params)
     groups = {p: g for g in opt.param_groups for p in g["params"]}
     check_buffers(space.names, space.params, [opt.state.get(p, {}) for p in space.params])

@@ -68,9 +68,10 @@ def read(path: Path, map_location: Any) -> dict[str, Any]:
         parts(state, _NAMES)
         require(state["format"] == known, "format", known, state["format"])
         basis = _check(state)
+        ends = _ends(state)
     if not sealed:
         log.warning("%s: written by an older version, without a checksum of the whole; save it again", path)
-    return {**state, "basis": basis}
+    return {**state, "basis": basis, "ends": ends}
 
 
 def _check(state: dict[str, Any]) -> Columns:
@@ -103,6 +104,17 @@ def _check_eigenvalues(state: dict[str, Any]) -> None:
     number("zero_threshold", threshold)
     above = not state["complete"] or bool((values.abs() > threshold).all())
     require(above, "eigenvalues", f"a complete spectrum beyond its zero threshold {threshold}", values)
+
+
+def _ends(state: dict[str, Any]) -> tuple[int, int] | None:
+    """Of a partial spectrum; files from before it was known have none."""
+    ends = state.get("ends")
+    if ends is None:
+        return None
+    whole = isinstance(ends, list) and len(ends) == 2 and all(is_int(n) and n >= 0 for n in ends)
+    require(whole and not state["complete"], "ends", "two counts of a partial spectrum", ends)
+    require(sum(ends) == len(state["eigenvalues"]), "ends", f"{len(state['eigenvalues'])} in total", ends)
+    return ends[0], ends[1]
 
 
 def _check_shapes(shapes: Any, size: int) -> None:
