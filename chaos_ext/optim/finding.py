@@ -13,6 +13,7 @@ from ..base.snapshot import Origin
 from ..curvature.hessian import HessianOperator
 from ..errors import UnsupportedError
 from ..spectra.decompose import Operator, directions
+from ..spectra.extreme import extreme
 from ..spectra.spectrum import Spectrum
 from .elsewhere import Curvature, require_fitting, returned
 from .pruning import Pruning, frozen_projection
@@ -72,7 +73,9 @@ def _made(make: Callable[[], object], space: ParameterSpace, origin: Origin | No
 
 
 def directions_of(op: Operator, options: Pruning) -> Spectrum:
-    """The directions that a step with this operator chooses from."""
+    """The directions that a step with this operator chooses from: all, or those that a selection of k needs."""
+    if options.k is not None and not options.draws_directions and options.prune is not None:
+        return extreme(op, options.prune, options.k, zero_tol=options.zero_tol, spectrum_dtype=options.spectrum_dtype)
     return directions(op, zero_tol=options.zero_tol, spectrum_dtype=options.spectrum_dtype)
 
 
@@ -86,7 +89,7 @@ def pruned_gradient(op: HessianOperator, options: Pruning, step: int, groups: Se
         raise UnsupportedError("jacobian='true': noise and order='random' make no differentiable map of theta")
     if not options.projects_at(step):
         return op.gradient, 0
-    spec = options.spectrum or directions_of(op, options)
+    spec = options.spectrum or directions(op, zero_tol=options.zero_tol, spectrum_dtype=options.spectrum_dtype)
     mask = options.select(spec, groups, None)
     direction = op.gradient.unsqueeze(1)
     frozen_projection(spec, mask, options)(direction)
