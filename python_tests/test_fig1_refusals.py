@@ -30,6 +30,14 @@ OTHER = {
 }
 
 
+def test_dominant_directions_need_their_number(tmp_path, capsys, fake_figures):
+    refused(capsys, reproduce(tmp_path, "--prune", "dominant"), "--k: expected the number of dominant directions")
+    refused(
+        capsys, reproduce(tmp_path, "--prune", "bulk", "--k", "3", "--order", "random"), "--order: dominant and bulk"
+    )
+    assert reproduce(tmp_path, "--prune", "dominant,bulk", "--k", "3") == 0
+
+
 def test_other_settings_are_refused_by_name(tmp_path, capsys, fake_figures):
     assert reproduce(tmp_path, "--prune", "none") == 0
     capsys.readouterr()

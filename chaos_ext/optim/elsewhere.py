@@ -47,12 +47,13 @@ def told(curvature: object, dense: bool, options: Pruning) -> Curvature:
     return curvature
 
 
-def refuse_other_map() -> None:
-    """Raises UnsupportedError: a tangent map of this step was asked for, and got directions of its operator."""
-    raise UnsupportedError(
-        "curvature: a TangentMap or LyapunovAnalyzer has taken the map of this step with the operator's own "
-        "directions, and knows no others; step without curvature, or take no tangent map"
-    )
+def refuse_other_map(curvature: Curvature | None, mapped: bool) -> None:
+    """Raises UnsupportedError where a tangent map of this step was asked for, and got directions of its operator."""
+    if curvature is not None and mapped:
+        raise UnsupportedError(
+            "curvature: a TangentMap or LyapunovAnalyzer has taken the map of this step with the operator's own "
+            "directions, and knows no others; step without curvature, or take no tangent map"
+        )
 
 
 def returned(made: object) -> Operator | Spectrum:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from .. import _ops
 from ..base.guards import refuse_autocast
 from ..base.optimizers import SGD_NUMBERS, require_numbers
-from ..base.parameters import Group
+from ..base.parameters import FLOAT_DTYPES, Group
 from ..base.signals import Deferred
 from ..base.torch_internals import MOMENTUM_BUFFER
 from ..errors import UnsupportedError
@@ -111,6 +111,21 @@ def in_place(
                 "optimizer after model.to(...)"
             )
     return trained
+
+
+def places_of_last(groups: list[Group]) -> dict[Tensor, tuple[torch.device, torch.dtype]]:
+    """Where the parameters of the last group are; raises TypeError, without that group, unless all are floats."""
+    params = groups[-1]["params"]
+    wrong = [p.dtype for p in params if p.dtype not in FLOAT_DTYPES]
+    if wrong:
+        groups.pop()
+        raise TypeError(f"params: expected float32 or float64 parameters, got {wrong[0]}")
+    return {p: (p.device, p.dtype) for p in params}
+
+
+def numbers_of(groups: Iterable[Group]) -> str:
+    """All options of groups that decide a step, as text."""
+    return repr([[g[name] for name in SGD_OPTIONS] for g in groups])
 
 
 def only_makes_state(opt: Optimizer, gradient: Tensor) -> bool:

@@ -170,8 +170,10 @@ def _of_grad(
     H: Tensor | None, trained: Sequence[Tensor], groups: int, finder: Finder, order: ParameterSpace | None
 ) -> Resolved:
     fixed = finder.options.spectrum
-    if order is None and fixed is not None and fixed.origin is not None:
-        order = fixed.origin.snapshot.space
+    if H is not None:
+        finder.refuse_without_operator(H)
+    if order is None:
+        order = finder.order if fixed is None or fixed.origin is None else fixed.origin.snapshot.space
     if order is not None:
         space = _same_parameters(order, trained)
     else:
@@ -180,6 +182,9 @@ def _of_grad(
     gradient = _grad(space)
 
     def find() -> Found:
+        kept = finder.of_kept(space)
+        if kept is not None:
+            return kept
         if H is None and fixed is None:
             raise ValueError(
                 "step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for steps that do not "
@@ -187,7 +192,8 @@ def _of_grad(
             )
         return finder.of_fixed() or Found(_of_matrix(H, space, gradient, finder))  # type: ignore[arg-type]
 
-    return Resolved(space, gradient, None, None, find, H is not None or fixed is not None)
+    known = H is not None or fixed is not None or finder.tracked is not None
+    return Resolved(space, gradient, None, None, find, known)
 
 
 def _of_matrix(H: Tensor, space: ParameterSpace, gradient: Tensor, finder: Finder) -> Spectrum:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from .pruning import Pruned, factors
+from .removal import Pruned, factors
 from .sgd import Update, check_buffers
 from .source import Resolved
 
