@@ -4,11 +4,12 @@
     python examples/dominant_and_bulk.py --data fashion_mnist --samples 5000 --steps 4000
 
 Song, Ahn and Yun (ICLR 2025) found that most of the gradient of SGD lies in the space of the k largest eigenvalues of
-the training loss (k: the number of classes), and that this part does not train: leave it out (Bulk-SGD) and training goes
-on as well, keep nothing else (Dom-SGD) and it stops. As there, the runs part where the running share of the gradient in
-that space passes a threshold, here 0.5: everything before is plain SGD, the same for all.
+the training loss (k: the number of classes), and that this part does not train: leave it out (Bulk-SGD) and training
+goes on as well, keep nothing else (Dom-SGD) and it stops. As there, the runs part where the running share of the
+gradient in that space passes a threshold, here 0.5: everything before is plain SGD, the same for all.
 
-Directions of the training set and of the single mini-batch are compared: what holds for one need not hold for the other.
+Directions of the training set and of the single mini-batch are compared: what holds for one need not hold for the
+other.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ def train(prune: str, whole: bool, x, y, steps: int, lr: float) -> tuple[list[fl
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(x.shape[1], 40), nn.Tanh(), nn.Linear(40, 10))
     loss_fn, generator = nn.CrossEntropyLoss(), torch.Generator().manual_seed(1)
-    batches = list(zip(x.split(256), y.split(256)))
+    batches = list(zip(x.split(256), y.split(256), strict=True))
     options = {"k": K, "refresh_every": EVERY if whole else 1, "switch_share": 0.5}
-    opt = ce.CGD(model.parameters(), lr=lr, prune=None if prune == "sgd" else prune, **(options if prune != "sgd" else {}))
+    opt = ce.CGD(
+        model.parameters(), lr=lr, prune=None if prune == "sgd" else prune, **(options if prune != "sgd" else {})
+    )
     losses, shares, began = [], [], None
     for t in range(steps):
         index = torch.randint(len(x), (BATCH,), generator=generator)
@@ -74,7 +77,7 @@ def draw(curves: dict, data: str, out: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
-    for ax, where in zip(figure.subplots(1, 2, sharey=True), ("training set", "mini-batch")):
+    for ax, where in zip(figure.subplots(1, 2, sharey=True), ("training set", "mini-batch"), strict=True):
         for run in RUNS:
             losses = curves[where, run]
             ax.plot(range(10, 10 * len(losses) + 1, 10), losses, label=LABELS[run])

@@ -31,10 +31,12 @@ OTHER = {
 
 
 def test_dominant_directions_need_their_number(tmp_path, capsys, fake_figures):
-    refused(capsys, reproduce(tmp_path, "--prune", "dominant"), "--k: expected the number of dominant directions")
-    refused(
-        capsys, reproduce(tmp_path, "--prune", "bulk", "--k", "3", "--order", "random"), "--order: dominant and bulk"
-    )
+    for options, needed in (
+        (["dominant"], "argument --k: expected the number of dominant directions"),
+        (["bulk", "--k", "3", "--order", "random"], "argument --order: dominant and bulk"),
+    ):
+        assert reproduce(tmp_path, "--prune", *options) == 2
+        assert needed in capsys.readouterr().err
     assert reproduce(tmp_path, "--prune", "dominant,bulk", "--k", "3") == 0
 
 
