@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .base.parameters import Group
 from .errors import UnsupportedError
+from .spectra import dominant
 from .spectra.spectrum import Spectrum
 
-PRUNE = (None, "chaotic", "negative", "positive")
+PRUNE = (None, "chaotic", "negative", "positive", *dominant.SETS)
 ORDER = ("top_abs", "random")
 
 
@@ -64,13 +65,15 @@ def select(
 
     An eigenvalue counts as zero, and is never selected, if |lambda| <= zero_tol * max|lambda|. With kappa = sign *
     lambda + shift (the curvature that the optimizer steps on; plain SGD: kappa = lambda), "negative" selects kappa < 0,
-    "positive" kappa > 0 and "chaotic" kappa < 0 or kappa > ``upper``.
+    "positive" kappa > 0 and "chaotic" kappa < 0 or kappa > ``upper``. "dominant" selects the k algebraically largest
+    eigenvalues of H, whatever sign and shift are.
 
     Args:
         spec: the spectrum.
         lr: learning rate, which sets the chaotic threshold 2 / lr.
-        prune: "chaotic", "negative", "positive" or None (nothing).
-        k: at most this many directions; None: all of the set.
+        prune: "chaotic", "negative", "positive", "dominant" or None (nothing). "bulk", all but the dominant directions,
+            is no set of columns, since H's null space belongs to it: select "dominant", keep ``spec.project(g, mask)``.
+        k: at most this many directions; None: all of the set. "dominant" needs it, and takes exactly as many.
         order: which k: "top_abs", the largest |lambda| (of the chaotic set: the largest exponent ln|1 - lr lambda|),
             ties broken by the smaller index; "random", without replacement.
         generator: for "random".
@@ -82,7 +85,8 @@ def select(
         The mask, on the spectrum's device.
 
     Raises:
-        ValueError: an unknown string, a negative k, k > P, lr < 0.
+        ValueError: an unknown string, a negative k, k > P, lr < 0; "bulk"; "dominant" without k, with another order, of
+            fewer than k eigenvalues beyond the zero tolerance, or of a partial spectrum that does not have them.
         TypeError: no spectrum, a k that is no int.
 
     Example:
@@ -94,6 +98,14 @@ def select(
     check_selection(prune, k, order, spec.size)
     _check_lr(lr)
     values = spec.eigenvalues
+    if prune == "bulk":
+        raise ValueError(
+            "prune: 'bulk' holds the null space of H, which is no column of a spectrum; select 'dominant' and keep "
+            "spec.project(g, mask) (CGD(..., prune='bulk') does)"
+        )
+    if prune == "dominant":
+        assert k is not None
+        return dominant.largest(spec, k)
     if prune is None or k == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     upper = _upper(lr) if upper is None else upper
@@ -134,6 +146,13 @@ def check_selection(prune: str | None, k: int | None, order: str, size: int | No
         raise ValueError(f"prune: expected one of {PRUNE}, got {prune!r}")
     if order not in ORDER:
         raise ValueError(f"order: expected one of {ORDER}, got {order!r}")
+    if prune in dominant.SETS and not k:
+        raise ValueError(f"k: expected the number of dominant directions, an int >= 1, with prune={prune!r}, got {k!r}")
+    if prune in dominant.SETS and order != "top_abs":
+        raise ValueError(
+            f"order: prune={prune!r} goes by the k algebraically largest eigenvalues; leave order at its default, got "
+            f"{order!r}"
+        )
     if k is not None:
         if isinstance(k, bool) or not isinstance(k, int):
             raise TypeError(f"k: expected an int or None, got {k!r}")

@@ -27,6 +27,16 @@ def test_lle_spectrum():
     assert all(0 < n < 344 for n in chaotic)
 
 
+def test_dominant_and_bulk(tmp_path):
+    """Bulk-SGD follows SGD, Dom-SGD does not, with directions of the training set."""
+    pytest.importorskip("sklearn")
+    figure = tmp_path / "figure.png"
+    loss = _example("dominant_and_bulk").main(samples=200, steps=120, out=str(figure))
+    sgd, dominant, bulk = (loss["training set", run] for run in ("sgd", "dominant", "bulk"))
+    assert dominant - sgd < 0.25 * (bulk - sgd)
+    assert figure.stat().st_size > 10_000
+
+
 def test_lyapunov_exponents(capsys):
     exponents = _example("lyapunov_exponents").main(steps=40)
     assert len(exponents) == 8

@@ -30,6 +30,16 @@ OTHER = {
 }
 
 
+def test_dominant_directions_need_their_number(tmp_path, capsys, fake_figures):
+    for options, needed in (
+        (["dominant"], "argument --k: expected the number of dominant directions"),
+        (["bulk", "--k", "3", "--order", "random"], "argument --order: dominant and bulk"),
+    ):
+        assert reproduce(tmp_path, "--prune", *options) == 2
+        assert needed in capsys.readouterr().err
+    assert reproduce(tmp_path, "--prune", "dominant,bulk", "--k", "3") == 0
+
+
 def test_other_settings_are_refused_by_name(tmp_path, capsys, fake_figures):
     assert reproduce(tmp_path, "--prune", "none") == 0
     capsys.readouterr()

@@ -9,6 +9,7 @@ from torch import nn
 
 import chaos_ext as ce
 from chaos_ext.base import memory
+from chaos_ext.spectra import cost
 from chaos_ext.spectra.krylov import Krylov
 from chaos_ext.spectra.lanczos import WHICH, lanczos
 
@@ -294,14 +295,17 @@ def test_no_more_products_than_arpack():
 
 
 def test_a_long_decomposition_says_what_it_will_cost(monkeypatch, caplog):
-    monkeypatch.setattr("chaos_ext.spectra.decompose._LONG_SIZE", 10)
+    monkeypatch.setattr("chaos_ext.spectra.cost._LONG_SIZE", 10)
+    cost.announce.cache_clear()
     ce.spectrum(_op())
     assert not caplog.text
-    monkeypatch.setattr("chaos_ext.spectra.decompose._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("chaos_ext.spectra.cost._LONG_SECONDS", 0.0)
     for find in (ce.spectrum, ce.directions):
         op = _op()
+        cost.announce.cache_clear()
         find(op)
-        assert f"of size {len(find(op).Z[:, :])}, in" in caplog.text
+        find(_op())  # said once
+        assert f"of size {cost.decomposed_size(op, op.dtype)} at most, in" in caplog.text
         assert "spectrum(op, k=...)" in caplog.text
         assert len(caplog.records) == 1
         caplog.clear()

@@ -121,3 +121,35 @@ def test_draws_are_not_those_of_the_batches_or_of_other_runs():
     a, b = _training("negative-energy"), _training("positive-energy")
     assert not torch.equal(a.generator.get_state(), b.generator.get_state())
     assert isinstance(a, training.Training)
+
+
+@pytest.mark.parametrize("chosen", ["dominant", "bulk"])
+def test_dominant_sets_and_their_controls(chosen):
+    """The step of the set leaves out, or keeps, the part in the k largest eigenvectors; controls as large a part."""
+    for kind in ("", "-energy", "-rank"):
+        for row, g, d, spec in _steps(chosen + kind, 3, k=3):
+            V = spec.eigenvectors(slice(-3, None))
+            inside = V @ (V.T @ g)
+            share = float(inside @ inside / (g @ g))
+            share = share if chosen == "dominant" else 1 - share
+            if kind == "":
+                torch.testing.assert_close(d, g - inside if chosen == "dominant" else inside, rtol=0, atol=1e-9)
+            if kind == "-rank":  # of P random dimensions 3, or all but 3
+                share = float(row["share_removed"])
+                assert share < 0.02 if chosen == "dominant" else share > 0.98
+            assert float(row["share_removed"]) == pytest.approx(share, rel=1e-9)
+            assert float(d @ d / (g @ g)) == pytest.approx(1 - share, rel=1e-6)
+
+
+def test_bulk_noise_lies_outside_of_the_dominant_space():
+    for row, g, d, spec in _steps("bulk-noise", 2, k=3, noise=0.1):
+        assert row["share_removed"] == "0.0"
+        extra, V = d - g, spec.eigenvectors(slice(-3, None))
+        assert float(extra.norm()) == pytest.approx(0.1 * math.sqrt(len(g) - 3), rel=0.1)
+        assert float((V.T @ extra).norm()) < 1e-10
+
+
+def test_more_directions_than_a_batch_determines_end_a_run_by_name():
+    t = _training("dominant", k=500)
+    assert t.advance() == b""
+    assert "k: 500 dominant directions" in t.failure["error"]

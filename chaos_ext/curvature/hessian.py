@@ -32,7 +32,7 @@ from .native_sweep import Native
 from .plan import LayerReport, block_reports, whole_report
 from .trust import DOUBLE_BACKWARD
 
-_COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
+COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
 
 
 class HessianOperator(WithDiagonal):
@@ -242,7 +242,7 @@ class HessianOperator(WithDiagonal):
                 where that does not fit, and there is no compressed form.
         """
         bound = self.compressed_bound(dtype)
-        if bound is not None and bound < _COMPRESSED_SIZE * self.space.size:
+        if bound is not None and bound < COMPRESSED_SIZE * self.space.size:
             return self._require_layer_rules(dtype).narrowed(self.compressed(dtype))
         need, remedy = entry_bytes * self.space.size**2, "use spectrum(op, k=...)"
         memory.require(need, self.device, "dense eigendecomposition", remedy, self._budget)

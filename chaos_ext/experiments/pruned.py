@@ -2,6 +2,8 @@
 
 A control takes as much out of the gradient g as its set would at the same theta, but in directions drawn at random:
 
+The set "bulk" is all but the k dominant directions; its dimension and share are what these leave.
+
 - ``SET-rank``: the component in a uniformly random subspace of as many dimensions n as the set has. Of ||g||^2 it has
   the share b ~ Beta(n / 2, (P - n) / 2);
 - ``SET-energy``: the component in a random subspace that has the same share s of ||g||^2 as the set. Its first vector
@@ -25,11 +27,13 @@ import chaos_ext as ce
 
 from ..base.contents import number, require
 from ..data import Dataset
+from ..errors import NotConvergedError
 from .rows import SPECTRAL
 from .settings import Settings, Unit
 from .training import Training, step_along
 
 SETS = ("chaotic", "negative", "positive")
+BULK = "bulk"  # all directions but the dominant ones
 CONTROLS = ("rank", "energy", "noise")
 COLUMNS = {
     **SPECTRAL,
@@ -56,6 +60,8 @@ _CONTROL_LABELS = {
 def label(run: str) -> str:
     """Of a run, for legends."""
     chosen, control = parsed(run)
+    if run == BULK:
+        return "dominant directions only"
     if control is None:
         return "SGD" if chosen is None else f"{chosen} directions pruned"
     return _CONTROL_LABELS[control].format(chosen)
@@ -66,7 +72,7 @@ class Pruned(NamedTuple):
 
     Attributes:
         lr: its learning rate.
-        chosen: one of ``SETS``, or None: plain SGD.
+        chosen: one of ``SETS``, "dominant", "bulk", or None: plain SGD.
         control: one of ``CONTROLS``, or None: the set itself.
         k, order: as of ``CGD``.
         noise: standard deviation, of the control "noise".
@@ -124,6 +130,7 @@ class PrunedTraining(Training):
         s = ce.spectral_summary(spec, self.what.lr)
         assert isinstance(op.output, Tensor)
         loss, accuracy = op.loss.item(), (op.output.argmax(1) == y).double().mean().item()
+        self._require_dominant(s.n_positive)
         removed = self.take_step(spec, op)
         self.near[0] += s.n_near_threshold
         self.near[1] += 0.0 if math.isnan(s.share_near_threshold) else s.share_near_threshold  # NaN: g = 0
@@ -131,6 +138,12 @@ class PrunedTraining(Training):
         counts = (s.n_negative, s.n_zero, s.n_positive, s.n_chaotic)
         shares = (s.share_negative, s.share_zero, s.share_positive, s.share_chaotic)
         return (loss, accuracy, *counts, s.lambda_min, s.lambda_max, *shares, removed)
+
+    def _require_dominant(self, n_positive: int) -> None:
+        """Ends the run, as where numbers leave the finite ones, before directions that are not determined."""
+        w = self.what
+        if w.chosen in ("dominant", BULK) and self.step >= w.start and n_positive < (w.k or 0):
+            raise NotConvergedError(f"k: {w.k} dominant directions of a batch with {n_positive} positive eigenvalues")
 
     def take_step(self, spec: ce.Spectrum, op: ce.HessianOperator) -> float:
         """To theta(t+1); the share of ||g||^2 that was left out."""
@@ -148,11 +161,14 @@ class PrunedTraining(Training):
 
     def _share(self, spec: ce.Spectrum) -> float:
         w = self.what
-        mask = ce.select(spec, w.lr, w.chosen, w.k, w.order, self.generator)
+        bulk = w.chosen == BULK
+        mask = ce.select(spec, w.lr, "dominant" if bulk else w.chosen, w.k, w.order, self.generator)
         if w.control == "rank":
-            return _beta(int(mask.sum()), spec.size, self.generator)
+            n = int(mask.sum())
+            return _beta(spec.size - n if bulk else n, spec.size, self.generator)
         whole = float(spec.gradient_norm_squared)
-        return float(spec.gradient_coefficients()[mask].double().square().sum()) / whole if whole else 0.0
+        share = float(spec.gradient_coefficients()[mask].double().square().sum()) / whole if whole else float(bulk)
+        return max(1 - share, 0.0) if bulk else share
 
     def check(self, state: Any) -> None:
         """As of every training, and the sums."""

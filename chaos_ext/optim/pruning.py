@@ -1,19 +1,21 @@
-"""What a CGD step takes out of the gradient: the options, the selection, the part removed, and how it is described."""
+"""What a CGD step takes out of the gradient: the options, the selection, and how a step is described."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base.parameters import Group, ParameterSpace
+from ..base.parameters import Group
 from ..chaos import Threshold, chaotic_threshold, check_selection, select
-from ..curvature.basis import Basis
+from ..errors import UnsupportedError
+from ..spectra import dominant
 from ..spectra.options import check_options
 from ..spectra.spectrum import Spectrum
+from .removal import How, Pruned
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Pruning:
     zero_tol: float | None = None
     spectrum_dtype: torch.dtype | None = None
     threshold: str = "paper"
+    refresh_every: int | None = None
+    refresh_tol: float | None = None
+    switch_share: float | None = None
+    switch_decay: float = 0.9
 
     def __post_init__(self) -> None:
         check_selection(self.prune, self.k, self.order)
@@ -51,9 +57,36 @@ class Pruning:
         if self.spectrum is not None and not isinstance(self.spectrum, Spectrum):
             raise TypeError(f"spectrum: expected a Spectrum, got {type(self.spectrum).__name__}")
         check_options(self.spectrum_dtype or torch.float64, self.zero_tol)
+        self._check_refresh()
+        if not 0 <= self.switch_decay < 1:
+            raise ValueError(f"switch_decay: expected 0 <= switch_decay < 1, got {self.switch_decay!r}")
+        if self.switch_share is not None and not 0 <= self.switch_share < 1:
+            raise ValueError(f"switch_share: expected 0 <= switch_share < 1 or None, got {self.switch_share!r}")
+        if self.switch_share is not None and self.prune not in (None, *dominant.SETS):
+            raise ValueError(
+                f"switch_share: expected prune='dominant' or 'bulk': it is the dominant share, got {self.prune!r}"
+            )
+
+    def _check_refresh(self) -> None:
+        every, tol = self.refresh_every, self.refresh_tol
+        if tol is not None and not 0 < tol < 1:
+            raise ValueError(f"refresh_tol: expected 0 < refresh_tol < 1 or None, got {tol!r}")
+        if every is None:
+            return
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"refresh_every: expected an int >= 1 or None, got {every!r}")
+        if self.prune is not None and (not self.k or self.order != "top_abs"):
+            raise ValueError("refresh_every: expected k >= 1 and order='top_abs': k directions by size are followed")
+        if self.spectrum is not None or self.spectrum_dtype is not None:
+            raise ValueError(
+                "refresh_every: expected spectrum=None and spectrum_dtype=None: directions are found anew, in the "
+                "dtype of the parameters"
+            )
 
     def check_size(self, size: int) -> None:
-        """Raises ValueError for more directions than parameters, or fixed directions of another number of them."""
+        """Raises ValueError for no parameters, fewer than directions, or fixed directions of another number of them."""
+        if not size:
+            raise ValueError("params: expected at least one parameter with requires_grad=True, got none")
         check_selection(self.prune, self.k, self.order, size)
         if self.spectrum is not None and self.spectrum.size != size:
             raise ValueError(f"spectrum: expected one of P = {size} like the parameters, got P = {self.spectrum.size}")
@@ -77,8 +110,23 @@ class Pruning:
         """Whether which directions are pruned is drawn at random."""
         return self.k is not None and self.order == "random"
 
+    @property
+    def how(self) -> How:
+        """How much of the directions selected is taken out, or of all others."""
+        return How(self.mix, self.noise, self.prune == "bulk")
+
+    def require_columns(self) -> None:
+        """Raises UnsupportedError where what is pruned is more than columns of a spectrum."""
+        if self.how.keeps:
+            raise UnsupportedError(
+                "selection: prune='bulk' takes out all but the dominant directions, H's null space included; "
+                "select(spec, lr, 'dominant', k) is what it keeps"
+            )
+
     def select(self, spec: Spectrum, groups: Sequence[Group], generator: torch.Generator | None) -> Tensor:
-        """What an optimizer with these parameter groups prunes of a spectrum, a mask [r]."""
+        """What an optimizer with these parameter groups prunes of a spectrum (of "bulk": keeps), a mask [r]."""
+        if self.prune in dominant.SETS:
+            return select(spec, 0.0, "dominant", self.k)
         chaotic = self.prune == "chaotic"
         t = chaotic_threshold(groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
         return select(spec, t.lr, self.prune, self.k, self.order, generator, upper=t.upper, sign=t.sign, shift=t.shift)
@@ -97,43 +145,6 @@ def option(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """V c' to be subtracted from the gradient.
-
-    Attributes:
-        spec: the spectrum whose eigenvectors are V.
-        coefficients: c' [r] = mix V^T g - noise xi on the selected directions, 0 elsewhere.
-        count: how many are selected.
-        share: ||V^T g||^2 / ||g||^2 of these, in float64.
-    """
-
-    spec: Spectrum
-    coefficients: Tensor
-    count: int
-    share: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        spec: Spectrum,
-        mask: Tensor,
-        coefficients: Tensor,
-        norm_squared: Tensor,
-        options: Pruning,
-        generator: torch.Generator | None,
-    ) -> Pruned:
-        """From V^T g [r], ||g||^2 and the mask [r] of the selected directions; draws the noise."""
-        kept = coefficients * mask
-        share = torch.nan_to_num(kept.double().square().sum() / norm_squared)
-        removed = options.mix * kept
-        if options.noise:
-            device = kept.device if generator is None else generator.device
-            xi = torch.randn(kept.shape, generator=generator, dtype=torch.float64, device=device)
-            removed = removed - options.noise * xi.to(kept) * mask
-        return cls(spec, removed, int(mask.sum()), share)
-
-
-@dataclass(frozen=True)
 class StepInfo:
     """What one step did.
 
@@ -141,9 +152,15 @@ class StepInfo:
         step: index of the step, from 0.
         loss: the loss before the step, None where it is not known.
         pruned: number of directions removed.
-        share: ||V^T g||^2 / ||g||^2 of these directions (0 where nothing was pruned).
-        n_negative, n_positive: eigenvalues beyond the zero tolerance; None where no spectrum was needed.
-        lambda_min, lambda_max: extreme eigenvalues beyond the tolerance; None likewise, or where there is none.
+        share: their part of ||g||^2, ||V^T g||^2 / ||g||^2 of a set (0 where nothing was pruned).
+        n_negative, n_positive: eigenvalues beyond the zero tolerance; None where no spectrum, or a partial one, was
+            needed.
+        lambda_min, lambda_max: extreme eigenvalues beyond the tolerance; None where there is none, or where they were
+            not needed.
+        age: with ``refresh_every``, for how many steps the directions have been kept; 0: refreshed at this step.
+        residual: of these directions when they were refreshed, the largest ||H v - lambda v|| / max|lambda|.
+        products: Hessian-vector products of that refresh.
+        running_share: with ``switch_share``, the decaying average of the dominant share, this step's included.
     """
 
     step: int
@@ -154,6 +171,10 @@ class StepInfo:
     n_positive: int | None = None
     lambda_min: float | None = None
     lambda_max: float | None = None
+    age: int | None = None
+    residual: float | None = None
+    products: int | None = None
+    running_share: float | None = None
 
     @classmethod
     def of(cls, step: int, loss: Tensor | None, pruned: Pruned | None) -> StepInfo:
@@ -161,37 +182,19 @@ class StepInfo:
         value = None if loss is None else float(loss)
         if pruned is None:
             return cls(step, value)
-        values, zero = pruned.spec.eigenvalues, pruned.spec.zero_threshold
-        ends = (float(values[0]), float(values[-1])) if len(values) else (None, None)
-        negative, positive = int((values < -zero).sum()), int((values > zero).sum())
-        return cls(step, value, pruned.count, float(pruned.share), negative, positive, *ends)
+        return cls(step, value, pruned.count, float(pruned.share), *_counts(pruned.spec), *_extremes(pruned.spec))
 
 
-def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor] | None]:
-    """V c' of each parameter as L [O, q] times R [q, I]: low-rank for a compressed spectrum, a column otherwise."""
-    spec, dtype = pruned.spec, space.dtype
-    Z, basis = spec.parts()
-    c = Z @ pruned.coefficients
-    if not isinstance(basis, Basis):
-        one = torch.ones(1, 1, dtype=dtype, device=space.device)
-        flat = basis.lift(c.unsqueeze(1)).to(dtype)
-        return [(flat[space.slice(i)].contiguous(), one) for i in range(len(space.params))]
-    slot = {offset: i for i, offset in enumerate(space.offsets)}
-    removed: list[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
-    for layer in basis.layers:
-        L, R = (t.to(dtype) for t in layer.factors(c))
-        L = L.contiguous()
-        if layer.weight >= 0:
-            removed[slot[layer.weight]] = (L, R[:, : layer.inputs].contiguous())
-        if layer.bias >= 0:
-            removed[slot[layer.bias]] = (L, R[:, -1:].contiguous())
-    return removed
+def _counts(spec: Spectrum) -> tuple[int | None, int | None]:
+    """Negative and positive eigenvalues of H."""
+    if spec.nullity is None:
+        return None, None
+    values, zero = spec.eigenvalues, spec.zero_threshold
+    return int((values < -zero).sum()), int((values > zero).sum())
 
 
-def frozen_projection(spec: Spectrum, mask: Tensor, mix: float) -> Callable[[Tensor], None]:
-    """I - mix V V^T of the selected directions as a function that acts in place on a block [P, k]."""
-
-    def project_(block: Tensor) -> None:
-        block.sub_(spec.project(block.to(spec.dtype), mask).to(block.dtype), alpha=mix)
-
-    return project_
+def _extremes(spec: Spectrum) -> tuple[float | None, float | None]:
+    """The smallest and the largest eigenvalue of H."""
+    values, known = spec.eigenvalues, spec.ends or (0, 0)
+    low, high = (len(values) > 0,) * 2 if spec.nullity is not None else (known[0] > 0, known[1] > 0)
+    return float(values[0]) if low else None, float(values[-1]) if high else None

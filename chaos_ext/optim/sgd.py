@@ -12,8 +12,9 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from .. import _ops
+from ..base.guards import refuse_autocast
 from ..base.optimizers import SGD_NUMBERS, require_numbers
-from ..base.parameters import Group
+from ..base.parameters import FLOAT_DTYPES, Group
 from ..base.signals import Deferred
 from ..base.torch_internals import MOMENTUM_BUFFER
 from ..errors import UnsupportedError
@@ -92,14 +93,48 @@ def sgd_(param: Tensor, d: Tensor, group: Group, state: dict[str, Any]) -> None:
     param.add_(d, alpha=-float(group["lr"]))
 
 
-def refuse_moved(params: Iterable[Tensor], places: Mapping[Tensor, tuple[torch.device, torch.dtype]]) -> None:
-    """Raises UnsupportedError for a parameter that is no longer where the optimizer found it."""
-    for p in params:
+def in_place(
+    groups: Iterable[Group], trained: list[Tensor], places: Mapping[Tensor, tuple[torch.device, torch.dtype]]
+) -> list[Tensor]:
+    """The trained parameters, with options that make sense.
+
+    Raises:
+        UnsupportedError: one is no longer where the optimizer found it; autocast. ValueError, TypeError: options.
+    """
+    for group in groups:
+        check_group(group)
+    refuse_autocast(trained[0].device)
+    for p in trained:
         if (p.device, p.dtype) != places[p]:
             raise UnsupportedError(
                 f"params: a parameter moved from {places[p]} to {(p.device, p.dtype)} after CGD(...); make the "
                 "optimizer after model.to(...)"
             )
+    return trained
+
+
+def places_of_last(groups: list[Group]) -> dict[Tensor, tuple[torch.device, torch.dtype]]:
+    """Where the parameters of the last group are; raises TypeError, without that group, unless all are floats."""
+    params = groups[-1]["params"]
+    wrong = [p.dtype for p in params if p.dtype not in FLOAT_DTYPES]
+    if wrong:
+        groups.pop()
+        raise TypeError(f"params: expected float32 or float64 parameters, got {wrong[0]}")
+    return {p: (p.device, p.dtype) for p in params}
+
+
+def numbers_of(groups: Iterable[Group]) -> str:
+    """All options of groups that decide a step, as text."""
+    return repr([[g[name] for name in SGD_OPTIONS] for g in groups])
+
+
+def only_makes_state(opt: Optimizer, gradient: Tensor) -> bool:
+    """Whether a step without a source is one of torch.distributed.checkpoint, with lr = 0 and no gradient, which makes
+    momentum buffers and nothing else: then they are made."""
+    idle = not any(g["lr"] for g in opt.param_groups) and not bool(gradient.any())
+    if idle:
+        make_state(opt)
+    return idle
 
 
 def make_state(opt: Optimizer) -> None:

@@ -1,17 +1,21 @@
 """What ``CGD.step`` may be given, made into one thing: the order of theta, a gradient, its loss, a spectrum.
 
 HessianOperator   all of them are its own
+DatasetHessian    likewise; the loss is that of all batches
 Spectrum          of a HessianOperator: the gradient and loss that it carries
 dense H [P, P]    the optimizer's order of parameters, and their ``.grad``
 nothing           likewise, with the fixed directions of ``CGD(..., spectrum=...)``, or without any in a step that
                   needs none
-a closure         that returns one of the first three
+a closure         that returns one of the first four
+
+``curvature`` takes the directions from elsewhere (``elsewhere``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import is_
 
 import torch
@@ -20,13 +24,16 @@ from torch import Tensor
 from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..base.snapshot import Origin
+from ..curvature.dataset import DatasetHessian
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
-from ..spectra.decompose import directions, spectrum_of_matrix
+from ..spectra.decompose import spectrum_of_matrix
 from ..spectra.spectrum import Spectrum
-from .pruning import Pruning
+from .elsewhere import Curvature, order_of, require_fitting, told
+from .finding import Finder, Found
 
-Source = HessianOperator | Spectrum | Tensor
+Source = HessianOperator | DatasetHessian | Spectrum | Tensor
+_OPERATORS = (HessianOperator, DatasetHessian)
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,7 @@ class Resolved:
         gradient: [P].
         loss: at theta, detached; None where it is not known.
         origin: the model and batch behind it, None where they are not known.
-        spectrum: the directions to choose from; computed when called.
-        fixed: whether these are the fixed ones, which do not carry this gradient.
+        find: the directions to choose from; computed when called.
         has_directions: whether there are any; of ``.grad`` alone there are none.
     """
 
@@ -47,8 +53,7 @@ class Resolved:
     gradient: Tensor
     loss: Tensor | None
     origin: Origin | None
-    spectrum: Callable[[], Spectrum]
-    fixed: bool
+    find: Callable[[], Found]
     has_directions: bool = True
 
     @property
@@ -56,13 +61,14 @@ class Resolved:
         """Parameters that the loss does not depend on, which a step leaves alone."""
         return frozenset() if self.origin is None else self.origin.unused
 
-    def coefficients(self, spec: Spectrum) -> Tensor:
+    def coefficients(self, found: Found) -> Tensor:
         """V^T g [r]."""
-        return spec.coefficients(self.gradient.to(spec.dtype)) if self.fixed else spec.gradient_coefficients()
+        spec = found.spec
+        return spec.gradient_coefficients() if found.own else spec.coefficients(self.gradient.to(spec.dtype))
 
-    def norm_squared(self, spec: Spectrum) -> Tensor:
+    def norm_squared(self, found: Found) -> Tensor:
         """||g||^2 in float64, of the very gradient whose coefficients are used."""
-        return self.gradient.double().square().sum() if self.fixed else spec.gradient_norm_squared
+        return found.spec.gradient_norm_squared if found.own else self.gradient.double().square().sum()
 
 
 def called(source: object, closure: object = None) -> Source | None:
@@ -77,17 +83,20 @@ def called(source: object, closure: object = None) -> Source | None:
         if not callable(closure):
             raise TypeError(f"step: closure: expected a function, got {type(closure).__name__}; give it as source")
         source = closure
-    if source is None or isinstance(source, (HessianOperator, Spectrum, Tensor)):
+    if source is None or isinstance(source, Source):
         return source
     if not callable(source):
-        raise TypeError(f"step: expected a HessianOperator, Spectrum, Tensor or closure, got {type(source).__name__}")
+        raise TypeError(
+            "step: expected a HessianOperator, DatasetHessian, Spectrum, Tensor or closure, got "
+            f"{type(source).__name__}"
+        )
     with torch.enable_grad():
         return _returned(source())
 
 
 def _returned(result: object) -> Source:
     """What a closure returned, unless that is the loss, as torch's own optimizers want it, or something else."""
-    if isinstance(result, (HessianOperator, Spectrum)) or (isinstance(result, Tensor) and result.dim() == 2):
+    if isinstance(result, (*_OPERATORS, Spectrum)) or (isinstance(result, Tensor) and result.dim() == 2):
         return result
     got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
     scalar = result.numel() == 1 if isinstance(result, Tensor) else isinstance(result, (int, float))
@@ -99,81 +108,98 @@ def _returned(result: object) -> Source:
     )
 
 
-def resolve(source: Source | None, trained: Sequence[Tensor], groups: int, options: Pruning) -> Resolved:
+def resolve(
+    source: Source | None, trained: Sequence[Tensor], groups: int, finder: Finder, curvature: Curvature | None = None
+) -> Resolved:
     """Checks a source against the optimizer's parameters.
 
     Args:
         source: as of ``CGD.step``, no closure.
         trained: the optimizer's parameters that require a gradient, in its order.
         groups: how many parameter groups it has.
-        options: of the optimizer.
+        finder: of the step.
+        curvature: where the directions come from instead, as of ``CGD.step``.
 
     Raises:
-        TypeError: a dense Hessian of another dtype or device, once it is needed.
-        ValueError: parameters of another model, another shape, ``.grad`` missing where it is required.
+        TypeError: a dense Hessian of another dtype or device, once it is needed; a curvature that is none.
+        ValueError: parameters of another model, another shape, ``.grad`` missing where it is required; two places to
+            take directions from.
         StaleOperatorError: the parameters changed since the operator was made.
         NonFiniteError: ``.grad`` has NaN or infinity.
         UnsupportedError: a dense Hessian with several parameter groups; parameters with gradient hooks, whose gradient
             is not the operator's.
     """
-    if isinstance(source, HessianOperator):
-        return _of_operator(source, trained, options)
-    if isinstance(source, Spectrum):
-        return _of_spectrum(source, trained, options)
-    return _of_grad(source, trained, groups, options)
+    elsewhere = None if curvature is None else told(curvature, isinstance(source, Tensor), finder.options)
+    if isinstance(source, _OPERATORS):
+        resolved = _of_operator(source, trained, finder)
+    elif isinstance(source, Spectrum):
+        resolved = _of_spectrum(source, trained, finder)
+    else:
+        resolved = _of_grad(source, trained, groups, finder, None if elsewhere is None else order_of(elsewhere))
+    if elsewhere is None:
+        return resolved
+    require_fitting(elsewhere, resolved.space)
+    return replace(
+        resolved, find=partial(finder.of_other, elsewhere, resolved.space, resolved.origin), has_directions=True
+    )
 
 
-def directions_of(op: HessianOperator, options: Pruning) -> Spectrum:
-    """The directions that a step with this operator chooses from."""
-    if options.spectrum is not None:
-        return options.spectrum
-    return directions(op, zero_tol=options.zero_tol, spectrum_dtype=options.spectrum_dtype)
-
-
-def _of_operator(op: HessianOperator, trained: Sequence[Tensor], options: Pruning) -> Resolved:
+def _of_operator(op: HessianOperator | DatasetHessian, trained: Sequence[Tensor], finder: Finder) -> Resolved:
     op.snapshot.require_fresh()
-    space, fixed = _same_parameters(op.space, trained), options.spectrum is not None
+    space = _same_parameters(op.space, trained)
     refuse_gradient_hooks(space)
-    return Resolved(space, op.gradient, op.loss, op.origin, lambda: directions_of(op, options), fixed)
+    return Resolved(space, op.gradient, op.loss, op.origin, partial(finder.of_operator, op))
 
 
-def _of_spectrum(spec: Spectrum, trained: Sequence[Tensor], options: Pruning) -> Resolved:
+def _of_spectrum(spec: Spectrum, trained: Sequence[Tensor], finder: Finder) -> Resolved:
     if spec.origin is None:
-        raise ValueError("spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) with another source")
+        raise ValueError(
+            "spectrum: it was loaded from a file; use it as CGD(..., spectrum=...) or step(op, curvature=...) with "
+            "another source"
+        )
     spec.origin.snapshot.require_fresh()
-    space, fixed = _same_parameters(spec.origin.snapshot.space, trained), options.spectrum
+    space = _same_parameters(spec.origin.snapshot.space, trained)
     refuse_gradient_hooks(space)
     gradient, loss = spec.gradient, spec.loss
     assert gradient is not None
     loss = None if loss is None else loss.clone()
-    return Resolved(space, gradient, loss, spec.origin, lambda: fixed or spec, fixed is not None)
+    return Resolved(space, gradient, loss, spec.origin, partial(finder.of_spectrum, spec))
 
 
-def _of_grad(H: Tensor | None, trained: Sequence[Tensor], groups: int, options: Pruning) -> Resolved:
-    fixed = options.spectrum
-    if fixed is not None and fixed.origin is not None:
-        space = _same_parameters(fixed.origin.snapshot.space, trained)
+def _of_grad(
+    H: Tensor | None, trained: Sequence[Tensor], groups: int, finder: Finder, order: ParameterSpace | None
+) -> Resolved:
+    fixed = finder.options.spectrum
+    if H is not None:
+        finder.refuse_without_operator(H)
+    if order is None:
+        order = finder.order if fixed is None or fixed.origin is None else fixed.origin.snapshot.space
+    if order is not None:
+        space = _same_parameters(order, trained)
     else:
         _check_order(H, trained, groups, fixed)
         space = ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
     gradient = _grad(space)
 
-    def spectrum() -> Spectrum:
+    def find() -> Found:
+        kept = finder.of_kept(space)
+        if kept is not None:
+            return kept
         if H is None and fixed is None:
             raise ValueError(
                 "step: expected a HessianOperator, a Spectrum or a dense Hessian; none is only for steps that do not "
-                "prune, and for CGD(..., spectrum=...)"
+                "prune, for CGD(..., spectrum=...) and for curvature="
             )
-        return fixed or _of_matrix(H, space, gradient, options)  # type: ignore[arg-type]
+        return finder.of_fixed() or Found(_of_matrix(H, space, gradient, finder))  # type: ignore[arg-type]
 
-    known = H is not None or fixed is not None
-    return Resolved(space, gradient, None, None, spectrum, fixed is not None, known)
+    known = H is not None or fixed is not None or finder.tracked is not None
+    return Resolved(space, gradient, None, None, find, known)
 
 
-def _of_matrix(H: Tensor, space: ParameterSpace, gradient: Tensor, options: Pruning) -> Spectrum:
+def _of_matrix(H: Tensor, space: ParameterSpace, gradient: Tensor, finder: Finder) -> Spectrum:
     if H.dtype != space.dtype or H.device != space.device:
         raise TypeError(f"step: expected a {space.dtype} Hessian on {space.device}, got {H.dtype}")
-    zero_tol, dtype = options.zero_tol, options.spectrum_dtype
+    zero_tol, dtype = finder.options.zero_tol, finder.options.spectrum_dtype
     return spectrum_of_matrix(H, gradient, zero_tol=zero_tol, spectrum_dtype=dtype, form=False)
 
 

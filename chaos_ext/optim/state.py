@@ -1,4 +1,4 @@
-"""What CGD's ``state_dict`` holds beyond torch.optim.SGD's: the step count and the generator.
+"""What CGD's ``state_dict`` holds beyond torch.optim.SGD's: the step count, the generator, and what is ``Kept``.
 
 They are under "chaos_ext", and again in every parameter group: torch.distributed.checkpoint keeps nothing else than
 "state" and "param_groups", and of a group only what the live one has, too (there None). A generator's state is text
@@ -14,19 +14,28 @@ from torch import Tensor
 
 from ..base.contents import is_int
 from ..errors import CheckpointError
+from .kept import PART
 
 KEY = "chaos_ext"
 
 
-def joined(state: dict[str, Any], steps: int, generator: Tensor | None) -> dict[str, Any]:
-    """The ``state_dict`` of torch with what is CGD's own."""
+def joined(
+    state: dict[str, Any], steps: int, generator: Tensor | None, kept: str, parts: dict[int, Tensor]
+) -> dict[str, Any]:
+    """The ``state_dict`` of torch with what is CGD's own; ``parts`` go to the states of parameters, by their index."""
     text = None if generator is None else bytes(generator.tolist()).hex()
-    groups = [{**g, KEY: {"steps": steps, "generator": text}} for g in state["param_groups"]]
-    return {**state, "param_groups": groups, KEY: {"steps": steps, "generator": generator}}
+    groups = [{**g, KEY: {"steps": steps, "generator": text, "kept": kept}} for g in state["param_groups"]]
+    own = {i: {**state["state"].get(i, {}), PART: part} for i, part in parts.items()}
+    return {
+        **state,
+        "state": {**state["state"], **own},
+        "param_groups": groups,
+        KEY: {"steps": steps, "generator": generator, "kept": kept},
+    }
 
 
-def split(state: dict[str, Any]) -> tuple[dict[str, Any], int, Tensor | None]:
-    """The state for torch, the step count and the generator's state; 0 and None of a torch.optim.SGD.
+def split(state: dict[str, Any]) -> tuple[dict[str, Any], int, Tensor | None, str | None]:
+    """The state for torch, the step count, the generator's state and what is kept; 0 and None of a torch.optim.SGD.
 
     Raises:
         CheckpointError: parts are missing or of a wrong type, or parameter groups are of different steps.
@@ -35,9 +44,10 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], int, Tensor | None]:
         raise CheckpointError(f"state_dict: expected 'state' and 'param_groups', got {sorted(state)}")
     rest = {k: v for k, v in state.items() if k != KEY}
     own = _of_groups(rest["param_groups"])
-    steps, generator = _read(state.get(KEY, own))
+    own = state.get(KEY, own)
+    steps, generator = _read(own)
     rest["param_groups"] = [{**g, KEY: None} for g in rest["param_groups"]]
-    return rest, steps, generator
+    return rest, steps, generator, own.get("kept")
 
 
 def _of_groups(groups: Any) -> Any:

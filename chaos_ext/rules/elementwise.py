@@ -12,6 +12,7 @@ PReLU a = max(z, 0) + w min(z, 0), with slope s = 1 above and w at or below 0, n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -72,14 +73,22 @@ class Elementwise:
         return [dd_in], []
 
 
-def native(kind: int, alpha: float = 0.0, beta: float = 0.0) -> Elementwise:
-    """One of the activations of csrc/layers/activation, with its settings."""
+@dataclass(frozen=True)
+class Native:
+    """phi of csrc/layers/activation, with its settings."""
 
-    def phi(z: Tensor) -> Derivatives:
-        a, d1, d2 = _ops.activation(z.contiguous(), kind, alpha, beta)
+    kind: int
+    alpha: float = 0.0
+    beta: float = 0.0
+
+    def __call__(self, z: Tensor) -> Derivatives:
+        a, d1, d2 = _ops.activation(z.contiguous(), self.kind, self.alpha, self.beta)
         return a, d1, d2 if d2.numel() else None
 
-    return Elementwise(phi)
+
+def native(kind: int, alpha: float = 0.0, beta: float = 0.0) -> Elementwise:
+    """One of the activations of csrc/layers/activation, with its settings."""
+    return Elementwise(Native(kind, alpha, beta))
 
 
 def gelu(approximate: str) -> Elementwise:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .activation_jets import derivatives, has_derivatives
 from .conv import Convolution
-from .elementwise import Elementwise, PReLU
+from .elementwise import Elementwise, Native, PReLU
 from .embedding import Embedding
 from .jet import Jet, composed, mapped, plus, product, times
 from .joints import Add, Affine, Cat, LinearMap, Multiply, Parameter, Reshape
@@ -31,7 +31,9 @@ LeafJet = Callable[[Leaf], Jet | None]
 
 def has_jet(rule: Rule) -> bool:
     """Whether the rule has one."""
-    return type(rule) in _JETS and (type(rule) is not Elementwise or has_derivatives(rule.kind))
+    if type(rule) is Elementwise:
+        return isinstance(rule.phi, Native) and has_derivatives(rule.phi.kind)
+    return type(rule) in _JETS
 
 
 def jet_of(rule: Rule, saved: object, inputs: Sequence[Jet], leaf: LeafJet) -> Jet:
@@ -63,7 +65,8 @@ def _convolution(rule: Convolution, saved: Any, inputs: Sequence[Jet], leaf: Lea
 
 
 def _elementwise(rule: Elementwise, saved: Any, inputs: Sequence[Jet], leaf: LeafJet) -> Jet:
-    return composed(inputs[0], *derivatives(rule.kind, inputs[0].value, rule.alpha, rule.beta))
+    assert isinstance(rule.phi, Native)
+    return composed(inputs[0], *derivatives(rule.phi.kind, inputs[0].value, rule.phi.alpha, rule.phi.beta))
 
 
 def _prelu(rule: PReLU, saved: Any, inputs: Sequence[Jet], leaf: LeafJet) -> Jet:

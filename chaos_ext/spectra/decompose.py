@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import Any
 
 import torch
@@ -13,20 +11,13 @@ from ..curvature.basis import Columns, Coordinates
 from ..curvature.dataset import DatasetHessian
 from ..curvature.ggn import GGNOperator
 from ..curvature.hessian import HessianOperator
-from ..errors import NonFiniteError, NotConvergedError
-from .eigh import eigh
-from .gauss_newton import eigenpairs
+from ..errors import NonFiniteError
+from .cost import announce, decomposed_size, eigenpairs
+from .gauss_newton import eigenpairs as gauss_newton_pairs
 from .options import check_options
 from .partial import partial_spectrum
 from .spectrum import Spectrum
 from .tridiagonal import EigenColumns, Tridiagonal
-
-log = logging.getLogger("chaos_ext")
-
-_LONG_SIZE = 3000  # from here on a decomposition may take half a minute
-_LONG_SECONDS = 30.0
-_PROBE_SIZE = 384
-_FORMED_SIZE = 64  # below this forming the eigenvectors takes no longer
 
 Operator = HessianOperator | DatasetHessian | GGNOperator
 
@@ -125,51 +116,22 @@ def _once(op: Operator, kind: str, dtype: torch.dtype, tolerance: float) -> Spec
 
 def _complete(op: Operator, dtype: torch.dtype, zero_tol: float, *, form: bool) -> Spectrum:
     if isinstance(op, GGNOperator):
-        pairs = eigenpairs(op, dtype, zero_tol)
+        pairs = gauss_newton_pairs(op, dtype, zero_tol)
         spec = _nonzero(*pairs, op.shape[0], zero_tol, op.gradient_in(dtype))
     else:
         # A dense eigh holds four matrices; the decomposition without eigenvectors H, and three in float64.
         entry = 4 * dtype.itemsize if form else 24 + dtype.itemsize
+        announce(decomposed_size(op, dtype), dtype, op.device, form, entry)
         basis, S = op.smallest_form(dtype, entry)
-        if len(S) >= _LONG_SIZE:
-            _announce(S, form, entry)
         spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
 
 
-def _announce(S: Tensor, form: bool, entry_bytes: int) -> None:
-    """Says what a decomposition will cost where that is half a minute or more, by a small one of the same kind."""
-    generator = torch.Generator().manual_seed(0)
-    A = torch.randn(_PROBE_SIZE, _PROBE_SIZE, generator=generator, dtype=torch.float64, device="cpu").to(S)
-    began = time.perf_counter()
-    float(_eigenpairs(A + A.T, form)[0][0])
-    expected = (time.perf_counter() - began) * (len(S) / _PROBE_SIZE) ** 3
-    if expected >= _LONG_SECONDS:
-        log.warning(
-            "spectrum: all eigenpairs of a matrix of size %d, in %.1f GB: expect %.0f s or more; "
-            "spectrum(op, k=...) finds a few in a small part of that",
-            len(S),
-            entry_bytes * len(S) ** 2 / 1e9,
-            expected,
-        )
-
-
-def _eigenpairs(S: Tensor, form: bool) -> tuple[Tensor, Tensor | Tridiagonal]:
-    """Eigenvalues, and eigenvectors formed or as an operator."""
-    if not form and S.is_cpu and len(S) >= _FORMED_SIZE:
-        try:
-            implicit = Tridiagonal(S)
-            return implicit.eigenvalues, implicit
-        except NotConvergedError as e:
-            log.warning("%s; using eigh", e)
-    return eigh(S)
-
-
 def _decomposed(
     S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None, form: bool = True
 ) -> Spectrum:
-    return _nonzero(*_eigenpairs(S, form), basis, size, zero_tol, gradient)
+    return _nonzero(*eigenpairs(S, form), basis, size, zero_tol, gradient)
 
 
 def _nonzero(

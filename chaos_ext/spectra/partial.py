@@ -53,6 +53,7 @@ def partial_spectrum(
         loss=op.loss if known else None,
         gradient=op.gradient if known else None,
         origin=op.origin if known else None,
+        ends=ends_of(values, which),
     )
     spec.unseen = _unseen(values.tolist(), products.size, which)
     return spec
@@ -67,6 +68,14 @@ def _unseen(values: list[float], size: int, which: str) -> tuple[float, float]:
         least = min(map(abs, values))
         return -least, least
     return values[low - 1] if low else -math.inf, values[low] if low < len(values) else math.inf
+
+
+def ends_of(values: Tensor, which: str) -> tuple[int, int]:
+    """How many of the k pairs found are the smallest and how many the largest of H."""
+    k = len(values)
+    # Of the largest |lambda| the negative ones are the smallest, the others the largest: nothing lies beyond them.
+    low = {"largest": 0, "smallest": k, "both_ends": k // 2, "magnitude": int((values < 0).sum())}[which]
+    return low, k - low
 
 
 def _check(

@@ -27,7 +27,7 @@ class Spectrum:
     Made by ``spectrum`` and ``directions``.
 
     Args:
-        eigenvalues, Z, basis, size, zero_tol, loss, gradient, origin: the attributes of these names.
+        eigenvalues, Z, basis, size, zero_tol, loss, gradient, origin, ends: the attributes of these names.
         complete: whether every eigenvalue beyond the tolerance is there.
         scale: max|lambda| of H.
         exact_gradient: the gradient in the spectrum's dtype, where the model's is another.
@@ -44,6 +44,7 @@ class Spectrum:
         basis: Q.
         Z: eigenvectors in the coordinates of Q, [n, r] (of ``directions``: as a matrix that is never formed).
         origin: the model, batch and theta that it belongs to (None after ``load``).
+        ends: of a partial spectrum, how many are the smallest and how many the largest of H; None: not known.
         shapes: of the parameters that make up theta, in order, after ``load`` (None where unknown).
         unseen: of a partial spectrum the interval in which all other eigenvalues lie (None where unknown).
 
@@ -53,6 +54,7 @@ class Spectrum:
     eigenvalues, Z, basis = HandedOut[Tensor](), HandedOut[Tensor | EigenColumns](), HandedOut[Columns]()
     loss, gradient = HandedOut[Tensor | None](), HandedOut[Tensor | None]()
     unseen: tuple[float, float] | None = None
+    ends: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -69,14 +71,14 @@ class Spectrum:
         exact_gradient: Tensor | None = None,
         near: Tensor | EigenColumns | None = None,
         origin: Origin | None = None,
+        ends: tuple[int, int] | None = None,
     ) -> None:
         self.eigenvalues, self.Z, self.basis, self.size = eigenvalues, Z, basis, size
         self.nullity = size - len(eigenvalues) if complete else None
         self.zero_tol, self.zero_threshold = zero_tol, zero_tol * scale
         self.loss, self.gradient = loss, gradient
         self._exact_gradient = gradient if exact_gradient is None else exact_gradient
-        self._near = near
-        self.origin = origin
+        self._near, self.origin, self.ends = near, origin, ends
         self.shapes: list[tuple[int, ...]] | None = None
         self._coefficients: Tensor | None = None
 
@@ -145,13 +147,10 @@ class Spectrum:
         """V c, the vectors of given coordinates; the adjoint of ``coefficients``.
 
         Args:
-            c: [r] or [r, k], in the spectrum's dtype.
+            c: [r] or [r, k], in the spectrum's dtype. ValueError: another shape.
 
         Returns:
             [P] or [P, k].
-
-        Raises:
-            ValueError: c of another shape.
         """
         Z, basis = self.parts()
         if c.dim() not in (1, 2) or len(c) != Z.shape[1]:
@@ -248,7 +247,7 @@ class Spectrum:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the spectrum to a file with a checksum, whole or not at all.
 
-        Eigenvalues, eigenvectors in structured form, loss and gradient are kept; the model and the batch are not.
+        Eigenvalues, eigenvectors in structured form, loss and gradient are kept; model and batch are not.
 
         Args:
             path: replaced if it exists; its folder must exist.
@@ -262,6 +261,7 @@ class Spectrum:
         names = ("eigenvalues", "size", "zero_tol", "zero_threshold", "loss", "gradient")
         state = {k: own(self, k) for k in names}
         state |= {"complete": self.nullity is not None, "layers": layers, "shapes": self._stored_shapes()}
+        state["ends"] = None if self.ends is None else list(self.ends)
         state |= {"Z": Z, "exact_gradient": self._exact_gradient, "near": near, "unseen": self.unseen}
         storage.write(Path(path), state)
 
@@ -269,8 +269,7 @@ class Spectrum:
     def load(cls, path: str | os.PathLike[str], map_location: torch.device | str | None = None) -> Spectrum:
         """Reads what ``save`` wrote.
 
-        A file from before files had a checksum of the whole is read after the checksums of its parts were verified, and
-        a warning is logged: save it again.
+        A file from before files had a checksum of the whole is read after its parts' were verified, with a warning.
 
         Args:
             path: the file.
@@ -293,6 +292,7 @@ class Spectrum:
             gradient=state["gradient"],
             exact_gradient=state["exact_gradient"],
             near=state["near"],
+            ends=state["ends"],
         )
         spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
         spec.unseen = state.get("unseen")

@@ -68,9 +68,10 @@ def read(path: Path, map_location: Any) -> dict[str, Any]:
         parts(state, _NAMES)
         require(state["format"] == known, "format", known, state["format"])
         basis = _check(state)
+        ends = _ends(state)
     if not sealed:
         log.warning("%s: written by an older version, without a checksum of the whole; save it again", path)
-    return {**state, "basis": basis}
+    return {**state, "basis": basis, "ends": ends}
 
 
 def _check(state: dict[str, Any]) -> Columns:
@@ -110,6 +111,17 @@ def _check_unseen(unseen: Any) -> None:
     """Files of before this was kept have none."""
     pair = isinstance(unseen, tuple) and len(unseen) == 2 and all(isinstance(u, float) for u in unseen)
     require(unseen is None or (pair and unseen[0] <= unseen[1]), "unseen", "two ascending numbers", unseen)
+
+
+def _ends(state: dict[str, Any]) -> tuple[int, int] | None:
+    """Of a partial spectrum; files from before it was known have none."""
+    ends = state.get("ends")
+    if ends is None:
+        return None
+    whole = isinstance(ends, list) and len(ends) == 2 and all(is_int(n) and n >= 0 for n in ends)
+    require(whole and not state["complete"], "ends", "two counts of a partial spectrum", ends)
+    require(sum(ends) == len(state["eigenvalues"]), "ends", f"{len(state['eigenvalues'])} in total", ends)
+    return ends[0], ends[1]
 
 
 def _check_shapes(shapes: Any, size: int) -> None:
