@@ -22,7 +22,7 @@ from .arguments import require_columns, require_matrix
 from .basis import Columns, Coordinates
 from .dense import not_finite
 from .hessian import HessianOperator
-from .plan import LayerReport
+from .plan import Explained, LayerReport
 from .recorded import Recorded, sum_of_all
 from .symmetric import OnTheta
 from .walks import Walks
@@ -232,4 +232,4 @@ class DatasetHessian(OnTheta):
                 )
 
         self._each(add)
-        return list(rows.values())
+        return Explained(rows.values())
