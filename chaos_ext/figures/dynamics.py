@@ -122,7 +122,7 @@ def plot_divergence(t: Any, distance: Any, fit: DivergenceFit | None = None, ax:
 def _draw_laws(ax: Axes, steps: Any, fit: DivergenceFit) -> None:
     import torch
 
-    at = torch.tensor(steps.tolist(), dtype=torch.float64)
+    at = torch.tensor(steps.tolist(), dtype=torch.float64, device="cpu")
     laws = ((fit.plain, "√(αt² + βt)", "-."), (fit.offset, "√(αt² + βt + ε²)", "--"))
     for law, formula, style in laws:
         label = f"{formula}: α = {law.alpha.value:.2g}, β = {law.beta.value:.2g}"
