@@ -1,9 +1,10 @@
 """The edge of stability: 2/λ crossed
 
 Full-batch gradient descent on 100 digits, at three learning rates. Sharpness, the largest eigenvalue of the Hessian,
-grows until it reaches $2/\\eta$ (*progressive sharpening*), where the step overshoots along its eigenvector: the
-local exponent there becomes positive. Training does not diverge; sharpness stays near the threshold and the loss
-falls in waves (Cohen et al. 2021).
+grows (*progressive sharpening*). At the two larger rates it passes $2/\\eta$, where the step overshoots along its
+eigenvector: the local exponent there becomes positive. Training does not diverge; the loss has a spike, sharpness
+falls back to the threshold and stays near it (Cohen et al. 2021). At the smallest rate the edge is not reached in
+these steps.
 
 The eigenvalue is exact, by Lanczos that starts from the eigenvector of the step before, and `distance_to_threshold`
 knows where the edge is for the optimizer in use, momentum and Adam included.
