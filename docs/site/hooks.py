@@ -14,7 +14,6 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
-from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -71,11 +70,8 @@ def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
     return _MATH.sub(lambda m: _mathml(m, page), content)
 
 
-@event_priority(-100)  # after the search has written its index
 def on_post_build(config: Any) -> None:
-    """The search index for pages that are opened from a disk; refuses a link that leads nowhere, or out of the site."""
-    index = Path(config["site_dir"]) / "search" / "search_index.json"
-    index.with_suffix(".js").write_text(f"var __index = {index.read_text()}")
+    """Refuses a site with a link that leads nowhere, or a page that loads anything from elsewhere."""
     if found := links.faults(Path(config["site_dir"])):
         raise PluginError("\n".join(found))
 
