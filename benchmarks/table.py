@@ -1,7 +1,4 @@
-"""``python -m benchmarks.table``: writes the speed tables of README.md from results/*.json, between its markers.
-
-``--check`` writes nothing and exits with 1 if README.md is out of date.
-"""
+"""``python -m benchmarks.table``: the speed tables of results/*.json, as Markdown; the site has them made at build."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 OURS, MAIN_RIVAL, FLOOR = "chaos_ext, out=", "jvp(grad), vmapped, chunk 1024", "memset of H"
 
 Row = dict[str, Any]
@@ -147,59 +143,57 @@ def memory_table(rows: list[Row]) -> str:
     return markdown(["peak memory of one dense Hessian", "H", *unique(rows, "method")], lines)
 
 
-def block(results: Path) -> str:
-    """What stands between the markers."""
-    env, dense = load(results, "dense_hessian")
-    _, steps = load(results, "cgd_step")
-    peak_env, peaks = load(results, "memory")
-    net_env, nets = load(results, "networks")
-    tangent_env, tangents = load(results, "tangent")
-    parts = [
-        "Minimum of many runs; every result was first checked against float64 double backward. From model and batch to "
-        "H; ours and the rivals that can write into a reused buffer. In brackets: the multiple of our time.",
-        dense_table(dense),
-        threads_table(dense),
-        "One CGD step (operator, all eigenpairs, projection, update) against the same step by a dense "
-        "eigendecomposition, and a row of spectral metrics:",
-        step_table(steps),
-        provenance(env),
-        memory_table(peaks),
-        provenance(peak_env),
-        "Convolutional networks, from model and batch: the dense Hessian (c, d), 64 Hessian-vector products (e).",
-        networks_table(nets),
-        network_step_table(nets),
-        provenance(net_env),
-        "The tangent map, and Lyapunov exponents while a network trains (64 steps a run, re-orthonormalisations "
-        "included):",
-        update_table(tangents),
-        training_table(tangents),
-        provenance(tangent_env),
-    ]
+def ensemble_table(rows: list[Row]) -> str:
+    """One step of all members, by optimizer and number of members; in brackets the multiple of ours."""
+    cases = list(dict.fromkeys((r["optimizer"], r["dtype"], r["members"]) for r in rows))
+    methods = unique(rows, "method")
+    lines = []
+    for optimizer, dtype, members in cases:
+        found = [find(rows, optimizer=optimizer, dtype=dtype, members=members, method=m) for m in methods]
+        ours = next(r["seconds"] for r in found if r is not None and r["method"] == "chaos_ext")
+        cells = ["-" if r is None else f"{seconds(r['seconds'])} ({r['seconds'] / ours:.2g}x)" for r in found]
+        lines.append([f"{optimizer}, {dtype}, {members} members", *cells])
+    return markdown([f"one step of all members, {rows[0]['problem']}, CPU seconds of 1 thread", *methods], lines)
+
+
+def grid_table(rows: list[Row]) -> str:
+    """How often, and by how much, torch's best way is faster than ours; by network."""
+    lines = []
+    for net in unique(rows, "net"):
+        own = [r for r in rows if r["net"] == net]
+        ratios = sorted(r["ratio"] for r in own)
+        slower = sum(v < 1 for v in ratios)
+        anew = sum(r["ratio, new operator"] < 1 for r in own)
+        middle = f"{ratios[len(ratios) // 2]:.2g}"
+        lines.append([net, str(len(own)), str(slower), str(anew), f"{ratios[0]:.2f}", middle, f"{ratios[-1]:.2g}"])
+    head = ["network", "cells", "torch is faster", "of a new operator", "least ratio", "median", "largest"]
+    return markdown(head, lines)
+
+
+def everything(results: Path) -> str:
+    """All tables, one after the other, each with where it was measured."""
+    made = (
+        ("dense_hessian", dense_table),
+        ("dense_hessian", threads_table),
+        ("cgd_step", step_table),
+        ("memory", memory_table),
+        ("networks", networks_table),
+        ("networks", network_step_table),
+        ("tangent", update_table),
+        ("tangent", training_table),
+        ("ensemble", ensemble_table),
+    )
+    parts = []
+    for name, make in made:
+        env, rows = load(results, name)
+        parts += [make(rows), provenance(env)]
     return "\n\n".join(parts)
-
-
-def updated(text: str, new: str) -> str:
-    """The README with a new block."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md: expected the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    args = parser.parse_args()
-    old = args.readme.read_text()
-    new = updated(old, block(args.results))
-    if args.check:
-        if new != old:
-            print(f"{args.readme}: out of date; run `python -m benchmarks.table`", file=sys.stderr)
-        return int(new != old)
-    args.readme.write_text(new)
+    print(everything(parser.parse_args().results))
     return 0
 
 

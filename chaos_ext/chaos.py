@@ -8,11 +8,12 @@ local Lyapunov exponent of that direction is ln|1 - lr lambda|: chaotic (positiv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from .base.html import table
 from .base.parameters import Group
 from .errors import UnsupportedError
 from .spectra import dominant
@@ -196,6 +197,9 @@ class SpectralSummary:
     share_chaotic: float
     n_near_threshold: int
     share_near_threshold: float
+
+    def _repr_html_(self) -> str:
+        return table("Spectral summary", asdict(self).items())
 
 
 def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:

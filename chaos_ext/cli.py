@@ -22,6 +22,7 @@ from .experiments import (
     analyze_options,
     axes_options,
     bounds_options,
+    doctor_options,
     epsilon_options,
     everything_options,
     exponents_options,
@@ -62,9 +63,38 @@ _EXPERIMENTS = (
 _MODULES = {everything_options.NAME: "everything", report_options.NAME: "write_report"}  # that have other names
 
 
+_OVERVIEW = f"""chaos-ext {__version__}: chaos in neural network training, exactly
+
+Your model
+  chaos-ext analyze --model my_module:build --data my_module:loader
+                            trains it; exponents, spectrum and stability of every step, and their figure
+
+The paper (Herrmann, Granz, Landgraf, NeurIPS 2022), on an embedded data set
+  chaos-ext reproduce fig1 --quick          rehearse Figure 1 in ten seconds
+  chaos-ext reproduce fig1                  Figure 1: training without chaotic directions, in minutes
+  chaos-ext reproduce --help                all studies
+  chaos-ext report FOLDER                   one page of figures and verdicts of studies that were run
+
+This installation
+  chaos-ext doctor          are its numbers right? what is missing?
+  chaos-ext info            what was built, and what is usable
+
+From Python
+  import chaos_ext as ce
+  op = ce.HessianOperator(model, loss_fn, x, y)    # your torch.nn.Module, loss and batch
+  spec = ce.spectrum(op)                           # all nonzero eigenpairs, exact
+  ce.figures.plot_lle(spec.eigenvalues, lr=0.1).figure.savefig("figure.png")
+
+Options of a command: chaos-ext COMMAND --help"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit status; bad options end in SystemExit(2), as argparse does it."""
-    args = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if not given:
+        print(_OVERVIEW)
+        return 0
+    args = _parser().parse_args(given)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="chaos-ext: %(message)s")
     try:
         status: int = args.command(args)
@@ -101,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         experiment.add_arguments(sub)
         sub.set_defaults(command=lambda args, e=experiment.NAME, p=sub: _reproduce(args, e, p))
         commands_with_options.append(sub)
-    for own in (analyze_options, report_options):
+    for own in (analyze_options, report_options, doctor_options):
         sub = commands.add_parser(own.NAME, help=own.HELP, description=own.HELP)
         own.add_arguments(sub)
         sub.set_defaults(command=lambda args, e=own.NAME, p=sub: _reproduce(args, e, p))

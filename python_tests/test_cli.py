@@ -62,10 +62,22 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f"chaos-ext {chaos_ext.__version__}"
 
 
-@pytest.mark.parametrize("arguments", [[], ["reproduce"], ["reproduce", "fig99"], ["nonsense"], ["info", "--xml"]])
+@pytest.mark.parametrize("arguments", [["-v"], ["reproduce"], ["reproduce", "fig99"], ["nonsense"], ["info", "--xml"]])
 def test_incomplete_or_unknown_commands_are_usage_errors(arguments, capsys):
     assert status(*arguments) == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_without_a_command_it_shows_what_it_can_do(capsys):
+    assert status() == 0
+    text = capsys.readouterr().out
+    shown = [line.split()[1] for line in text.splitlines() if line.startswith("  chaos-ext ")]
+    assert set(shown) == {"analyze", "reproduce", "report", "doctor", "info"}
+    for line in text.splitlines():
+        if line.startswith("  chaos-ext ") and "FOLDER" not in line and "my_module" not in line:
+            command = line.split("  ")[1].split()[1:]
+            if "--help" not in command:
+                assert cli._parser().parse_args(command).command
 
 
 def test_help_names_every_option_with_its_default(capsys):
@@ -135,8 +147,9 @@ def test_help_and_usage_errors_do_not_wait_for_torch(arguments, tmp_path):
     )
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    wrong = not {"--help", "--version"} & set(arguments)
-    assert done.stdout.splitlines()[-1].strip() == f"{2 if wrong else 0} []", done.stderr
+    wrong = bool(arguments) and not {"--help", "--version"} & set(arguments)
+    ended = 2 if wrong else 0 if arguments else None  # without a command main returns
+    assert done.stdout.splitlines()[-1].strip() == f"{ended} []", done.stderr
 
 
 def test_options_offer_what_there_is():

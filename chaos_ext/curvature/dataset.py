@@ -23,7 +23,7 @@ from .basis import Columns, Coordinates
 from .dense import not_finite
 from .eigenvalue_gradient import WithEigenvalueGradient
 from .hessian import HessianOperator
-from .plan import LayerReport
+from .plan import Explained, LayerReport
 from .recorded import Recorded, sum_of_all
 from .walks import Walks
 from .weighting import Weight, Weighting
@@ -254,4 +254,4 @@ class DatasetHessian(WithEigenvalueGradient):
                 )
 
         self._each(add)
-        return list(rows.values())
+        return Explained(rows.values())

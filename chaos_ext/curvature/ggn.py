@@ -28,7 +28,7 @@ from .jacobian import Jacobian, TapeJacobian, columns_of, unit_columns
 from .jacobian_by_torch import TorchJacobian
 from .jacobian_trust import require_right
 from .layerwise import LayerwiseEngine
-from .plan import LayerReport
+from .plan import Explained, LayerReport
 from .tape import Tape
 from .third import jets_are_right, lacks_jets, mean_of_thirds
 from .third_trust import wrong
@@ -271,7 +271,7 @@ class GGNOperator(WithEigenvalueGradient):
     def explain(self) -> list[LayerReport]:
         """How the Jacobian of the output is computed, and why."""
         path = "layer rules" if isinstance(self._engine, LayerwiseEngine) else "jvp and vjp of the output by torch"
-        return [LayerReport("(model)", path, 0, self.space.size**2 * self.dtype.itemsize, self._why)]
+        return Explained([LayerReport("(model)", path, 0, self.space.size**2 * self.dtype.itemsize, self._why)])
 
     def _verify(self) -> None:
         v = probes(self.space)

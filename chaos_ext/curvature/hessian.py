@@ -29,7 +29,7 @@ from .engine import engine_for
 from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
 from .native_sweep import Native
-from .plan import LayerReport, block_reports, whole_report
+from .plan import Explained, LayerReport, block_reports, whole_report
 from .trust import DOUBLE_BACKWARD
 
 COMPRESSED_SIZE = 0.95  # of P: with less to gain the dense form is cheaper
@@ -280,5 +280,5 @@ class HessianOperator(WithDiagonal):
         """The path that each layer takes, its cost and the reason."""
         engine, block = self._engine, block_reports(self.space)
         if isinstance(engine, FunctionalEngine):
-            return [*block, whole_report(self.space, engine.path, self._why)]
-        return [*block, *engine.explain()]
+            return Explained([*block, whole_report(self.space, engine.path, self._why)])
+        return Explained([*block, *engine.explain()])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..base.blocks import listed
+from ..base.html import table
 from ..base.parameters import ParameterSpace
 from ..graph.program import Program
 from ..rules.automatic import AutoRule
@@ -153,6 +154,14 @@ class LayerReport:
     flops: int
     bytes: int
     why: str
+
+
+class Explained(list[LayerReport]):
+    """What ``explain()`` returns: a list, which notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(r.name, r.path, f"{r.flops:.3g}", f"{r.bytes:.3g}", r.why) for r in self]
+        return table("How H is computed", rows, ("layer", "path", "operations", "bytes", "why"))
 
 
 def whole_report(space: ParameterSpace, path: str, why: str) -> LayerReport:

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..base.html import table
 from .benettin import Benettin
 from .exponents import kaplan_yorke_dimension, sum_of_positive_exponents
+
+SHOWN = 20  # exponents in a notebook
 
 
 class History(NamedTuple):
@@ -47,6 +50,11 @@ class LyapunovResult:
     x: Tensor
     directions: Tensor
     log_gali: Tensor | None
+
+    def _repr_html_(self) -> str:
+        shown = zip(range(1, SHOWN + 1), self.exponents.tolist(), self.errors.tolist(), strict=False)
+        title = f"Lyapunov exponents after {self.steps} steps, nats per step"
+        return table(title, shown, ("", "exponent", "standard error"))
 
     @property
     def kaplan_yorke_dimension(self) -> float:

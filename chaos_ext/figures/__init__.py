@@ -6,7 +6,8 @@ works without a display; ``ax.figure.savefig(...)`` writes it. All raise ImportE
 
 from ..data.sources import INSTALL_HINT
 from .axes import COLORS, import_numpy, new_axes
-from .spectra import plot_lle, plot_spectral_density
+from .dynamics import plot_divergence, plot_exponents
+from .spectra import plot_lle, plot_spectral_density, plot_spectrum
 from .training import LABELS, RUNS, figure_training, plot_training, read_metric, smooth
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "figure_training",
     "import_numpy",
     "new_axes",
+    "plot_divergence",
+    "plot_exponents",
     "plot_lle",
     "plot_spectral_density",
+    "plot_spectrum",
     "plot_training",
     "read_metric",
     "smooth",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..chaos import local_lyapunov_exponents
 from ..spectra.density import SpectralDensity
+from ..spectra.spectrum import Spectrum
 from .axes import COLORS, import_numpy, new_axes
 
 if TYPE_CHECKING:
@@ -46,6 +48,53 @@ def plot_lle(eigenvalues: Any, lr: float, ax: Axes | None = None) -> Axes:
     ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
     ax.set_xlabel("Hessian eigenvalue")
     ax.set_ylabel("local Lyapunov exponent (nats per step)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_spectrum(spec: Spectrum, ax: Axes | None = None, *, lr: float | None = None) -> Axes:
+    """Draws the eigenvalues of a spectrum by rank, the largest first, on an axis with decades on both sides of zero.
+
+    Args:
+        spec: a complete or partial spectrum.
+        ax: axes to draw on; None makes a new figure.
+        lr: learning rate; given, 2 / lr is drawn where it is within reach, and eigenvalues above it are told apart.
+
+    Returns:
+        The axes drawn on; the legend counts the eigenvalues of each sign, zeros included where they are known.
+
+    Raises:
+        TypeError: not a ``Spectrum``.
+        ValueError: ``lr`` is not above 0.
+    """
+    if not isinstance(spec, Spectrum):
+        raise TypeError(f"spec: expected a Spectrum, got {type(spec).__name__}")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"lr: expected a number above 0, got {lr}")
+    np = import_numpy()
+    values = np.array(spec.eigenvalues.double().cpu().tolist())[::-1]
+    edge = math.inf if lr is None else 2 / lr
+    rank = np.arange(1, len(values) + 1)
+    ax = new_axes() if ax is None else ax
+    groups = (
+        ("above 2/lr", values > edge, COLORS["chaotic"], "^"),
+        ("positive", (values > 0) & (values <= edge), COLORS["positive"], "s"),
+        ("negative", values < 0, COLORS["negative"], "o"),
+    )
+    for name, mask, color, marker in groups:
+        if mask.any():
+            label = f"{name} ({int(mask.sum())})"
+            ax.plot(rank[mask], values[mask], marker, color=color, markersize=4, alpha=0.7, label=label)
+    if spec.nullity is not None:
+        ax.plot([], [], " ", label=f"zero, not drawn ({spec.nullity})")
+    if len(values):
+        ax.set_yscale("symlog", linthresh=float(np.median(np.abs(values))) or 1.0)
+        if edge < 10 * np.abs(values).max():
+            ax.axhline(edge, color="0.3", linewidth=0.9, linestyle=(0, (4, 3)), label=f"2/lr = {edge:.4g}")
+    ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+    ax.set_xlabel("rank")
+    ax.set_ylabel("Hessian eigenvalue")
+    ax.grid(alpha=0.25, linewidth=0.5)
     ax.legend(frameon=False)
     return ax
 

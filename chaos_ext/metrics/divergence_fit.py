@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..base import html
 from .intervals import Estimate
 
 
@@ -102,6 +103,14 @@ class DivergenceFit:
         Where a pure law holds, one that contains it and finds the other coefficient near zero predicts as well.
         """
         return self.laws[0]
+
+    def _repr_html_(self) -> str:
+        laws = [(w.name, w.formula, w.prediction_error, w.residual) for w in self.laws]
+        return html.table(
+            f"How twins part: {self.points} points, {self.members} member(s)",
+            [*laws, ("alpha", str(self.alpha), "", ""), ("beta", str(self.beta), "", "")],
+            ("law", "distance", "prediction error", "residual"),
+        )
 
     def table(self) -> str:
         """Coefficients with intervals, then the laws by prediction error, as text of a few lines."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base import memory
 from ..base.snapshot import Origin
 from ..curvature.basis import Basis, Columns
-from . import handed, storage
+from . import handed, shown, storage
 from .handed import HandedOut, own
 from .tridiagonal import EigenColumns
 
@@ -98,6 +98,11 @@ class Spectrum:
     def __repr__(self) -> str:
         kind = "partial" if self.nullity is None else f"nullity {self.nullity}"
         return f"Spectrum(P={self.size}, r={len(own(self, 'eigenvalues'))}, {kind}, {self.dtype})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how many eigenvalues of which sign, and where they lie."""
+        values, loss = own(self, "eigenvalues"), own(self, "loss")
+        return shown.as_html(values, loss, self.size, self.nullity, self.zero_threshold)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -283,17 +288,9 @@ class Spectrum:
             CheckpointError: not a spectrum, or damaged.
         """
         state = storage.read(Path(path), map_location)
-        spec = cls(
-            *(state[name] for name in ("eigenvalues", "Z", "basis", "size")),
-            complete=state["complete"],
-            zero_tol=state["zero_tol"],
-            scale=0.0,
-            loss=state["loss"],
-            gradient=state["gradient"],
-            exact_gradient=state["exact_gradient"],
-            near=state["near"],
-            ends=state["ends"],
-        )
+        basics = ("eigenvalues", "Z", "basis", "size", "complete", "zero_tol")
+        names = (*basics, "loss", "gradient", "exact_gradient", "near", "ends")
+        spec = cls(**{n: state[n] for n in names}, scale=0.0)
         spec.zero_threshold, spec.shapes = state["zero_threshold"], state["shapes"]
         spec.unseen = state.get("unseen")
         return spec

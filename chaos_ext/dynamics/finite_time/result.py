@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...base.html import table
 from .run import Extremes, FiniteTime
 
 
@@ -46,6 +47,20 @@ class FiniteTimeSpectrum:
     x: Tensor | None = None
     right: Tensor | None = None
     left: Tensor | None = None
+
+    def _repr_html_(self) -> str:
+        positive = int(((self.exponents > 0) & ~self.neutral).sum())
+        rows: list[tuple[str, object]] = [
+            ("steps", self.steps),
+            ("exponents", len(self.exponents)),
+            ("positive", positive),
+            ("neutral", int(self.neutral.sum())),
+            ("negative", len(self.exponents) - positive - int(self.neutral.sum())),
+            ("largest", float(self.exponents[0])),
+            ("smallest", float(self.exponents[-1])),
+            ("largest tolerance of ln σ", float(self.tolerance.max())),
+        ]
+        return table("Finite-time exponents, nats per step", rows)
 
 
 def spectrum_of(run: FiniteTime, neutral_tol: float | None, x: Tensor | None = None) -> FiniteTimeSpectrum:
