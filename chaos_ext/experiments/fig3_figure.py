@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..figures import import_numpy
 from .fig1 import title_of
@@ -46,6 +49,7 @@ def figure_twins(metrics: Path, settings: Fig3Settings) -> Figure:
     finish(right, f"component along the displacement (eps = {eps:g})")
     left.set_yscale("log")
     middle.set_yscale("log")
+    _leave(left, [found[seed, strategy, eps].distance for strategy in LOOKS])
     figure.suptitle(title_of(settings), fontsize="medium")
     return figure
 
@@ -54,6 +58,12 @@ def _bounds(ax: Any, r: Series) -> None:
     known = ~r.upper.isnan()
     for values, label in ((r.upper, "bounds by the extreme exponents"), (r.lower, None)):
         ax.plot(r.step[known], values[known], color="0.5", linewidth=0.9, label=label)
+
+
+def _leave(ax: Any, shown: Iterable[Tensor]) -> None:
+    """Lets the lower bound, which falls by many decades, leave through the bottom, instead of flattening the rest."""
+    least = min(float(values[values > 0].min()) for values in shown)
+    ax.set_ylim(bottom=least / 10)
 
 
 def finish(ax: Any, y: str, x: str = "optimizer step") -> None:
