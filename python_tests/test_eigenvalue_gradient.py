@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import architectures
+import functions_table
 import pytest
 import torch
 import torch.nn.functional as F
@@ -382,7 +383,7 @@ def test_what_has_no_third_derivatives_of_its_own():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", ["MLP with BatchNorm", "PReLU channels", "MaxPool2d overlapping", "LSTM"])
 def test_under_the_callers_modes(name, mode):
-    tables = {**architectures.GRAPHS, **architectures.LAYERS, **architectures.AUTOMATIC}
+    tables = {**architectures.GRAPHS, **architectures.LAYERS, **functions_table.GRAPHS}
     build, shape = tables[name]
     torch.manual_seed(1)
     model, y = build().double(), torch.tensor([0, 2, 1, 1])

@@ -114,7 +114,10 @@ def test_noise_stays_in_the_directions_of_its_set():
         assert row["share_removed"] == "0.0"
         mask, extra = ce.select(spec, 0.05, "negative"), d - g
         assert float(extra.norm()) > 0.1
-        torch.testing.assert_close(spec.project(extra, mask), extra, rtol=0, atol=1e-9)
+        values = spec.eigenvalues  # two decompositions turn the space by rounding / gap at most (Davis and Kahan)
+        gap = float(values[values > 0].min() - values[values < 0].max())
+        turned = 100 * 2.2e-16 * float(values.abs().max()) / gap
+        assert float((spec.project(extra, mask) - extra).norm()) < max(turned, 1e-9) * float(extra.norm())
 
 
 def test_draws_are_not_those_of_the_batches_or_of_other_runs():

@@ -4,6 +4,7 @@ import copy
 
 import architectures
 import cases
+import functions_table
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from chaos_ext.curvature import third, third_trust
 from chaos_ext.rules.activation_jets import ACTIVATIONS
 
 TABLES = {**architectures.LAYERS, **architectures.GRAPHS, **architectures.AUTOMATIC}
+ALL = {**TABLES, **functions_table.GRAPHS, **functions_table.MODULES}
 LABELS = torch.tensor([0, 2, 1, 1])
 
 
@@ -137,7 +139,7 @@ def test_a_fitted_batch_keeps_its_digits_in_float32(y):
 
 @pytest.mark.parametrize("name", ["MLP with BatchNorm", "MLP with LayerNorm", "functional calls", "LSTM"])
 def test_float32(name):
-    build, shape = TABLES[name]
+    build, shape = ALL[name]
     wide, x = _made(build).float().double(), _batch(shape).float()
     v = directions(_size(wide), 1)[0].float()
     expected = third_derivative(wide, nn.CrossEntropyLoss(), x.double(), LABELS, v.double())
@@ -241,10 +243,10 @@ def test_normalisation_where_torch_differentiates_the_whole(name):
     _compare(_made(Net), lambda o, y: F.cross_entropy(o, y) + 0.0, _batch((4, 3)), LABELS)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "MultiheadAttention", "InstanceNorm2d"])
+@pytest.mark.parametrize("name", ["Conv3d", "LSTM", "MultiheadAttention", "InstanceNorm2d"])
 def test_float64_directions_of_a_float32_model(name):
     """A rule of torch's own is taken to float64, too."""
-    build, shape = TABLES[name]
+    build, shape = ALL[name]
     wide = _made(build).float().double()
     x, v = _batch(shape).float(), directions(_size(wide), 1)[0]
     op = ce.HessianOperator(copy.deepcopy(wide).float(), nn.CrossEntropyLoss(), x, LABELS)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import cases
 import fingerprints
+import functions_table
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch import nn
 import chaos_ext as ce
 
 CE = nn.CrossEntropyLoss()
-MODELS = {**GRAPHS, **AUTOMATIC}
+_CELLS = ("RNN", "GRU", "LSTM", "MultiheadAttention", "TransformerEncoder")
+MODELS = {**GRAPHS, **AUTOMATIC, **{name: functions_table.GRAPHS[name] for name in _CELLS}}
 
 
 def _by_torch(z, y):
