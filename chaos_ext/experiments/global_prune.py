@@ -122,12 +122,14 @@ class GlobalPrune(Study):
         import_numpy()
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 7.6), layout="constrained", dpi=150)
-        for row, sign in zip(figure.subplots(2, 2), SIGNS, strict=True):
+        figure = Figure(figsize=(11, 8.4), layout="constrained", dpi=150)
+        parts: Any = figure.subfigures(2, 1)
+        for part, sign in zip(parts, SIGNS, strict=True):
             runs = [r for r in settings.runs if r == "sgd" or r.startswith(sign)]
-            for ax, metric in zip(row, ("accuracy", "loss"), strict=True):
-                plot_training(metrics, ax, metric=metric, runs=runs, labels={r: label(r) for r in runs}, raw=False)
-                ax.legend(frameon=False, loc="best")
+            for ax, metric in zip(part.subplots(1, 2), ("accuracy", "loss"), strict=True):
+                labels = {r: label(r) for r in runs}
+                plot_training(metrics, ax, metric=metric, runs=runs, labels=labels, raw=False, legend=False)
+            part.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), frameon=False)
         figure.suptitle(title_of(settings), fontsize="medium")
         return figure
 
