@@ -26,7 +26,19 @@ def mlp(activation, bias=True):
     return nn.Sequential(nn.Linear(6, 7, bias=bias), activation, nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
+class Towers(nn.Module):
+    """Two first layers, both with units of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(6, 7), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.c(torch.cat([torch.relu(self.a(x)), torch.relu(self.b(x * x))], 1))
+
+
 MODELS = {
+    "two towers": (Towers, True),
     "relu": (lambda: mlp(nn.ReLU()), True),
     "without bias": (lambda: mlp(nn.ReLU(), bias=False), True),
     "relu6": (lambda: mlp(nn.ReLU6()), True),

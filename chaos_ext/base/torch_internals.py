@@ -100,12 +100,20 @@ def without_grad(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Those of torch are Python (torch/autograd/grad_mode.py): what a signal handler raises in ``__exit__`` leaves the
     whole process without gradients. Between a ``finally`` and a native function no handler runs.
     """
+    return _in_grad_mode(function, enabled=False)
 
+
+def with_grad(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``torch.enable_grad()`` likewise."""
+    return _in_grad_mode(function, enabled=True)
+
+
+def _in_grad_mode(function: Callable[_P, _R], enabled: bool) -> Callable[_P, _R]:
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         before = torch.is_grad_enabled()
         try:
-            torch._C._set_grad_enabled(False)
+            torch._C._set_grad_enabled(enabled)
             return function(*args, **kwargs)
         finally:
             torch._C._set_grad_enabled(before)

@@ -14,13 +14,14 @@ from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.snapshot import Snapshot
 from ..base.torch_internals import has_own_functions, is_intercepted
 from ..base.traces import shared_buffers
+from ..errors import ChaosExtError
 from ..graph.capture import capture
 from ..graph.program import Program
 from ..rules.losses import LossRule, rule_for
 from ..rules.rule import NotLayerwise
 from .functional import FunctionalEngine
 from .layerwise import LayerwiseEngine
-from .validation import close, forward, only_rounding, validate
+from .validation import close, forward, forward_with_graph, only_rounding, validate
 
 log = logging.getLogger("chaos_ext")
 T = TypeVar("T")
@@ -63,9 +64,13 @@ def _layerwise(
         engine = LayerwiseEngine(found, snapshot.space, snapshot.parts, x, y, rule)
     except NotLayerwise as e:
         return None, str(e)
-    except (RuntimeError, ValueError, IndexError):
-        _on_copies(tree, lambda: forward(tree, x.clone()))  # says so in the model's terms, if the fault is in x
+    except (ChaosExtError, torch.OutOfMemoryError):
         raise
+    except (RuntimeError, ValueError, IndexError) as e:
+        output, _ = _on_copies(tree, lambda: forward(tree, x.clone()))  # says so, if the fault is in x
+        if not _fits(rule, output, y):
+            raise
+        return None, f"a rule fails on this batch ({type(e).__name__}: {e})"
     if expected is None:
         return engine, ""
     if not close(engine.output, expected) and not only_rounding(engine, tree, x):
@@ -73,6 +78,14 @@ def _layerwise(
         return None, "forward no longer computes what was captured"
     found.seen.add(len(x))
     return engine, ""
+
+
+def _fits(rule: LossRule, output: object, y: Tensor) -> bool:
+    """Whether the loss is defined of this output and these targets."""
+    try:
+        return isinstance(output, Tensor) and bool(rule(output, y))
+    except (RuntimeError, ValueError, IndexError):
+        return False
 
 
 def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Program | None, object, str]:
@@ -88,7 +101,12 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
             return None, None, found.reason
         if found.stays and len(x) in found.program.seen and not is_intercepted():
             return found.program, None, found.reason
-        return found.program, forward(tree, x.clone() if found.edits_input else x), found.reason
+        output, graph = forward_with_graph(tree, x.clone() if found.edits_input or x.is_inference() else x)
+        if graph not in found.program.graphs:  # forward has another way now, or takes another one for this x
+            if found.program.graphs and (why := validate(found.program, tree.model, x, tree.block)):
+                return None, None, why
+            found.program.graphs.add(graph)
+        return found.program, output, found.reason
 
     if tree.buffered and shared_buffers(tree.model, tree.watched):
         return None, None, "buffers share memory with each other or with attributes"

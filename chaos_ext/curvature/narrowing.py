@@ -41,7 +41,7 @@ def narrowed(tape: Tape, nodes: Mapping[int, LayerBasis], basis: Basis, S: Tenso
     for node, old in nodes.items():
         new = _turned(tape, node, old)
         if new is not None:
-            at = layers.index(old)
+            at = next(i for i, b in enumerate(basis.layers) if b is old)  # those before it have moved it
             T = _smaller(S, layers[at], dataclasses.replace(new, start=layers[at].start))
             if T is not None:
                 S, layers = T, _placed([*layers[:at], new, *layers[at + 1 :]])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.tensors import all_finite
-from ..base.torch_internals import without_grad
+from ..base.torch_internals import with_grad, without_grad
 from ..base.traces import untouched
 from ..errors import ChaosExtError
 from ..graph.program import Program
@@ -25,6 +25,7 @@ from ..rules.table import is_registered
 from .differences import Derivative
 from .examination import silent
 from .functional import FunctionalEngine
+from .inspection import nodes_of
 from .layerwise import LayerwiseEngine
 from .scalar import ForwardError, forward_failed
 from .trust import DOUBLE_BACKWARD
@@ -54,8 +55,11 @@ def validate(program: Program, model: nn.Module, x: Tensor, block: tuple[str, ..
     silent.add(twin)
     x = x.detach().double().clone() if x.is_floating_point() else x.detach().clone()
     tree = ModuleTree(twin, block)
-    with refuse_edits(tree.named_parameters):  # of a copy
-        output = forward(tree, x.clone())
+    try:
+        with refuse_edits(tree.named_parameters):  # of a copy
+            output = forward(tree, x.clone())
+    except ForwardError as e:  # or it names float32
+        return f"it cannot be run in float64 for validation ({e.__cause__})"
     if not isinstance(output, Tensor):
         return "its output is not a tensor"
     # Random targets: on the batch itself a fitted model leaves only rounding to compare. The loss rules need no check.
@@ -113,6 +117,27 @@ def forward(tree: ModuleTree, x: Tensor) -> object:
     Raises:
         ForwardError: the model raised.
     """
+    return _run(tree, x)
+
+
+@with_grad
+def forward_with_graph(tree: ModuleTree, x: Tensor) -> tuple[object, object]:
+    """``forward``, and what stands for the graph that torch records of it: its functions, and which parameters.
+
+    Equal graphs of one program have equal derivatives where outputs are equal: what forward detaches is not in them.
+    """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return forward_with_graph(tree, x)
+    output = _run(tree, x)
+    if not isinstance(output, Tensor):
+        return output, None
+    numbers = {id(p): i for i, (_, p) in enumerate(tree.named_parameters)}
+    graph = (n.name() if not hasattr(n, "variable") else numbers.get(id(n.variable)) for n in nodes_of(output))
+    return output.detach(), tuple(graph)
+
+
+def _run(tree: ModuleTree, x: Tensor) -> object:
     try:
         if not tree.watched:
             return tree.model(x)

@@ -28,6 +28,7 @@ class Program:
         uses: for each slot of theta, the nodes that read it.
         readers: for each value, how many nodes read it, the caller counted as one of the output's.
         seen: numbers of samples with which its output was found to be the model's.
+        graphs: what torch recorded of the model's forward where the program was found to have its derivatives.
     """
 
     nodes: tuple[Node, ...]
@@ -36,6 +37,7 @@ class Program:
     uses: dict[int, tuple[int, ...]]
     readers: tuple[int, ...]
     seen: set[int] = field(default_factory=set)
+    graphs: set[object] = field(default_factory=set)
 
     @classmethod
     def of(cls, nodes: Sequence[Node], output: int) -> Program:

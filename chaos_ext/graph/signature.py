@@ -86,9 +86,10 @@ def _differentiated(parameters: Mapping[str, Any]) -> list[bool]:
     return [p is not None and p.requires_grad for p in parameters.values()]
 
 
-def _present(buffers: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Which there are: their values do not matter, but without any BatchNorm does otherwise."""
-    return [(k, b is not None) for k, b in buffers.items()]
+def _present(buffers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Which there are, of which dtype: values do not matter, but without any BatchNorm does otherwise, and so does
+    attention with a mask of bools."""
+    return [(k, None if b is None else b.dtype) for k, b in buffers.items()]
 
 
 def _is(o: object, ref: Any) -> bool:
@@ -158,7 +159,7 @@ def _settings(m: nn.Module) -> list[object]:
     own = vars(m)
     parts: list[object] = [MODULES.get(type(m)), has_hooks(m), "forward" in own]
     for k, v in own.items():
-        if k[0] != "_":
+        if k not in _BOOKKEEPING:
             if type(v) in _SCALARS:
                 parts += (k, type(v), v)
             elif _is_plain(v):
