@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from .axes import COLORS, import_numpy, new_axes
+from ..base.arguments import require_int
+from .arguments import axes_or_new, real_numbers
+from .axes import COLORS, import_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,12 +88,14 @@ def smooth(values: Any, window: int) -> NDArray[Any]:
         float64 [steps].
 
     Raises:
-        ValueError: ``window`` is below 1.
+        ValueError: ``window`` is no int of at least 1, or ``values`` are not [steps].
+        TypeError: ``values`` are no real numbers.
     """
     np = import_numpy()
-    v: NDArray[Any] = np.asarray(values, dtype=np.float64)
-    if window < 1:
-        raise ValueError(f"window: expected at least 1, got {window}")
+    v = real_numbers("values", values)
+    if v.ndim != 1:
+        raise ValueError(f"values: expected [steps], got shape {v.shape}")
+    require_int("window", window, 1)
     # A window longer than the curve would make np.convolve return the window's length.
     ones = np.ones(min(window, max(len(v), 1)))
     if len(v) == 0:
@@ -103,8 +107,13 @@ def smooth(values: Any, window: int) -> NDArray[Any]:
 def _series(source: Source, metric: str) -> dict[str, list[_Seed]]:
     if isinstance(source, (str, os.PathLike)):
         return read_metric(source, metric)
+    if not isinstance(source, Mapping):
+        raise TypeError(f"source: expected a CSV, or a mapping of run -> values, got {type(source).__name__}")
     np = import_numpy()
-    rows = {run: np.atleast_2d(np.asarray(values, dtype=np.float64)) for run, values in source.items()}
+    rows = {run: np.atleast_2d(real_numbers(f"source[{run!r}]", values)) for run, values in source.items()}
+    for run, table in rows.items():
+        if table.ndim > 2:
+            raise ValueError(f"source[{run!r}]: expected [steps] or [seeds, steps], got shape {table.shape}")
     return {run: [(np.arange(len(r)), r) for r in table] for run, table in rows.items()}
 
 
@@ -136,16 +145,20 @@ def plot_training(
         legend: whether to draw the legend.
 
     Returns:
-        The axes drawn on; ``ax.figure`` is their figure.
+        The axes drawn on; ``ax.figure`` is their figure. The legend says at how many steps a curve is not finite, and
+        so not drawn.
 
     Raises:
-        ValueError: ``runs`` names one that the source does not have, the CSV lacks a column, or ``window`` is below 1.
+        ValueError: ``runs`` names one that the source does not have, the CSV lacks a column, arrays have other shapes,
+            or ``window`` is no int of at least 1.
+        TypeError: the source is neither, an array has no real numbers, or ``ax`` is no axes.
     """
+    require_int("window", window, 1)
     series = _series(source, metric)
     if unknown := [r for r in runs or () if r not in series]:
         raise ValueError(f"runs: expected some of {', '.join(series)}, got {', '.join(unknown)}")
     chosen = list(runs) if runs is not None else sorted(series, key=lambda r: RUNS.index(r) if r in RUNS else len(RUNS))
-    ax = new_axes() if ax is None else ax
+    ax = axes_or_new(ax)
     others = [r for r in chosen if r not in COLORS]
     for run in chosen:
         more = (others.index(run) if run in others else 0) % len(_MORE_COLORS)
@@ -171,6 +184,8 @@ def _draw_run(ax: Axes, label: str, seeds: list[_Seed], look: tuple[str, Any], w
         ax.plot([], [], color=color, linestyle=style, label=f"{label} (no data)")
         return
     smoothed = np.stack([smooth(values[:length], window) for _, values in seeds])
+    missing = int((~np.isfinite(smoothed.mean(0))).sum())
+    label += f" (not finite, not drawn: {missing} of {length} steps)" if missing else ""
     shown = np.unique(np.linspace(0, length - 1, min(length, _MAX_POINTS)).astype(int))
     steps, smoothed = seeds[0][0][:length][shown], smoothed[:, shown]
     ax.plot(steps, smoothed.mean(0), color=color, linestyle=style, linewidth=1.6, label=label, zorder=3)
