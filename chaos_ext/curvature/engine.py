@@ -108,6 +108,9 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
             found.program.graphs.add(graph)
         return found.program, output, found.reason
 
+    if torch.is_inference_mode_enabled():  # the copies of buffers made there have no place in a graph
+        with torch.inference_mode(False):
+            return _captured(tree, space, x)
     if tree.buffered and shared_buffers(tree.model, tree.watched):
         return None, None, "buffers share memory with each other or with attributes"
     result, wrote = _on_copies(tree, run)

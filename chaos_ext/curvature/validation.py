@@ -126,9 +126,6 @@ def forward_with_graph(tree: ModuleTree, x: Tensor) -> tuple[object, object]:
 
     Equal graphs of one program have equal derivatives where outputs are equal: what forward detaches is not in them.
     """
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):
-            return forward_with_graph(tree, x)
     output = _run(tree, x)
     if not isinstance(output, Tensor):
         return output, None
