@@ -17,6 +17,7 @@ from .base.html import table
 from .base.parameters import Group
 from .errors import UnsupportedError
 from .spectra import dominant
+from .spectra.sets import Rule, exponents, pick, require_seen
 from .spectra.spectrum import Spectrum
 
 PRUNE = (None, "chaotic", "negative", "positive", *dominant.SETS)
@@ -44,10 +45,7 @@ def local_lyapunov_exponents(eigenvalues: Tensor, lr: float) -> Tensor:
         tensor([ 0.0953, -0.1054,  0.4055], dtype=torch.float64)
     """
     _check_lr(lr)
-    x = lr * torch.as_tensor(eigenvalues).double()
-    safe_low = torch.where(x < 1, x, torch.zeros_like(x))
-    safe_high = torch.where(x < 1, torch.full_like(x, 2.0), x)
-    return torch.where(x < 1, torch.log1p(-safe_low), torch.log(safe_high - 1))
+    return exponents(torch.as_tensor(eigenvalues), lr)
 
 
 def select(
@@ -70,7 +68,8 @@ def select(
     eigenvalues of H, whatever sign and shift are.
 
     Args:
-        spec: the spectrum.
+        spec: the spectrum. A partial one serves where it is certain to hold all that is selected, as
+            ``spectrum(op, k=2 * k, which="both_ends")`` is for k directions by size.
         lr: learning rate, which sets the chaotic threshold 2 / lr.
         prune: "chaotic", "negative", "positive", "dominant" or None (nothing). "bulk", all but the dominant directions,
             is no set of columns, since H's null space belongs to it: select "dominant", keep ``spec.project(g, mask)``.
@@ -87,7 +86,7 @@ def select(
 
     Raises:
         ValueError: an unknown string, a negative k, k > P, lr < 0; "bulk"; "dominant" without k, with another order, of
-            fewer than k eigenvalues beyond the zero tolerance, or of a partial spectrum that does not have them.
+            fewer than k eigenvalues beyond the zero tolerance; a partial spectrum that may lack some of the selection.
         TypeError: no spectrum, a k that is no int.
 
     Example:
@@ -98,7 +97,6 @@ def select(
         raise TypeError(f"spec: expected a Spectrum, got {type(spec).__name__}")
     check_selection(prune, k, order, spec.size)
     _check_lr(lr)
-    values = spec.eigenvalues
     if prune == "bulk":
         raise ValueError(
             "prune: 'bulk' holds the null space of H, which is no column of a spectrum; select 'dominant' and keep "
@@ -108,34 +106,10 @@ def select(
         assert k is not None
         return dominant.largest(spec, k)
     if prune is None or k == 0:
-        return torch.zeros_like(values, dtype=torch.bool)
-    upper = _upper(lr) if upper is None else upper
-    mask = _set_of(values, spec.zero_threshold, prune, upper=upper, sign=sign, shift=shift)
-    if k is None or k >= int(mask.sum()):
-        return mask
-    members = mask.nonzero().squeeze(1)
-    if order == "random":
-        shuffled = torch.randperm(len(members), generator=generator, device=_device(generator))
-        chosen = members[shuffled[:k].to(members.device)]
-    else:
-        kappa = sign * values[members].double() + shift
-        rank = local_lyapunov_exponents(kappa, lr) if prune == "chaotic" else kappa.abs()
-        chosen = members[rank.argsort(descending=True, stable=True)[:k]]
-    return torch.zeros_like(mask).index_fill_(0, chosen, True)
-
-
-def _device(generator: torch.Generator | None) -> torch.device | str:
-    return "cpu" if generator is None else generator.device
-
-
-def _set_of(values: Tensor, zero: float, prune: str, *, upper: float, sign: float = 1.0, shift: float = 0.0) -> Tensor:
-    kappa = sign * values.double() + shift
-    counted = values.abs() > zero
-    if prune == "negative":
-        return counted & (kappa < 0)
-    if prune == "positive":
-        return counted & (kappa > 0)
-    return counted & ((kappa < 0) | (kappa > upper))
+        return torch.zeros_like(spec.eigenvalues, dtype=torch.bool)
+    rule = Rule(prune, lr, _upper(lr) if upper is None else upper, sign, shift)
+    require_seen(spec, rule, k, order)
+    return pick(spec, rule, k, order, generator)
 
 
 def check_selection(prune: str | None, k: int | None, order: str, size: int | None = None) -> None:
@@ -218,7 +192,7 @@ def spectral_summary(spec: Spectrum, lr: float) -> SpectralSummary:
     squares = spec.gradient_coefficients().double() ** 2
     values, total = spec.eigenvalues.double(), float(spec.gradient_norm_squared)
     sets = {
-        name: _set_of(values, spec.zero_threshold, name, upper=_upper(lr))
+        name: Rule(name, lr, _upper(lr)).members(values, spec.zero_threshold)
         for name in ("negative", "positive", "chaotic")
     }
     stacked = torch.stack(list(sets.values())).double()

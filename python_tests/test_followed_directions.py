@@ -1,6 +1,7 @@
 """Directions that are kept for some steps and refreshed from what they were, and the switch on the dominant share."""
 
 import copy
+import json
 import pickle
 
 import cases
@@ -249,6 +250,16 @@ DAMAGE = {
     "another type": lambda own, state: own.update(kept=3),
     "no list": lambda own, state: own.update(kept='{"directions": {"values": 1}, "running": null, "on": false}'),
     "a share that is none": lambda own, state: own.update(kept=own["kept"].replace('"running": ', '"running": -')),
+    "a share above 1": lambda own, state: own.update(kept=json.dumps({**json.loads(own["kept"]), "running": 5.0})),
+    "switched on by nothing": lambda own, state: own.update(
+        kept=json.dumps({**json.loads(own["kept"]), "running": None, "on": True})
+    ),
+    "directions of a step to come": lambda own, state: own.update(
+        steps=json.loads(json.loads(own["kept"])["directions"])["step"]
+    ),
+    "a share before the first step": lambda own, state: own.update(
+        steps=0, kept=json.dumps({**json.loads(own["kept"]), "directions": None})
+    ),
     "no part": lambda own, state: state[1].pop("chaos_ext_directions"),
     "another shape": lambda own, state: state[1].update(chaos_ext_directions=torch.zeros(2, 3)),
     "NaN": lambda own, state: state[0]["chaos_ext_directions"].fill_(float("nan")),

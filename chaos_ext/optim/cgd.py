@@ -61,7 +61,7 @@ class CGD(Optimizer):
         mix: 1 prunes fully, 0 not at all: d = g - mix V V^T g; of "bulk" d = g - mix (g - V V^T g).
         noise: absolute standard deviation of Gaussian noise put on each pruned direction (of "bulk": on each direction
             of the complement, isotropic noise without its dominant part); None: no noise.
-        spectrum: a Spectrum whose directions are used at every step instead of the current ones (global pruning).
+        spectrum: a Spectrum of which the listed directions, few or all, replace the current ones (global pruning).
         zero_tol, spectrum_dtype: of the spectrum that ``step`` computes; see ``spectrum()``.
         generator: for random order and noise; default: torch's global one.
         threshold: of "chaotic": "paper", lambda < 0 or lambda > 2 / lr; "optimizer", a companion root of this
@@ -168,7 +168,7 @@ class CGD(Optimizer):
         Raises:
             StaleOperatorError: the parameters changed since the operator was made.
             ValueError: an operator of another model, a Hessian of another shape, ``.grad`` missing where it is needed,
-            directions from two places. TypeError: two sources; a closure that returns something else, such as the loss.
+            directions from two places, a partial spectrum that may lack some. TypeError: two sources; another thing.
             NonFiniteError: NaN or infinity in gradient or Hessian.
             UnsupportedError: "chaotic" with groups of different lr; parameters moved or replaced after ``CGD(...)``;
             gradient hooks on parameters, unless the step uses ``.grad``; ``curvature`` in a step that a tangent map was
@@ -265,7 +265,7 @@ class CGD(Optimizer):
         with unchanged_on_failure(self, self.generator):
             rest, steps, generator, text = own_state.split(state_dict)
             super().load_state_dict(rest)
-            kept = taken(text, self.state, self._trained())
+            kept = taken(text, steps, self.state, self._trained())
             check_loaded(self)
             if self.generator is not None and generator is not None:
                 self.generator.set_state(generator.cpu())

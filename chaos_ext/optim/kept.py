@@ -15,6 +15,7 @@ from .pruning import Pruning
 from .tracked import Tracked, parts_in, restored, told
 
 PART = "chaos_ext_directions"  # in the state of each parameter
+_ROUNDING = 1e-3  # of a share in float32, with directions that are orthonormal to as much
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Kept:
         return dict(zip(index, parts_in(self.tracked, [params[i] for i in index], options), strict=True))
 
 
-def taken(text: str | None, states: Mapping[Tensor, dict[str, Any]], trained: Sequence[Tensor]) -> Kept:
-    """What ``text`` and ``parts`` gave, which are taken out of the states; nothing of a state without.
+def taken(text: str | None, steps: int, states: Mapping[Tensor, dict[str, Any]], trained: Sequence[Tensor]) -> Kept:
+    """What ``text`` and ``parts`` gave after so many steps, taken out of the states; nothing of a state without.
 
     Raises:
         CheckpointError: damaged.
@@ -68,8 +69,19 @@ def taken(text: str | None, states: Mapping[Tensor, dict[str, Any]], trained: Se
             own = None
         whole = isinstance(own, dict) and {"directions", "running", "on"} <= set(own)
         require(whole and isinstance(own["on"], bool), "chaos_ext.kept", "what CGD keeps", text)
-        if own["running"] is not None:
-            number("chaos_ext.kept.running", own["running"])
+        _check_switch(own["running"], own["on"], steps)
         directions, lost = own["directions"], all(part is None for part in parts)  # then they are found anew
         tracked = None if directions is None or lost else restored(directions, parts, trained)
+        if tracked is not None:
+            require(tracked.step < steps, "directions.step", f"a step before steps = {steps}", tracked.step)
         return Kept(tracked, own["running"], own["on"])
+
+
+def _check_switch(running: Any, on: bool, steps: int) -> None:
+    """The average of shares, which rounding may leave above 1; there is one as soon as there was a step to switch."""
+    if running is None:
+        require(not on, "chaos_ext.kept.running", "the share that switched pruning on", running)
+        return
+    number("chaos_ext.kept.running", running)
+    require(running <= 1 + _ROUNDING, "chaos_ext.kept.running", "a share of at most 1", running)
+    require(steps > 0, "steps", "at least 1 with a running share", steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..errors import UnsupportedError
 from ..spectra import dominant
 from ..spectra.options import check_options
+from ..spectra.sets import Rule, pick
 from ..spectra.spectrum import Spectrum
 from .removal import How, Pruned
 
@@ -124,11 +125,16 @@ class Pruning:
             )
 
     def select(self, spec: Spectrum, groups: Sequence[Group], generator: torch.Generator | None) -> Tensor:
-        """What an optimizer with these parameter groups prunes of a spectrum (of "bulk": keeps), a mask [r]."""
+        """What an optimizer with these parameter groups prunes of a spectrum (of "bulk": keeps), a mask [r].
+
+        Raises ValueError for a partial spectrum that may lack some of it, unless it is the fixed one.
+        """
         if self.prune in dominant.SETS:
             return select(spec, 0.0, "dominant", self.k)
         chaotic = self.prune == "chaotic"
         t = chaotic_threshold(groups, self.threshold) if chaotic else Threshold(1.0, float("inf"))
+        if self.prune is not None and spec is self.spectrum:
+            return pick(spec, Rule(self.prune, *astuple(t)), self.k, self.order, generator)
         return select(spec, t.lr, self.prune, self.k, self.order, generator, upper=t.upper, sign=t.sign, shift=t.shift)
 
 

@@ -19,7 +19,7 @@ from ..spectra.decompose import Operator
 from ..spectra.extreme import needed
 from ..spectra.lanczos import lanczos
 from ..spectra.options import check_options
-from ..spectra.partial import ends_of
+from ..spectra.partial import ends_of, unseen_of
 from ..spectra.products import products_of
 from ..spectra.spectrum import Spectrum
 from ..spectra.warm import refine
@@ -61,14 +61,16 @@ class Tracked:
         """Whether these are the directions that the options ask for, of these parameters."""
         V = self.vectors
         like = (len(V), V.dtype, V.device) == (space.size, space.dtype, space.device)
-        return like and (self.count, self.which) == needed(options.prune, options.k or 0) and self.order == order
+        return like and (self.count, self.which) == _asked(options, space.size) and self.order == order
 
     def spectrum(self, zero_tol: float | None) -> Spectrum:
         """The wanted pairs."""
         values, V = self.values.to(self.vectors), self.vectors[:, : self.count]
         tolerance, scale = check_options(V.dtype, zero_tol), float(values.abs().max())
         basis, ends = Coordinates(len(V)), ends_of(values, self.which)
-        return Spectrum(values, V, basis, len(V), complete=False, zero_tol=tolerance, scale=scale, ends=ends)
+        spec = Spectrum(values, V, basis, len(V), complete=False, zero_tol=tolerance, scale=scale, ends=ends)
+        spec.unseen = unseen_of(values.tolist(), len(V), self.which)
+        return spec
 
 
 def order_among(trained: Sequence[Tensor], space: ParameterSpace) -> tuple[int, ...]:
@@ -110,8 +112,7 @@ def _cold(op: Operator, options: Pruning, tol: float) -> Tracked:
         multiplied += X.shape[1]
         return known.apply(X)
 
-    size, (wanted, which) = known.size, needed(options.prune, options.k or 0)
-    wanted = min(wanted, size)
+    size, (wanted, which) = known.size, _asked(options, known.size)
     _, V = lanczos(apply, size, wanted, which, dtype=known.dtype, device=known.device, tol=tol / 2)
     guards = width(options, size) - wanted
     drawn = torch.randn(size, guards, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
@@ -122,10 +123,15 @@ def _cold(op: Operator, options: Pruning, tol: float) -> Tracked:
 
 def width(options: Pruning, size: int) -> int:
     """How many directions are followed, with the guards."""
-    k = options.k or 0
-    wanted, which = needed(options.prune, k)
+    wanted, which = _asked(options, size)
     ends = 1 if which == "largest" else 2
-    return min(size, wanted + ends * max(1, k // _GUARDS))
+    return min(size, wanted + ends * max(1, (options.k or 0) // _GUARDS))
+
+
+def _asked(options: Pruning, size: int) -> tuple[int, str]:
+    """How many pairs the options ask for of P = size, and which."""
+    wanted, which = needed(options.prune, options.k or 0)
+    return min(wanted, size), which
 
 
 def told(tracked: Tracked) -> str:

@@ -55,11 +55,11 @@ def partial_spectrum(
         origin=op.origin if known else None,
         ends=ends_of(values, which),
     )
-    spec.unseen = _unseen(values.tolist(), products.size, which)
+    spec.unseen = unseen_of(values.tolist(), products.size, which)
     return spec
 
 
-def _unseen(values: list[float], size: int, which: str) -> tuple[float, float]:
+def unseen_of(values: list[float], size: int, which: str) -> tuple[float, float]:
     """The interval that holds all eigenvalues but these, which ascend; at infinity if these are all."""
     low = {"largest": 0, "smallest": len(values)}.get(which, len(values) // 2)
     if len(values) == size:
