@@ -35,7 +35,7 @@ class WithThirdDerivatives(WithEigenvalueGradient):
         raise NotImplementedError
 
     def curvature_along(self, V: Tensor) -> tuple[Tensor, Tensor]:
-        """H V [P, m], and the mean of D3 L[v, v, .] [P] over the columns of V [P, m], in V's dtype.
+        """H V [P, m], and the mean of D^3 L(v, v, .), [P], over the columns of V [P, m], in V's dtype.
 
         Args:
             V: of the parameters' dtype, or float64 with layer rules.

@@ -155,7 +155,7 @@ class DatasetHessian(WithEigenvalueGradient):
         return found
 
     def curvature_along(self, V: Tensor) -> tuple[Tensor, Tensor]:
-        """H V [P, m], and the mean of D3 L[v, v, .] [P] over the columns of V [P, m], in one walk.
+        """H V [P, m], and the mean of D^3 L(v, v, .), [P], over the columns of V [P, m], in one walk.
 
         Args:
             V: of the parameters' dtype, or float64 with layer rules.

@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(ROOT)]
+sys.path.insert(0, str(HERE))  # not the source tree, in which nothing need be built
 
 import commands  # noqa: E402
 import executed  # noqa: E402
@@ -36,8 +36,8 @@ _NAMES = {"CHANGELOG.md": "changelog.md"}  # of the repository -> of the site
 def on_files(files: Files, config: Any) -> Files:
     """The pages that are made, and the files of the repository that pages refer to."""
     for folder in ("benchmarks/results", "examples"):
-        for path in sorted((ROOT / folder).glob("*.*")):
-            files.append(File.generated(config, f"{folder}/{path.name}", abs_src_path=str(path)))
+        for path in sorted(p for p in (ROOT / folder).rglob("*.*") if p.is_file()):
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     for name, content in {
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
         "reference/cli.md": commands.page(),
