@@ -103,3 +103,9 @@ def all_finite(t: Tensor) -> bool:
     """
     t = t.detach() if t.requires_grad else t
     return math.isfinite(t.sum()) or bool(torch.isfinite(t).all())
+
+
+def unit_probe(n: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A fixed pseudo-random vector [n] of length one, for checks that cost a product: multiples of the golden ratio."""
+    w = torch.frac(torch.arange(1, n + 1, dtype=dtype, device=device) * 0.6180339887498949) - 0.5
+    return w / w.norm()

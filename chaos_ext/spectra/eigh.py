@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
+from ..base.tensors import unit_probe
 from ..errors import NonFiniteError, NotConvergedError
 
 log = logging.getLogger("chaos_ext")
@@ -53,8 +54,7 @@ def _limit(n: int, dtype: torch.dtype) -> float:
 def _defects(S: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
     """||S V w - V (lambda w)|| / ||S|| and ||V^T V w - w|| for a fixed pseudo-random unit w: no n^3 product."""
     n = len(S)
-    w = torch.frac(torch.arange(1, n + 1, dtype=S.dtype, device=S.device) * 0.6180339887498949) - 0.5
-    w = w / w.norm()
+    w = unit_probe(n, S.dtype, S.device)
     u = vectors @ w
     scale = values.abs().max().clamp_min(torch.finfo(S.dtype).tiny)
     return torch.stack([(S @ u - vectors @ (values * w)).norm() / scale, (vectors.T @ u - w).norm()])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..base.tensors import unit_probe
 from ..errors import NonFiniteError, NotConvergedError
 
 # What QL drops, relative to ||S||. In float32, well below the rounding errors of the reduction to T.
@@ -76,8 +77,7 @@ class Tridiagonal:
         if not self.size:
             return
         n, eps = self.size, torch.finfo(self.dtype).eps
-        w = torch.frac(torch.arange(1, n + 1, dtype=torch.float64, device="cpu") * 0.6180339887498949) - 0.5
-        w = w / w.norm()
+        w = unit_probe(n, torch.float64, "cpu")
         scale = float(values.abs().max())
         if scale == 0:
             return
