@@ -8,6 +8,7 @@ from oracles import double_backward, relative
 from torch import nn
 
 import chaos_ext as ce
+from chaos_ext.curvature import engine
 
 LOSS = nn.CrossEntropyLoss()
 FLAG = {"trains": True}
@@ -63,6 +64,25 @@ def test_a_flag_that_detaches_is_noticed(where, n, monkeypatch):
     before = model.body.weight.clone()
     ce.CGD(model.parameters(), lr=0.1, prune="negative").step(op)
     assert torch.equal(model.body.weight, before)
+
+
+def test_a_forward_is_validated_once_for_each_way_it_takes(monkeypatch):
+    torch.manual_seed(0)
+    model, calls = Frozen(), []
+    validate = engine.validate
+    monkeypatch.setattr(engine, "validate", lambda *args: calls.append(args) or validate(*args))
+
+    def look(trains):
+        model.config.trains = trains
+        ce.HessianOperator(model, LOSS, *_batch())
+
+    look(True)
+    look(False)
+    settled = len(calls)
+    assert settled == 2
+    for trains in (True, False, False, True):
+        look(trains)
+    assert len(calls) == settled
 
 
 class Constant(nn.Module):

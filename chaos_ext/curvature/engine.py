@@ -83,9 +83,12 @@ def _layerwise(
 def _fits(rule: LossRule, output: object, y: Tensor) -> bool:
     """Whether the loss is defined of this output and these targets."""
     try:
-        return isinstance(output, Tensor) and bool(rule(output, y))
+        if isinstance(output, Tensor):
+            rule(output, y)
+            return True
     except (RuntimeError, ValueError, IndexError):
-        return False
+        pass
+    return False
 
 
 def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Program | None, object, str]:
@@ -102,10 +105,11 @@ def _captured(tree: ModuleTree, space: ParameterSpace, x: Tensor) -> tuple[Progr
         if found.stays and len(x) in found.program.seen and not is_intercepted():
             return found.program, None, found.reason
         output, graph = forward_with_graph(tree, x.clone() if found.edits_input or x.is_inference() else x)
-        if graph not in found.program.graphs:  # forward has another way now, or takes another one for this x
-            if found.program.graphs and (why := validate(found.program, tree.model, x, tree.block)):
-                return None, None, why
-            found.program.graphs.add(graph)
+        known = found.program.graphs
+        if graph not in known:  # forward has another way now, or takes another one for this x
+            known[graph] = validate(found.program, tree.model, x, tree.block) if known else None
+        if (why := known[graph]) is not None:
+            return None, None, why
         return found.program, output, found.reason
 
     if torch.is_inference_mode_enabled():  # the copies of buffers made there have no place in a graph

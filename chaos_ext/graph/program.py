@@ -28,7 +28,8 @@ class Program:
         uses: for each slot of theta, the nodes that read it.
         readers: for each value, how many nodes read it, the caller counted as one of the output's.
         seen: numbers of samples with which its output was found to be the model's.
-        graphs: what torch recorded of the model's forward where the program was found to have its derivatives.
+        graphs: what torch has recorded of the model's forward, and why the program does not have the derivatives of
+            that (None: it has).
     """
 
     nodes: tuple[Node, ...]
@@ -37,7 +38,7 @@ class Program:
     uses: dict[int, tuple[int, ...]]
     readers: tuple[int, ...]
     seen: set[int] = field(default_factory=set)
-    graphs: set[object] = field(default_factory=set)
+    graphs: dict[object, str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Sequence[Node], output: int) -> Program:
