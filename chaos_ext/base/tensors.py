@@ -17,11 +17,62 @@ def _blocks(p: int, size: int = 2048) -> Iterator[tuple[slice, slice]]:
             yield slice(i, i + size), slice(j, j + size)
 
 
-def fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised matrix, a large one on huge pages: touching it for the first time is much of its cost."""
+_LARGE_BYTES = 1 << 22  # from here on huge pages pay
+_PIECE = 1 << 17  # numbers that stay in the cache in two dtypes
+
+
+def fresh(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, a large one on huge pages: touching it for the first time is much of its cost."""
     out = torch.empty(shape, dtype=dtype, device=device)
-    _ops.use_huge_pages_(out)
+    if out.nbytes >= _LARGE_BYTES:
+        _ops.use_huge_pages_(out)
     return out
+
+
+def fresh_like(t: Tensor) -> Tensor:
+    """An uninitialised matrix of the shape, dtype and device of t [P, k]: by columns if t is, else by rows."""
+    if t.stride(0) == 1 and t.shape[1] > 1 and not t.is_contiguous():
+        return fresh((t.shape[1], t.shape[0]), t.dtype, t.device).T
+    return fresh(tuple(t.shape), t.dtype, t.device)
+
+
+class WideSum:
+    """A sum of tensors with weights, in float64: of one alone with weight 1, that itself.
+
+    torch's own addition to another dtype goes number by number; here pieces are converted in the cache.
+    """
+
+    def __init__(self) -> None:
+        self._only: Tensor | None = None
+        self._total: Tensor | None = None
+
+    def add(self, t: Tensor, weight: float) -> None:
+        """Adds ``weight`` t; t must not be written to later."""
+        if self._only is None and self._total is None and weight == 1:
+            self._only = t
+            return
+        if self._total is None:
+            self._total = fresh(tuple(t.shape), torch.float64, t.device).zero_()
+        if self._only is not None:
+            add_wide_(self._total, self._only, 1.0)
+            self._only = None
+        add_wide_(self._total, t, weight)
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The sum, in this dtype."""
+        found = self._total if self._only is None else self._only
+        assert found is not None
+        return found if found.dtype == dtype else fresh(tuple(found.shape), dtype, found.device).copy_(found)
+
+
+def add_wide_(total: Tensor, t: Tensor, weight: float) -> None:
+    """total += weight t, for a contiguous float64 tensor and t of any dtype."""
+    if t.dtype == total.dtype or t.device.type != "cpu":
+        total.add_(t, alpha=weight)
+        return
+    into, numbers = total.view(-1), t.contiguous().view(-1)
+    for i in range(0, len(into), _PIECE):
+        into[i : i + _PIECE].add_(numbers[i : i + _PIECE].double(), alpha=weight)
 
 
 def rows_contiguous(Y: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot
-from ..base.tensors import all_finite
+from ..base.tensors import WideSum, all_finite
 from ..errors import NonFiniteError
 from .arguments import require_columns, require_directions, require_matrix
 from .basis import Columns, Coordinates
@@ -119,6 +119,12 @@ class DatasetHessian(WithEigenvalueGradient):
         self._recorded.each(visit)
         self.snapshot.require_fresh()
 
+    def _sum(self, of: Callable[[HessianOperator], Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        """What each operator says, with its share, summed in float64."""
+        total = WideSum()
+        self._each(lambda op, c: total.add(of(op), c))
+        return total.to(dtype or self.dtype)
+
     @property
     def loss(self) -> Tensor:
         """The loss on the union, a detached scalar."""
@@ -147,9 +153,7 @@ class DatasetHessian(WithEigenvalueGradient):
             StaleOperatorError: the parameters changed since construction, or a batch, which is named.
         """
         require_columns("v", v, self.space)
-        total = torch.zeros(v.shape, dtype=torch.float64, device=self.device)
-        self._each(lambda op, c: total.add_(op @ v, alpha=c))
-        found = total.to(self.dtype)
+        found = self._sum(lambda op: op @ v)
         if not all_finite(found) and all_finite(v):
             raise NonFiniteError(not_finite("H v"))
         return found
@@ -165,13 +169,12 @@ class DatasetHessian(WithEigenvalueGradient):
             StaleOperatorError: as of ``op @ v``.
         """
         require_directions(V, self.space)
-        products = torch.zeros(V.shape, dtype=torch.float64, device=self.device)
-        gradient = torch.zeros(len(V), dtype=torch.float64, device=self.device)
+        products, gradient = WideSum(), WideSum()
 
         def add(op: HessianOperator, c: float) -> None:
             product, third = op.curvature_along(V)
-            products.add_(product, alpha=c)
-            gradient.add_(third, alpha=c)
+            products.add(product, c)
+            gradient.add(third, c)
 
         self._each(add)
         return products.to(V.dtype), gradient.to(V.dtype)
@@ -182,9 +185,7 @@ class DatasetHessian(WithEigenvalueGradient):
         Raises:
             NonFiniteError, StaleOperatorError: as of ``op @ v``.
         """
-        total = torch.zeros(self.space.size, dtype=torch.float64, device=self.device)
-        self._each(lambda op, c: total.add_(op.diagonal(), alpha=c))
-        return total.to(self.dtype)
+        return self._sum(lambda op: op.diagonal())
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """H as a [P, P] matrix, bit for bit symmetric; a second one holds that of a batch meanwhile.
@@ -227,9 +228,7 @@ class DatasetHessian(WithEigenvalueGradient):
         """The gradient [P] computed in the given dtype from the parameters' values."""
         if dtype == self.dtype:
             return self.gradient
-        total = torch.zeros(self.space.size, dtype=torch.float64, device=self.device)
-        self._each(lambda op, c: total.add_(op.gradient_in(dtype), alpha=c))
-        return total.to(dtype)
+        return self._sum(lambda op: op.gradient_in(dtype), dtype)
 
     def smallest_form(self, dtype: torch.dtype, entry_bytes: int) -> tuple[Columns, Tensor]:
         """Q = I and S = H in the given dtype; as of ``HessianOperator``.

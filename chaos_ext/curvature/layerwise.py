@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _ops
 from ..base import workspace
 from ..base.parameters import ParameterSpace
-from ..base.tensors import all_finite, rows_contiguous
+from ..base.tensors import all_finite, fresh_like, rows_contiguous
 from ..base.torch_internals import without_grad
 from ..errors import NonFiniteError
 from ..graph.program import Program
@@ -90,7 +90,7 @@ class LayerwiseEngine:
     @without_grad
     def hvp(self, v: Tensor) -> Tensor:
         """H v for v [P, k]: natively as a whole, or layer by layer in column blocks that stay small."""
-        tape, out = self.tape(v.dtype), torch.empty_like(v)
+        tape, out = self.tape(v.dtype), fresh_like(v)
         whole = self.native(v.dtype)
         # On a GPU the other way has not been measured.
         if whole is not None and (v.is_cuda or fuses(self._work)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base.memory import held_bytes
 from ..base.parameters import ParameterSpace
 from ..base.progress import Progress
-from ..base.tensors import all_finite
+from ..base.tensors import add_wide_, all_finite
 from ..base.torch_internals import tree_leaves
 from ..errors import NonFiniteError, StaleOperatorError
 from .hessian import HessianOperator
@@ -61,7 +61,7 @@ class Recorded:
         self.normalisers.append(n)
         self._losses.append(self.gradient.new_zeros(()) if op is None else op.loss.double())
         if op is not None and n:
-            self.gradient.add_(op.gradient, alpha=n)
+            add_wide_(self.gradient, op.gradient, n)
             self.unused, self.columns = self.unused & op.unused, min(self.columns, op.block_columns())
             self._keep(i, op)
         self._bar.report(1, False)

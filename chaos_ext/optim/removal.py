@@ -95,14 +95,14 @@ def _gauss(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def factors(space: ParameterSpace, pruned: Pruned) -> list[tuple[Tensor, Tensor] | None]:
-    """V c' of each parameter as L [O, q] times R [q, I]: low-rank for a compressed spectrum, a column otherwise."""
+    """V c' of each parameter as L [O, q] times R [q, I]: low-rank for a compressed spectrum, a row otherwise."""
     spec, dtype = pruned.spec, space.dtype
     Z, basis = spec.parts()
     c = Z @ pruned.coefficients
     if not isinstance(basis, Basis):
         one = torch.ones(1, 1, dtype=dtype, device=space.device)
-        flat = basis.lift(c.unsqueeze(1)).to(dtype)
-        return [(flat[space.slice(i)].contiguous(), one) for i in range(len(space.params))]
+        flat = basis.lift(c.unsqueeze(1)).to(dtype).view(1, -1)
+        return [(one, flat[:, space.slice(i)]) for i in range(len(space.params))]
     slot = {offset: i for i, offset in enumerate(space.offsets)}
     removed: list[tuple[Tensor, Tensor] | None] = [None] * len(space.params)
     for layer in basis.layers:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
 from ..base.snapshot import Origin
+from ..base.tensors import all_finite
 from ..curvature.dataset import DatasetHessian
 from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
@@ -68,7 +69,10 @@ class Resolved:
 
     def norm_squared(self, found: Found) -> Tensor:
         """||g||^2 in float64, of the very gradient whose coefficients are used."""
-        return found.spec.gradient_norm_squared if found.own else self.gradient.double().square().sum()
+        if found.own:
+            return found.spec.gradient_norm_squared
+        wide = self.gradient.double()
+        return wide.dot(wide)
 
 
 def called(source: object, closure: object = None) -> Source | None:
@@ -238,6 +242,6 @@ def _grad(space: ParameterSpace) -> Tensor:
             "none (and knows what its loss does not depend on), or backward() before the step"
         )
     gradient = space.flatten([p.grad for p in space.params])  # type: ignore[misc]
-    if not bool(torch.isfinite(gradient).all()):
+    if not all_finite(gradient):
         raise NonFiniteError("step: .grad has NaN or inf")
     return gradient

@@ -1,0 +1,48 @@
+"""Sums in float64 of tensors of less precision, and fresh memory of a given layout."""
+
+import pytest
+import torch
+
+from chaos_ext.base.tensors import WideSum, add_wide_, fresh_like
+
+
+@pytest.mark.parametrize("size", [1, 1000, (1 << 17) + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sum_is_that_of_float64(size, dtype):
+    terms = [torch.randn(size, 2, dtype=dtype) for _ in range(3)]
+    weights = [1.0, 0.3, -2.0]
+    total = WideSum()
+    for t, w in zip(terms, weights, strict=True):
+        total.add(t, w)
+    expected = sum(t.double() * w for t, w in zip(terms, weights, strict=True))
+    torch.testing.assert_close(total.to(torch.float64), expected, rtol=1e-15, atol=1e-15)
+    assert total.to(dtype).dtype == dtype
+
+
+def test_terms_are_not_written_to():
+    first, second = torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    total = WideSum()
+    total.add(first, 1.0)
+    total.add(second, 1.0)
+    assert total.to(torch.float64).eq(2).all() and first.eq(1).all() and second.eq(1).all()
+
+
+def test_one_alone_with_another_weight():
+    total = WideSum()
+    total.add(torch.full((4,), 3.0), 0.5)
+    assert total.to(torch.float32).eq(1.5).all()
+
+
+def test_columns_in_any_layout_are_added_in_their_places():
+    t = torch.randn(7, 3).T
+    total = torch.zeros(3, 7, dtype=torch.float64)
+    add_wide_(total, t, 2.0)
+    assert torch.equal(total, 2 * t.double())
+
+
+@pytest.mark.parametrize("rows, k", [(5, 3), (5, 1), (1, 4), (1 << 20, 2)])
+def test_fresh_memory_keeps_the_layout(rows, k):
+    by_rows, by_columns = torch.zeros(rows, k), torch.zeros(k, rows).T
+    assert fresh_like(by_rows).is_contiguous()
+    made = fresh_like(by_columns)
+    assert made.shape == (rows, k) and made.T.is_contiguous()
