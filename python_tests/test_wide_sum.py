@@ -24,7 +24,9 @@ def test_terms_are_not_written_to():
     total = WideSum()
     total.add(first, 1.0)
     total.add(second, 1.0)
-    assert total.to(torch.float64).eq(2).all() and first.eq(1).all() and second.eq(1).all()
+    assert total.to(torch.float64).eq(2).all()
+    assert first.eq(1).all()
+    assert second.eq(1).all()
 
 
 def test_one_alone_with_another_weight():
@@ -40,9 +42,10 @@ def test_columns_in_any_layout_are_added_in_their_places():
     assert torch.equal(total, 2 * t.double())
 
 
-@pytest.mark.parametrize("rows, k", [(5, 3), (5, 1), (1, 4), (1 << 20, 2)])
+@pytest.mark.parametrize(("rows", "k"), [(5, 3), (5, 1), (1, 4), (1 << 20, 2)])
 def test_fresh_memory_keeps_the_layout(rows, k):
     by_rows, by_columns = torch.zeros(rows, k), torch.zeros(k, rows).T
     assert fresh_like(by_rows).is_contiguous()
     made = fresh_like(by_columns)
-    assert made.shape == (rows, k) and made.T.is_contiguous()
+    assert made.shape == (rows, k)
+    assert made.T.is_contiguous()
