@@ -6,13 +6,13 @@
 For P parameters (an MLP 784-..-10) and batches of N, in CPU seconds, minima of several, all in one process:
 
 - ``plain_ms``: one step of torch's own loop (zero_grad, forward, backward, SGD);
-- for directions of the mini-batch (a new one at every refresh) and of a data set of ``--batches`` such batches: what a
-  step takes that refreshes warm directions, what the steps in between take, and their mean over ``every`` steps, each
-  over ``plain_ms``, with the Hessian-vector products and the residual of the refresh, for each tolerance; the first
-  refresh, from nothing, apart.
+- for directions of one fixed batch, of a data set of ``--batches`` such batches, and of the mini-batch (a new one at
+  every refresh): what a step takes that refreshes warm directions, what the steps in between take, and their mean over
+  ``every`` steps, each over ``plain_ms``, with the Hessian-vector products and the residual of the refresh, for each
+  tolerance; the first refresh, from nothing, apart.
 
-Refreshes are warm: training goes on between them at ``--lr``. Targets, where a refresh is one block product: at most 30
-plain steps a refresh, at most 8 a step on average.
+Refreshes are warm: training goes on between them at ``--lr``. Targets, where a refresh is one block product of one
+batch: at most 30 plain steps a refresh, at most 8 a step on average. With B batches the product takes B times as long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import chaos_ext as ce
 LOSS = nn.CrossEntropyLoss()
 WIDTHS = {100_000: (110, 100), 1_000_000: (900, 320)}
 TOLERANCES = (1e-1, 1e-2)
-KINDS = ("data set", "mini-batch")
+KINDS = ("one batch", "data set", "mini-batch")
 
 
 def network(size: int) -> nn.Sequential:
@@ -78,8 +78,8 @@ def followed(kind: str, tol: float, args: argparse.Namespace, size: int, plain: 
         x, y = batches[t % len(batches)]
 
         def curvature(x=x, y=y):
-            if kind == "data set":
-                return ce.DatasetHessian(model, LOSS, batches)
+            if kind != "mini-batch":
+                return ce.DatasetHessian(model, LOSS, batches[:1] if kind == "one batch" else batches)
             return ce.HessianOperator(model, LOSS, x, y)
 
         began = time.process_time()

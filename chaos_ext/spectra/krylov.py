@@ -20,6 +20,7 @@ from .rows import clear_, polished, subtract_, unit_of
 
 _LITTLE = 1e-2  # of a vector: what is left of it is no longer orthogonal enough to what was taken out
 _NEGLIGIBLE = 10.0  # eps ||H||: a residual no longer than this is rounding
+_RESTARTS = 3  # after which V's orthogonality is looked at: it costs as much as a restart
 _CHUNK = 1 << 18  # numbers of the old basis that a restart reads at a time: they stay in the cache
 _WORK = 6  # vectors that a step needs beside the basis
 
@@ -63,6 +64,7 @@ class Krylov:
         self.looks = device.type == "cpu"  # where looking at a value costs nothing
         self.n = self.active = self.products = 0
         self.unit = 1.0
+        self._restarts = 0
         self._reach = 0  # the first vector of V to which what is active is coupled
 
     @property
@@ -225,10 +227,16 @@ class Krylov:
         self._B[:, stop:] = 0
         self._rotate(S.T, first, n, a)
         self.n, self._reach = stop, 0
+        self._restarts += 1
+        if self._restarts % _RESTARTS == 0:
+            self._polish(stop)
+
+    def _polish(self, stop: int) -> None:
+        """Takes out of V's orthogonality what restarts have lost: each adds its rounding."""
         V = self.vectors
         G = (V @ V.T).double()
         defect = G - torch.eye(stop, dtype=G.dtype, device=G.device)
-        if bool(defect.abs().max() > _NEGLIGIBLE * torch.finfo(V.dtype).eps):  # each restart adds its rounding
+        if bool(defect.abs().max() > _NEGLIGIBLE * torch.finfo(V.dtype).eps):
             self._rotate(torch.eye(stop, dtype=G.dtype, device=G.device) - defect / 2, 0, stop, 0)
 
     def _rotate(self, rotation: Tensor, first: int, n: int, active: int) -> None:
