@@ -1,8 +1,10 @@
-"""``python benchmarks/grid.py``: products H V of MLPs of every width, batch and number of columns, one thread, float32.
+"""``python benchmarks/grid.py``: products H V of MLPs of every width, batch and number of columns, and of networks.
 
-Writes results/grid.json and results/grid.md: our time, that of the best way that torch has, and their ratio; with the
-operator at hand and made anew (torch's ways start from the batch each time). A way whose products differ from ours is
-reported and not timed. ``--quick`` takes a few cells; ``--threads`` and ``--dtype`` name other results.
+Writes results/grid-DTYPE-THREADS.json and .md: our time, that of the best way that torch has, their ratio, and for MLPs
+the share of the rate of a large matrix product that either reaches; with the operator at hand and made anew (torch's
+ways start from the batch each time). A way whose products differ from ours is reported and not timed. Compiled ways,
+whose compilation is reported beside and not counted, are measured for some numbers of columns. ``--quick`` takes a few
+cells; ``--threads`` and ``--dtype`` name other results; times of several threads are wall time.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import report  # isort: skip  (before torch: it sets OMP_WAIT_POLICY)
 
 import argparse
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from networks import BLOCK, DENSE, VISION
+from products import COMPILED, EAGER, Run, compiled
 from table import markdown, provenance, seconds
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import chaos_ext as ce
 
@@ -29,10 +34,13 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     # Without running statistics: torch's ways cannot differentiate a forward that updates them.
     "BatchNorm": lambda n: nn.BatchNorm1d(n, track_running_stats=False),
 }
+NETWORKS = [DENSE["c"], DENSE["d"], BLOCK["e"], *VISION]
+NETWORK_COLUMNS = [1, 4, 8, 15, 16]
+COMPILED_COLUMNS = [1, 8, 32]
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
 
-Run = Callable[[], Tensor]
 Row = dict[str, Any]
+Problem = tuple[nn.Module, nn.Module, Tensor, Tensor]
 
 
 def mlp(sizes: tuple[int, ...], norm: str) -> nn.Sequential:
@@ -45,89 +53,88 @@ def mlp(sizes: tuple[int, ...], norm: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _jvp_of_grad(model: nn.Module, loss_fn: nn.Module, x: Tensor, y: Tensor, V: Tensor) -> Run:
-    named = {n: p.detach() for n, p in model.named_parameters()}
-    sizes = [p.numel() for p in named.values()]
-
-    def loss(params: dict[str, Tensor]) -> Tensor:
-        return loss_fn(functional_call(model, params, (x,)), y)
-
-    def product(v: Tensor) -> Tensor:
-        parts = {n: t.view_as(named[n]) for n, t in zip(named, v.split(sizes), strict=True)}
-        return torch.cat([t.reshape(-1) for t in jvp(grad(loss), (named,), (parts,))[1].values()])
-
-    rows = V.T.contiguous()
-    many = vmap(product)
-    return lambda: (many(rows) if len(rows) > 1 else product(rows[0])[None]).T
+def mlp_flops(sizes: tuple[int, ...], batch: int, k: int) -> int:
+    """Of the least that k products take: two matrix products a column in the first layer, six in each other one."""
+    weights = [m * n for m, n in itertools.pairwise(sizes)]
+    return 2 * batch * k * (2 * weights[0] + 6 * sum(weights[1:]))
 
 
-def _double_backward(model: nn.Module, loss_fn: nn.Module, x: Tensor, y: Tensor, V: Tensor, batched: bool) -> Run:
-    params, rows = list(model.parameters()), V.T.contiguous()
+class Measure:
+    """Times on one thread as CPU seconds, else as wall time."""
 
-    def run() -> Tensor:
-        gradient = torch.autograd.grad(loss_fn(model(x), y), params, create_graph=True)
-        flat = torch.cat([g.reshape(-1) for g in gradient])
-        if batched:
-            parts = torch.autograd.grad(flat, params, rows, is_grads_batched=True)
-            return torch.cat([p.reshape(len(rows), -1) for p in parts], 1).T
-        each = (torch.autograd.grad(flat, params, v, retain_graph=True) for v in rows)
-        return torch.stack([torch.cat([p.reshape(-1) for p in parts]) for parts in each], 1)
+    def __init__(self, dtype: torch.dtype, threads: int) -> None:
+        self.dtype, self._timer = dtype, time.process_time if threads == 1 else time.perf_counter
+        a = torch.randn(1024, 1024, dtype=dtype)
+        self.gemm_rate = 2 * 1024**3 / self(lambda: a @ a)
 
-    return run
+    def __call__(self, run: Callable[[], object]) -> float:
+        return report.best_of(run, seconds=0.3, most=50, timer=self._timer)[0]
 
 
-def rivals(*problem: Any) -> dict[str, Run]:
-    return {
-        "jvp(grad)": _jvp_of_grad(*problem),
-        "double backward": _double_backward(*problem, batched=False),
-        "double backward, batched": _double_backward(*problem, batched=True),
-    }
-
-
-def measured(run: Callable[[], object]) -> float:
-    return report.best_of(run, seconds=0.3, most=50)[0]
-
-
-def cells(quick: bool) -> Iterator[tuple[tuple[int, ...], str, int, int]]:
+def mlp_cells(quick: bool) -> Iterator[tuple[tuple[int, ...], str, int, int]]:
     every = itertools.product(SIZES, NORMS, BATCHES, COLUMNS)
     return (c for i, c in enumerate(every) if not quick or (i % 29 == 0 and c[2] < 512))
 
 
-def cell(sizes: tuple[int, ...], norm: str, batch: int, k: int, dtype: torch.dtype) -> Row:
+def mlp_row(sizes: tuple[int, ...], norm: str, batch: int, k: int, measure: Measure, compile: bool) -> Row:
     torch.manual_seed(0)
-    model, loss_fn = mlp(sizes, norm).to(dtype), nn.CrossEntropyLoss()
-    x, y = torch.randn(batch, sizes[0], dtype=dtype), torch.randint(sizes[-1], (batch,))
-    V = torch.randn(sum(p.numel() for p in model.parameters()), k, dtype=dtype)
-    op = ce.HessianOperator(model, loss_fn, x, y)
-    row: Row = {"net": "-".join(map(str, sizes)), "norm": norm, "N": batch, "k": k}
-    ours, wrong = op @ V, []
-    for name, run in rivals(model, loss_fn, x, y, V).items():
+    model = mlp(sizes, norm).to(measure.dtype)
+    problem = model, nn.CrossEntropyLoss(), torch.randn(batch, sizes[0]).to(measure.dtype), torch.randint(10, (batch,))
+    row = cell(problem, k, measure, compile)
+    work = mlp_flops(sizes, batch, k) / measure.gemm_rate
+    shares = {"share": round(work / row["ours"], 3), "share, best": round(work / row[row["best"]], 3)}
+    return {"net": "-".join(map(str, sizes)), "norm": norm, "N": batch, "k": k, **row, **shares}
+
+
+def cell(problem: Problem, k: int, measure: Measure, compile: bool) -> Row:
+    """Our time and that of every way that agrees with ours; what does not, or cannot be run, is named."""
+    op = ce.HessianOperator(*problem)
+    V = torch.randn(op.shape[0], k, dtype=measure.dtype)
+    row, ours, wrong = Row(), op @ V, list[str]()
+    for name, way in EAGER.items():
+        row[name] = _timed(name, lambda way=way: way(*problem, V), ours, measure, wrong)
+    for name, way in COMPILED.items() if compile else ():
+
+        def make(way=way, name=name) -> Run:
+            run, row[f"{name}: compilation"] = compiled(way, *problem, V)
+            return run
+
+        row[name] = _timed(name, make, ours, measure, wrong)
+    row["ours"] = round(measure(lambda: op @ V), 7)
+    row["ours, new operator"] = round(measure(lambda: ce.HessianOperator(*problem) @ V), 7)
+    times = [(row[n], n) for n in (*EAGER, *COMPILED) if row.get(n)]
+    row["best"] = min(times)[1] if times else None
+    for suffix in ("", ", new operator"):
+        row[f"ratio{suffix}"] = round(min(times)[0] / row[f"ours{suffix}"], 3) if times else None
+    return row | ({"off": "; ".join(wrong)} if wrong else {})
+
+
+def _timed(name: str, make: Callable[[], Run], ours: Tensor, measure: Measure, wrong: list[str]) -> float | None:
+    try:
+        run = make()
         off = float((run() - ours).norm() / ours.norm())
-        row[name] = round(measured(run), 7) if off < AGREEMENT[dtype] else None
-        wrong += [] if row[name] else [f"{name} {off:.1g}"]
-    row["ours"] = round(measured(lambda: op @ V), 7)
-    row["ours, new operator"] = round(measured(lambda: ce.HessianOperator(model, loss_fn, x, y) @ V), 7)
-    times = [(row[name], name) for name in rivals(model, loss_fn, x, y, V) if row[name]]
-    row["best"] = min(times)[1]
-    row["ratio"], row["ratio, new operator"] = (
-        round(min(times)[0] / row[who], 3) for who in ("ours", "ours, new operator")
-    )
-    return row | ({"off": ", ".join(wrong)} if wrong else {})
+    except Exception as e:  # torch cannot do it: that is a result
+        wrong.append(f"{name}: {type(e).__name__}")
+        return None
+    if not off < AGREEMENT[measure.dtype]:
+        wrong.append(f"{name}: differs by {off:.1g}")
+        return None
+    return round(measure(run), 7)
 
 
 def table(rows: list[Row]) -> str:
-    head = ["net", "norm", "N", "k", "ours", "best of torch", "ratio", "with a new operator"]
+    head = ["net", "norm", "N", "k", "ours", "best of torch", "ratio", "with a new operator", "GEMM rate"]
     lines = [
         [
             *(str(r[c]) for c in ("net", "norm", "N", "k")),
             seconds(r["ours"]),
-            f"{seconds(r[r['best']])} ({r['best']})",
-            f"{r['ratio']:.2f}",
-            f"{r['ratio, new operator']:.2f}",
+            f"{seconds(r[r['best']])} ({r['best']})" if r["best"] else r["off"],
+            *("-" if r[c] is None else f"{r[c]:.2f}" for c in ("ratio", "ratio, new operator")),
+            f"{100 * r['share']:.0f} % ({100 * r['share, best']:.0f} %)" if "share" in r else "",
         ]
         for r in rows
     ]
-    below = sum(r["ratio"] < 1 for r in rows), sum(r["ratio, new operator"] < 1 for r in rows)
+    below = [sum((r[c] or 2) < 1 for r in rows) for c in ("ratio", "ratio, new operator")]
     text = f"{len(rows)} cells; torch is faster in {below[0]}, and in {below[1]} where our operator is made anew."
     return f"{text}\n\n{markdown(head, lines)}\n"
 
@@ -135,17 +142,28 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--eager", action="store_true", help="without compiled ways")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    started, rows = report.environment(), list[Row]()
-    for c in cells(args.quick):
-        rows.append(cell(*c, getattr(torch, args.dtype)))
-        print(rows[-1], flush=True)
+    started, measure = report.environment(), Measure(getattr(torch, args.dtype), args.threads)
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        print(row, flush=True)
+
+    with sdpa_kernel(SDPBackend.MATH):  # of the fused kernels torch has no second derivative
+        for c in mlp_cells(args.quick):
+            add(mlp_row(*c, measure, compile=not args.eager and c[-1] in COMPILED_COLUMNS))
+        for net, k in itertools.product(NETWORKS[::4] if args.quick else NETWORKS, NETWORK_COLUMNS):
+            own = cell(net.build(measure.dtype), k, measure, compile=not args.eager and k in COMPILED_COLUMNS)
+            add({"net": net.name, "norm": "", "N": net.batch, "k": k, **own})
     name = f"grid-{args.dtype}-{args.threads}{'-quick' if args.quick else ''}"
     path = report.write(name, rows, started)
-    title = f"# Products of MLPs, {args.dtype}, {args.threads} thread(s)\n\nCPU seconds; {provenance(started)}\n\n"
+    clock = "CPU seconds" if args.threads == 1 else "wall time"
+    title = f"# Products H V, {args.dtype}, {args.threads} thread(s)\n\n{clock}; {provenance(started)}\n\n"
     path.with_suffix(".md").write_text(title + table(rows))
 
 

@@ -1,4 +1,4 @@
-"""Convolutional networks that are timed: the paper's, one of P about 1e4, a residual one with BatchNorm."""
+"""Networks that are timed: the paper's CNN, one of P about 1e4, a residual one with BatchNorm, and torchvision's."""
 
 from __future__ import annotations
 
@@ -61,22 +61,24 @@ def conv_net() -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """A model and a batch of 16 x 16 images with mean cross-entropy.
+    """A model and a batch of images with mean cross-entropy.
 
     Attributes:
         name: in tables.
         make: the model.
         batch: N.
+        image: shape of one.
     """
 
     name: str
     make: Callable[[], nn.Module]
     batch: int
+    image: tuple[int, int, int] = (1, 16, 16)
 
     def build(self, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
         torch.manual_seed(0)
         model = self.make()
-        x, y = torch.randn(self.batch, 1, 16, 16), torch.randint(10, (self.batch,))
+        x, y = torch.randn(self.batch, *self.image), torch.randint(10, (self.batch,))
         return model.to(dtype), nn.CrossEntropyLoss(), x.to(dtype), y
 
     @property
@@ -94,6 +96,30 @@ DENSE = {
 }
 BLOCK = {"e": Network("residual net with BatchNorm", resnet, 8)}
 COLUMNS = 64
+
+
+def _vision(name: str, **options: object) -> nn.Module:
+    """A network of torchvision's in eval mode, whose forward torch's ways can differentiate too."""
+    from torchvision import models
+
+    return getattr(models, name)(num_classes=10, **options).eval()
+
+
+def _small_vit() -> nn.Module:
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 3, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(**sizes, num_classes=10).eval()
+
+
+_PHOTO = (3, 32, 32)
+VISION = [
+    Network("resnet18", lambda: _vision("resnet18"), 8, _PHOTO),
+    Network("MobileNetV3-small", lambda: _vision("mobilenet_v3_small"), 8, _PHOTO),
+    Network("ConvNeXt-tiny", lambda: _vision("convnext_tiny"), 8, _PHOTO),
+    Network("ViT, 3 blocks of 64", _small_vit, 8, _PHOTO),
+    Network("Swin-tiny", lambda: _vision("swin_t"), 8, _PHOTO),
+]
 
 
 def reference_products(network: Network, v: Tensor) -> Tensor:

@@ -160,7 +160,9 @@ def grid_table(rows: list[Row]) -> str:
     """How often, and by how much, torch's best way is faster than ours; by network."""
     lines = []
     for net in unique(rows, "net"):
-        own = [r for r in rows if r["net"] == net]
+        own = [r for r in rows if r["net"] == net and r["best"]]
+        if not own:  # torch has no way
+            continue
         ratios = sorted(r["ratio"] for r in own)
         slower = sum(v < 1 for v in ratios)
         anew = sum(r["ratio, new operator"] < 1 for r in own)

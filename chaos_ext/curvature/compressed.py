@@ -18,7 +18,7 @@ from .basis import Basis, LayerBasis
 from .dense import require_finite
 from .plan import UNITS, plan
 from .sweep import hessian_vector_products, unit_sweep
-from .tape import Tape
+from .tape import Tape, by_form
 
 
 class _Copied:
@@ -106,6 +106,7 @@ class CompressedHessian:
         return basis.lift(S @ basis.coordinates(columns)).view_as(v)
 
 
+@by_form
 def bound(tape: Tape) -> int:
     """An upper bound of n from shapes alone."""
     total = 0
@@ -120,6 +121,7 @@ def bound(tape: Tape) -> int:
     return total
 
 
+@by_form
 def _parts(tape: Tape) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Slots that share a basis, with the Linear nodes through which alone they enter (none: no structure is known).
 

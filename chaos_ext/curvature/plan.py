@@ -17,7 +17,7 @@ from ..graph.program import Program
 from ..rules.automatic import AutoRule
 from ..rules.linear import Linear
 from .sweep import keeps_samples_apart
-from .tape import Tape
+from .tape import Tape, by_form
 
 _SWEEP_COST = 4  # weight of an operation in a sweep, which goes through memory, against one of a contraction
 UNITS, PARAMETERS = "enter at units", "enter at parameters"
@@ -47,6 +47,7 @@ class Entry:
     why: str
 
 
+@by_form
 def plan(tape: Tape) -> tuple[Entry, ...]:
     """One entry a layer, in topological order; layers that the loss does not depend on are left out."""
     program = tape.program
@@ -196,6 +197,7 @@ _LINEAR_BYTES = 1 << 23  # of the columns of v and H v that layers are swept wit
 _LINEAR_COLUMNS = 8
 
 
+@by_form
 def linear_work(tape: Tape) -> int:
     """Multiplications of one product of every weight matrix with all rows of its layer."""
     work = 0

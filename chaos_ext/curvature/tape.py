@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
+from typing import TypeVar
 
 from torch import Tensor
 
 from ..graph.program import Program
 from ..rules.losses import Evaluated, LossRule
 from ..rules.rule import Tangent
+
+T = TypeVar("T")
+_FORMS = 64  # results that are remembered for a program: batches come in few sizes
 
 
 class Tape:
@@ -42,6 +47,12 @@ class Tape:
         """The slots that the loss does not depend on."""
         return frozenset([i for i, g in enumerate(self.gradient) if g is None])
 
+    @cached_property
+    def form(self) -> tuple[object, ...]:
+        """Shapes, and what the loss depends on."""
+        unread = tuple([d is None for d in self.deltas])
+        return tuple([v.shape for v in self.values]), tuple([t.shape for t in self.theta]), unread
+
     def _backward(self) -> tuple[list[Tangent], list[Tangent]]:
         cotangent: list[Tangent] = [None] * len(self.values)
         cotangent[self.program.output] = self.loss.delta
@@ -54,6 +65,21 @@ class Tape:
             accumulate(cotangent, node.inputs, d_inputs)
             accumulate(gradient, node.rule.slots, d_slots)
         return cotangent[1:], gradient
+
+
+def by_form(find: Callable[[Tape], T]) -> Callable[[Tape], T]:
+    """Of a function of a tape that looks at its program and form alone: found once for all tapes that share them."""
+
+    @wraps(find)
+    def known(tape: Tape) -> T:
+        results, key = tape.program.shaped, (find, tape.form)
+        if key not in results:
+            if len(results) >= _FORMS:
+                results.clear()
+            results[key] = find(tape)
+        return results[key]
+
+    return known
 
 
 def accumulate(total: list[Tangent], where: Sequence[int | None], parts: Sequence[Tangent]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from ..rules.rule import Rule, SparesConstants
 
@@ -30,6 +32,7 @@ class Program:
         seen: numbers of samples with which its output was found to be the model's.
         graphs: what torch has recorded of the model's forward, and why the program does not have the derivatives of
             that (None: it has).
+        shaped: what was found out about it for given shapes of values.
     """
 
     nodes: tuple[Node, ...]
@@ -39,6 +42,7 @@ class Program:
     readers: tuple[int, ...]
     seen: set[int] = field(default_factory=set)
     graphs: dict[object, str | None] = field(default_factory=dict)
+    shaped: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Sequence[Node], output: int) -> Program:
@@ -58,7 +62,7 @@ class Program:
             readers[j] += 1
         return cls(tuple(nodes), output, tuple(depends), uses, tuple(readers))
 
-    @property
+    @cached_property
     def parametrised(self) -> list[int]:
         """Indices of the nodes that own differentiated parameters."""
         return [i for i, n in enumerate(self.nodes) if any(s is not None for s in n.rule.slots)]

@@ -30,9 +30,10 @@ _KINDS = {("Z", "X"): 0, ("Z", "W"): 1, ("X", "Z"): 2, ("X", "W"): 3, ("W", "Z")
 
 # A single column goes to the native operator where that was faster than torch's convolution, on one thread of an
 # AVX-512 CPU with the layers of small networks and of resnet18, 8 samples: in float64 (1.2 to 10 times, but for a few
-# narrow layers), and in float32 where kernels have one tap, places are few for a large weight, or rows are wide and
-# only shifted.
+# narrow layers), and in float32 where kernels have one tap, places are few for a large weight, rows are wide and only
+# shifted, or little is to be done (1 to 64 samples).
 _FEW_PLACES, _FEW_PLACES_TO_WEIGHT, _LARGE_WEIGHT, _WIDE_ROW = 16, 128, 1 << 14, 32
+_SMALL_WORK, _CHANNELS, _SAMPLES = 2_000_000, 4, 16  # multiplications, input channels, N
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Convolution:
         other = next(iter({"X", "W", "Z"} - {out, lanes}))
         shapes = {out: shape, lanes: d.shape[:-1], other: scalars.shape}
         places = shapes["X"][0] * min(math.prod(shapes["X"][2:]), math.prod(shapes["Z"][2:]))
+        if _is_small(out, shapes, places * math.prod(shapes["W"])):
+            return True
         if math.prod(shapes["W"]) >= _LARGE_WEIGHT and places <= (_FEW_PLACES_TO_WEIGHT if out == "W" else _FEW_PLACES):
             return True
         if math.prod(shapes["W"][2:]) == 1 and places > _FEW_PLACES:
@@ -168,3 +171,11 @@ def _over_places(t: Tensor) -> Tensor:
 def _planar(t: Tensor, dims: int) -> Tensor:
     """A view with height: [N, C, W, ...] as [N, C, 1, W, ...]."""
     return t if t.dim() == dims else t.unsqueeze(2)
+
+
+def _is_small(out: str, shapes: dict[str, Sequence[int]], work: int) -> bool:
+    """Whether torch's own convolution takes longer to begin than the native one to end."""
+    samples, few_channels = shapes["X"][0], shapes["W"][1] < _CHANNELS
+    if out == "W":
+        return work <= (_SMALL_WORK // 8 if few_channels else 4 * _SMALL_WORK)
+    return work <= _SMALL_WORK and (out == "X" or 1 < samples <= _SAMPLES)
