@@ -17,6 +17,7 @@ from .torch_internals import detached, stored_parts
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 BYTES = (array.array, bytearray)
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_DICTS = (OrderedDict, dict)
 CONTAINERS = (OrderedDict, dict, list, set, deque)
 
 
@@ -44,7 +45,7 @@ class Container:
 
     def restore(self) -> None:
         if isinstance(self.container, dict):
-            self._restore_dict()
+            _restore_dict(self.container, self.items, self.kind)
         elif self.kind is list:
             list.__setitem__(self.container, slice(None), [item for (item,) in self.items])
         else:
@@ -52,17 +53,49 @@ class Container:
             add = set.update if self.kind is set else deque.extend
             add(self.container, [item for (item,) in self.items])
 
-    def _restore_dict(self) -> None:
-        """Key by key: a module without attributes, even for a moment, is none."""
-        was, now, kind = dict(self.items), self.container, self.kind
-        for key in [k for k in kind.__iter__(now) if k not in was]:
-            kind.__delitem__(now, key)
+
+def _restore_dict(now: Any, items: list[tuple[Any, ...]], kind: Any) -> None:
+    """Key by key: a module without attributes, even for a moment, is none."""
+    was = dict(items)
+    for key in [k for k in kind.__iter__(now) if k not in was]:
+        kind.__delitem__(now, key)
+    for key, value in was.items():
+        kind.__setitem__(now, key, value)
+    if list(kind.__iter__(now)) != list(was):
         for key, value in was.items():
+            kind.__delitem__(now, key)
             kind.__setitem__(now, key, value)
-        if list(kind.__iter__(now)) != list(was):
-            for key, value in was.items():
-                kind.__delitem__(now, key)
-                kind.__setitem__(now, key, value)
+
+
+class Attributes:
+    """A module's dict of attributes and the dicts in it, as one: most of these are empty, and stay so.
+
+    Args:
+        attributes: of the module.
+        name: of the module.
+        most: entries of a dict that is looked at.
+    """
+
+    def __init__(self, attributes: dict[str, Any], name: str, most: int) -> None:
+        self.name = name
+        self.dicts = [attributes, *[v for v in attributes.values() if type(v) in _DICTS and len(v) <= most]]
+        self._items = [tuple(d.items()) for d in self.dicts]
+
+    def changed(self) -> bool:
+        return any(map(_is_other, self.dicts, self._items))
+
+    def restore(self) -> None:
+        for now, items in zip(self.dicts, self._items, strict=True):
+            if _is_other(now, items):
+                _restore_dict(now, list(items), type(now))
+
+
+def _is_other(now: dict[Any, Any], items: tuple[tuple[Any, Any], ...]) -> bool:
+    if len(now) != len(items):
+        return True
+    if all(k is key and v is value for (k, v), (key, value) in zip(now.items(), items, strict=True)):
+        return False
+    return not all(map(same_objects, now.items(), items))
 
 
 class Values:

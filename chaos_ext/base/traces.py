@@ -12,6 +12,7 @@ import operator
 import random
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .kept import (
     CONTAINERS,
     SPARSE,
     Array,
+    Attributes,
     Cell,
     Container,
     Generator,
@@ -107,7 +109,12 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
     """Everything within reach of the modules' attributes and of the objects, once."""
     seen = {id(p) for m in modules for p in internals.own_parameters(m).values()}
     given, most = {id(m) for m in modules}, len(seen) + _MOST
-    todo: list[tuple[Any, str]] = [(vars(m), type(m).__name__) for m in modules]
+    todo: list[tuple[Any, str]] = []
+    for m in modules:
+        own = Attributes(vars(m), type(m).__name__, _MOST)
+        yield own
+        seen.update(map(id, own.dicts))
+        todo.extend(_held(m, given))
     todo.extend((value, type(value).__name__) for value in objects)
     by_globals = 0
     for cls in dict.fromkeys(c for o in (*modules, *objects) for c in user_classes(type(o))):
@@ -136,6 +143,20 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
                 yield variables
             todo.extend((v, f"{_GLOBAL}{name}") for v in values)
         todo.extend(_within(value, name, id(value) in given))
+
+
+def _held(m: nn.Module, given: set[int]) -> list[tuple[Any, str]]:
+    """What a module's attributes and the dicts among them hold beside numbers, parameters, buffers and the modules that
+    are looked at anyway."""
+    found: list[tuple[Any, str]] = []
+    for key, value in vars(m).items():
+        if type(value) in (dict, OrderedDict):
+            if value and len(value) <= _MOST and key not in _OWN:
+                items = value.items() if key != "_modules" else [(n, c) for n, c in value.items() if id(c) not in given]
+                found.extend([(v, f"{type(m).__name__}.{k}") for k, v in items])
+        elif type(value) not in _PLAIN and not (type(value) is tuple and _PLAIN.issuperset(map(type, value))):
+            found.append((value, f"{type(m).__name__}.{key}"))
+    return found
 
 
 def _kept(value: Any, name: str) -> Kept | None:
