@@ -91,8 +91,8 @@ class Attributes:
 
 
 def _is_other(now: dict[Any, Any], items: tuple[tuple[Any, Any], ...]) -> bool:
-    if len(now) != len(items):
-        return True
+    if not items or len(now) != len(items):
+        return len(now) != len(items)
     if all(k is key and v is value for (k, v), (key, value) in zip(now.items(), items, strict=True)):
         return False
     return not all(map(same_objects, now.items(), items))
