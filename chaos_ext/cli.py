@@ -155,8 +155,7 @@ def _reproduce(args: argparse.Namespace, name: str, parser: argparse.ArgumentPar
     experiment = importlib.import_module(f".experiments.{module}", __package__)
     try:
         with handled():
-            status: int = experiment.run(args, parser)
-        return status
+            return _run(experiment, args, parser)
     except (UsageError, DatasetNotFoundError) as error:
         print(f"chaos-ext: error: {error}", file=sys.stderr)
         return 2
@@ -166,6 +165,20 @@ def _reproduce(args: argparse.Namespace, name: str, parser: argparse.ArgumentPar
     except OSError as error:  # a full disk, a folder that vanished: what is on disk is still good
         print(f"chaos-ext: error: {error}; the same command with --resume continues", file=sys.stderr)
         return 1
+
+
+def _run(experiment: Any, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """The experiment itself, or on another rank of torchrun than 0 what that one hands out."""
+    from .experiments import fleet
+
+    if not fleet.is_launched():
+        return int(experiment.run(args, parser))
+    with fleet.joined() as ranks:
+        if ranks.rank:
+            ranks.serve()
+            return 0
+        args.resume = ranks.restarted or getattr(args, "resume", False)
+        return int(experiment.run(args, parser))
 
 
 def _info(args: argparse.Namespace) -> int:

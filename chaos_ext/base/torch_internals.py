@@ -7,6 +7,7 @@ of torch's that starts with an underscore (a test holds that). Beside it, ``grap
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -260,6 +261,13 @@ def _set_modes(modes: list[Any]) -> None:
         overrides._pop_mode()
     for m in modes[same:]:
         overrides._push_mode(m)
+
+
+def meet_by_environment() -> tuple[Any, int, int]:
+    """Store, rank and number of ranks, for a process that torchrun started (torch/distributed/rendezvous.py)."""
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
+    store, rank, size = next(rendezvous.rendezvous("env://"))
+    return store, rank, size
 
 
 def function_class(node: Any) -> type | None:

@@ -1,7 +1,8 @@
-"""Units spread over worker processes. What a unit computes does not depend on how many there are.
+"""Units spread over worker processes, or over the ranks of torchrun (``fleet``).
 
-Every worker has a pipe of its own to the parent and nothing is shared between workers, so none can block another by
-dying. A worker whose parent is gone finds its pipe broken at its next report, within a fraction of a second, and ends.
+What a unit computes does not depend on how many there are. Every worker has a pipe of its own to the parent and nothing
+is shared between workers, so none can block another by dying. A worker whose parent is gone finds its pipe broken at
+its next report, within a fraction of a second, and ends.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 
 from ..data import Dataset, load
-from . import interruption
+from . import fleet, interruption
 from .interruption import Interrupted
-from .output import OutputFolder, WorkerError
+from .output import OutputFolder, UsageError, WorkerError
 from .settings import Settings, Unit
 from .unit import Report, run_unit
 
@@ -61,10 +62,15 @@ def run_units(
         unit -> ``Work.record()`` at its end, in the order of ``settings.units``.
 
     Raises:
+        UsageError: ``jobs`` on one of several ranks of torchrun, of which each does one unit at a time.
         WorkerError: a worker process died or raised; finished units and checkpoints are kept.
         Interrupted: Ctrl-C or SIGTERM came; checkpoints of the last steps were written.
     """
     units = settings.units
+    if (ranks := fleet.current()) is not None:
+        if jobs != 1:
+            raise UsageError("--jobs: every rank of torchrun does one unit at a time; start more ranks instead")
+        return ranks.run(fleet.Job((do, make), settings, units, root, out.path.absolute(), every), data, report)
     if jobs == 1 or len(units) == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(settings.threads)
