@@ -5,6 +5,8 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 
+from .shapes import equal
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 160
 _SHORT.maxlist = _SHORT.maxtuple = 12
@@ -23,6 +25,15 @@ def by_rank(values: Sequence[object]) -> str:
         text = value if isinstance(value, str) else _SHORT.repr(value)
         groups.setdefault(text, []).append(rank)
     return "; ".join(f"{text} on {ranks_named(ranks)}" for text, ranks in groups.items())
+
+
+def differing(what: str, values: Sequence[object]) -> str:
+    """What differs between the ranks, of dicts entry by entry."""
+    found = by_rank(values)
+    if all(isinstance(v, dict) and v.keys() == values[0].keys() for v in values):  # type: ignore[attr-defined]
+        columns = {k: [v[k] for v in values] for k in values[0]}  # type: ignore[attr-defined, index]
+        found = ". ".join(f"{k}: {by_rank(c)}" for k, c in columns.items() if any(not equal(c[0], v) for v in c))
+    return f"{what}: expected the same on all ranks, got {found}"
 
 
 def failed(what: str, ranks: Sequence[int], texts: Sequence[str]) -> str:
