@@ -35,18 +35,21 @@ def state_of(space: ParameterSpace, tree: ModuleTree, loss_fn: Any, weight: Weig
     }
 
 
-def _module(m: nn.Module) -> object:
+def _module(m: nn.Module) -> str:
     """Its class and mode, and the settings of one of torch's."""
-    settings = _settings(m) if type(m).__module__.startswith("torch.nn.") else {}
-    return type(m).__qualname__, m.training, settings
+    torchs = type(m).__module__.startswith("torch.nn.")
+    return f"{type(m).__qualname__} {_settings(m) if torchs else dict(training=m.training)}"
 
 
 def _settings(m: nn.Module) -> dict[str, object]:
     return {k: v for k, v in vars(m).items() if isinstance(v, (*_PLAIN, tuple)) and not k.startswith("_")}
 
 
-def _sum(t: Tensor) -> int:
-    return int(checksum(unexpanded(t.detach()))) if t.layout == torch.strided and not t.is_meta else t.numel()
+def _sum(t: Tensor) -> str:
+    """Of the values of a dense tensor; of another one its size."""
+    if t.layout != torch.strided or t.is_meta:
+        return f"{t.layout} {list(t.shape)}"
+    return f"{int(checksum(unexpanded(t.detach()))) & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
 def _said(value: Any) -> object:
