@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -26,9 +26,9 @@ def _of(module: str, *names: str) -> tuple[type, ...]:
     return tuple([kind for n in names if isinstance(kind := getattr(found, n, None), type)])
 
 
-def refuse_wrappers(modules: Iterable[nn.Module]) -> None:
+def refuse_wrappers(modules: Sequence[nn.Module]) -> None:
     """Raises UnsupportedError for modules whose forward fetches parameters from other ranks, or meets them."""
-    sharding = _of(_FSDP, "FullyShardedDataParallel", "FSDPModule")
+    sharding = _of(_FSDP, "FullyShardedDataParallel", "FSDPModule") if modules else ()
     for m in modules:
         if isinstance(m, sharding):
             raise UnsupportedError(

@@ -38,7 +38,7 @@ def state_of(space: ParameterSpace, tree: ModuleTree, loss_fn: Any, weight: Weig
 def _module(m: nn.Module) -> str:
     """Its class and mode, and the settings of one of torch's."""
     torchs = type(m).__module__.startswith("torch.nn.")
-    return f"{type(m).__qualname__} {_settings(m) if torchs else dict(training=m.training)}"
+    return f"{type(m).__qualname__} {_settings(m) if torchs else {'training': m.training}}"
 
 
 def _settings(m: nn.Module) -> dict[str, object]:
