@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 import chaos_ext as ce
+import chaos_ext.distributed.ranks
+from chaos_ext.distributed.groups import place_of
 from chaos_ext.distributed.ranks import Ranks
 
 DTYPES = [torch.float64, torch.float32, torch.int64]
@@ -35,6 +37,14 @@ def _values(rank):
             for source in range(n):
                 given = parts[rank] if rank == source else None
                 assert torch.equal(r.broadcast(given, source), parts[source])
+    for limit in (1 << 23, 1000):  # numbers at a time
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chaos_ext.distributed.ranks, "_PART", limit)
+            t, expected = _of(rank, (300, 301)), r.sum(_of(rank, (300, 301)))
+            assert r.sum(t, out=t) is t
+            assert torch.equal(t, expected)
+    small = torch.ones(3) * rank
+    assert torch.equal(r.sum(small, out=small), torch.full((3,), n * (n - 1) / 2))
     transposed = _of(rank, (6, 4)).T
     assert torch.equal(r.gather(transposed)[0], _of(0, (6, 4)).T)
     pieces = [_of(10 * rank + q, (q, rank + 1)) for q in range(n)]
@@ -109,6 +119,21 @@ def _refusals(rank):
     def unsendable():
         r.gather_objects((lambda: 0) if rank == last else 0)
 
+    def late():
+        with r.together("a batch", meets=True):
+            r.sum(torch.ones(3))
+            if rank == last:
+                raise ZeroDivisionError("after the last meeting")
+        return r.sum(torch.ones(3))  # where the others are told
+
+    bad = ZeroDivisionError if rank == last else ce.errors.RankFailedError
+    refused(bad, "after the last meeting", late)
+    refused(
+        ce.errors.RanksDisagreeError,
+        r"sum .* of this on ranks 0, 1; sum .* of that on rank 2",
+        lambda: r.sum(torch.ones(3), same="of that" if rank == last else "of this"),
+    )
+
     with pytest.raises(Exception) as e:  # noqa: PT011 - pickle's own error differs between versions
         unsendable()
     assert rank == last or (isinstance(e.value, ce.errors.RankFailedError) and e.value.ranks == (last,))
@@ -133,7 +158,7 @@ def _refusals(rank):
 
 def test_what_differs_is_refused_on_all_ranks_and_nothing_is_left_behind():
     said = ranks.run(3, _refusals)
-    assert all(len(s) == len(said[0]) == 7 for s in said)
+    assert all(len(s) == len(said[0]) == 9 for s in said)
 
 
 def _lost(rank, how, victim):
@@ -169,6 +194,20 @@ def test_a_rank_that_is_lost_is_named_in_time(how, victim):
             assert f"rank {victim} " in message
             assert "the sum of H v" in message or how == "interrupt"
             assert took < (30 if how == "kill" else 10)
+
+
+@pytest.mark.parametrize(
+    ("backends", "device", "place"),
+    [
+        ({"cpu": "gloo", "cuda": "gloo"}, "cuda", "cpu"),  # gloo goes through the CPU anyway
+        ({"cpu": "gloo", "cuda": "nccl"}, "cuda", "cuda"),
+        ({"cpu": "gloo", "cuda": "nccl"}, "cpu", "cpu"),
+        ({"cpu": "gloo"}, "cuda", "cpu"),
+        ({}, "cuda", "cpu"),
+    ],
+)
+def test_where_collectives_run(backends, device, place):
+    assert place_of(backends, torch.device(device)) == torch.device(place)
 
 
 def test_without_a_group_it_says_what_to_do():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..base.torch_internals import group_store
+from ..base.torch_internals import collective_options, group_store
 from ..errors import RankFailedError
 from .groups import backends_of, place_of, require_alive
 from .roll import Roll
 from .said import ranks_named
 
 _STEP = 1.0  # s, after which one that waits leaves a note, and looks for others'
+_LATER = 5.0  # s, after which gloo gives up what nobody waits for any more
 _GRACE = 3.0  # s for the others to leave their notes after a connection broke
 
 
@@ -63,7 +65,8 @@ class Line:
         out = t.new_empty(self.size, *t.shape)
         if t.numel():
             parts = list(_bytes(out).view(self.size, -1).unbind())
-            self._run(lambda: dist.all_gather(parts, _bytes(t), group=group, async_op=True), t, what, timeout)
+            options = _options("AllgatherOptions", t, timeout)
+            self._run(lambda: group.allgather([parts], [_bytes(t)], options), t, what, timeout)
         return out
 
     def numbers(self, group: Any, values: list[int], what: str, timeout: float) -> list[list[int]]:
@@ -91,16 +94,17 @@ class Line:
             timeout: seconds.
         """
         out, width = t.new_empty(len(t) if got is None else sum(got)), t.element_size()
-        outs, ins = [None if s is None else [n * width for n in s] for s in (got, sent)]
-        a, b = _bytes(out), _bytes(t)
-        self._run(lambda: dist.all_to_all_single(a, b, outs, ins, group, async_op=True), t, what, timeout)
+        outs, ins = [[] if s is None else [n * width for n in s] for s in (got, sent)]
+        options = _options("AllToAllOptions", t, timeout)
+        self._run(lambda: group.alltoall_base(_bytes(out), _bytes(t), outs, ins, options), t, what, timeout)
         return out
 
     def send_to_all(self, group: Any, t: Tensor, source: int, what: str, timeout: float) -> None:
         """The contiguous t of all ranks becomes that of the source."""
-        origin = dist.get_global_rank(group, source)
+        options = _options("BroadcastOptions", t, timeout)
+        options.rootRank = source
         if t.numel():
-            self._run(lambda: dist.broadcast(_bytes(t), origin, group=group, async_op=True), t, what, timeout)
+            self._run(lambda: group.broadcast([_bytes(t)], options), t, what, timeout)
 
     def _run(self, start: Callable[[], Any], t: Tensor, what: str, timeout: float) -> None:
         """Starts a collective of torch's on a tensor like t, and waits for its end.
@@ -120,7 +124,8 @@ class Line:
             raise
 
     def _wait(self, work: Any, on_cpu: bool, what: str, timeout: float) -> None:
-        end, step, noted = time.monotonic() + timeout, min(_STEP, timeout / 4), False
+        step, noted = min(_STEP, timeout / 4), False
+        end = time.monotonic() + timeout - 2 * step  # from when on the roll is called
         while not _ended(work, on_cpu, step):
             if not noted:
                 self._roll.waits(self.number, what)
@@ -128,7 +133,9 @@ class Line:
             if (why := self._roll.failure()) is not None:
                 self._break(why)
             if time.monotonic() >= end:
-                self._lost(what, f"within {timeout:g} s", 2 * step)
+                if self._roll.absent(self.number, 2 * step) != []:
+                    self._lost(what, f"within {timeout:g} s", 0.0)
+                end = math.inf  # all are there: they move their data, for which the backend has a limit
 
     def leave(self, why: str) -> None:
         """Makes known that the group is of no more use."""
@@ -171,6 +178,11 @@ def line_of(group: Any) -> Line:
 def _bytes(t: Tensor) -> Tensor:
     """The memory of a contiguous tensor: every backend moves bytes."""
     return t.view(-1).view(torch.uint8)
+
+
+def _options(kind: str, t: Tensor, timeout: float) -> Any:
+    """With an end of its own: a process cannot exit before gloo has given up, while NCCL would end the process."""
+    return collective_options(kind, timeout + _LATER if t.is_cpu else None)
 
 
 def _ended(work: Any, on_cpu: bool, seconds: float) -> bool:
