@@ -44,8 +44,8 @@ Each is tested by name in `test_checkpoints.py`, `test_derivatives_inside.py` an
   gradient moves with them.
 - `weight_norm`, `spectral_norm` and `orthogonal`, as hooks or parametrizations, several inputs in a tuple or a dict,
   outputs in a dict, a tuple or a dataclass with a loss that takes them apart, a loss with parameters of its own
-  (constants to H): exact, by torch as a whole; `AveragedModel` and `DataParallel` on one device: the rules of the
-  model inside.
+  (constants to H): exact, by torch as a whole; `AveragedModel`, `DistributedDataParallel` and `DataParallel` on one
+  device: the rules of the model inside.
 - `nn.Hardsigmoid`: its slope is 1/6 also in float64, where torch's backward takes 1/6 rounded to float32, so that a
   float64 gradient differs from torch's by 3e-8.
 - Clipping of gradients (`clip_grad_norm_`, `clip_grad_value_`) is no part of `CGD` or of tangent maps. `CGD.step`

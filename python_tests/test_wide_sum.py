@@ -11,7 +11,7 @@ from chaos_ext.base.tensors import WideSum, add_wide_, fresh_like
 def test_the_sum_is_that_of_float64(size, dtype):
     terms = [torch.randn(size, 2, dtype=dtype) for _ in range(3)]
     weights = [1.0, 0.3, -2.0]
-    total = WideSum()
+    total = WideSum(terms[0].shape, terms[0].device)
     for t, w in zip(terms, weights, strict=True):
         total.add(t, w)
     expected = sum(t.double() * w for t, w in zip(terms, weights, strict=True))
@@ -21,7 +21,7 @@ def test_the_sum_is_that_of_float64(size, dtype):
 
 def test_terms_are_not_written_to():
     first, second = torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
-    total = WideSum()
+    total = WideSum((5,), first.device)
     total.add(first, 1.0)
     total.add(second, 1.0)
     assert total.to(torch.float64).eq(2).all()
@@ -30,7 +30,7 @@ def test_terms_are_not_written_to():
 
 
 def test_one_alone_with_another_weight():
-    total = WideSum()
+    total = WideSum((4,), torch.device("cpu"))
     total.add(torch.full((4,), 3.0), 0.5)
     assert total.to(torch.float32).eq(1.5).all()
 
@@ -49,3 +49,7 @@ def test_fresh_memory_keeps_the_layout(rows, k):
     made = fresh_like(by_columns)
     assert made.shape == (rows, k)
     assert made.T.is_contiguous()
+
+
+def test_without_terms_it_is_zero():
+    assert torch.equal(WideSum((2, 3), torch.device("cpu")).to(torch.float32), torch.zeros(2, 3))

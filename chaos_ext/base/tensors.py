@@ -42,7 +42,8 @@ class WideSum:
     torch's own addition to another dtype goes number by number; here pieces are converted in the cache.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self._shape, self._device = tuple(shape), device
         self._only: Tensor | None = None
         self._total: Tensor | None = None
 
@@ -52,7 +53,7 @@ class WideSum:
             self._only = t
             return
         if self._total is None:
-            self._total = fresh(tuple(t.shape), torch.float64, t.device).zero_()
+            self._total = self._zeros(torch.float64)
         if self._only is not None:
             add_wide_(self._total, self._only, 1.0)
             self._only = None
@@ -61,8 +62,12 @@ class WideSum:
     def to(self, dtype: torch.dtype) -> Tensor:
         """The sum, in this dtype."""
         found = self._total if self._only is None else self._only
-        assert found is not None
-        return found if found.dtype == dtype else fresh(tuple(found.shape), dtype, found.device).copy_(found)
+        if found is None:
+            return self._zeros(dtype)
+        return found if found.dtype == dtype else fresh(self._shape, dtype, self._device).copy_(found)
+
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        return fresh(self._shape, dtype, self._device).zero_()
 
 
 def add_wide_(total: Tensor, t: Tensor, weight: float) -> None:

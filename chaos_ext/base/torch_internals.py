@@ -7,9 +7,9 @@ of torch's that starts with an underscore (a test holds that). Beside it, ``grap
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -161,6 +161,20 @@ def has_step_hooks(opt: torch.optim.Optimizer) -> bool:
     return bool(own or every._global_optimizer_pre_hooks or every._global_optimizer_post_hooks)
 
 
+def group_store(group: Any) -> Any:
+    """Where the processes of a group leave notes for each other (torch/distributed/distributed_c10d.py)."""
+    return sys.modules["torch.distributed.distributed_c10d"]._get_process_group_store(group)
+
+
+def collective_options(kind: str, seconds: float | None) -> Any:
+    """Of a method of a process group, with a time limit of its own: ``dist.all_gather`` and the others have none."""
+    options = getattr(sys.modules["torch.distributed.distributed_c10d"], kind)()
+    options.asyncOp = True
+    if seconds is not None:
+        options.timeout = timedelta(seconds=seconds)
+    return options
+
+
 def fused_adam_(
     t: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: int, decoupled: bool, **options: Any
 ) -> None:
@@ -261,13 +275,6 @@ def _set_modes(modes: list[Any]) -> None:
         overrides._pop_mode()
     for m in modes[same:]:
         overrides._push_mode(m)
-
-
-def meet_by_environment() -> tuple[Any, int, int]:
-    """Store, rank and number of ranks, for a process that torchrun started (torch/distributed/rendezvous.py)."""
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")
-    store, rank, size = next(rendezvous.rendezvous("env://"))
-    return store, rank, size
 
 
 def function_class(node: Any) -> type | None:

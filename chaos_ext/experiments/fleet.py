@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..base.torch_internals import meet_by_environment
 from ..data import Dataset, load
 from .output import MANIFEST, OutputFolder, UsageError, WorkerError
 from .settings import Settings, Unit
@@ -245,7 +245,7 @@ def is_launched() -> bool:
 def joined() -> Iterator[Fleet]:
     """Inside, this process is in the fleet of its torchrun; how it ends, the others are told."""
     global _current
-    store, rank, size = meet_by_environment()
+    store, rank, size = next(importlib.import_module("torch.distributed.rendezvous").rendezvous("env://"))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ..base import memory
 from ..errors import NonFiniteError, NotConvergedError
-from .rows import clear_, polished, subtract_, unit_of
+from .rows import clear_, polished, rotate_, subtract_, unit_of
 
 _LITTLE = 1e-2  # of a vector: what is left of it is no longer orthogonal enough to what was taken out
 _NEGLIGIBLE = 10.0  # eps ||H||: a residual no longer than this is rounding
 _RESTARTS = 3  # after which V's orthogonality is looked at: it costs as much as a restart
-_CHUNK = 1 << 18  # numbers of the old basis that a restart reads at a time: they stay in the cache
 _WORK = 6  # vectors that a step needs beside the basis
 
 
@@ -225,7 +224,7 @@ class Krylov:
         self._T[first:stop, first:stop] = (T + T.T) / 2
         self._B[:, first:stop] = self._B[:, first:n] @ S
         self._B[:, stop:] = 0
-        self._rotate(S.T, first, n, a)
+        rotate_(self._V, S.T, first, n, a)
         self.n, self._reach = stop, 0
         self._restarts += 1
         if self._restarts % _RESTARTS == 0:
@@ -237,17 +236,7 @@ class Krylov:
         G = (V @ V.T).double()
         defect = G - torch.eye(stop, dtype=G.dtype, device=G.device)
         if bool(defect.abs().max() > _NEGLIGIBLE * torch.finfo(V.dtype).eps):
-            self._rotate(torch.eye(stop, dtype=G.dtype, device=G.device) - defect / 2, 0, stop, 0)
-
-    def _rotate(self, rotation: Tensor, first: int, n: int, active: int) -> None:
-        """V's rows from ``first`` to n become combinations of them, and what is active moves up behind them."""
-        stop, step = first + len(rotation), max(256, _CHUNK // max(n, 1))
-        rotation = rotation.to(self._V).contiguous()
-        for i in range(0, self.size, step):
-            part = self._V[:, i : i + step]
-            moved = part[n : n + active].clone()
-            part[first:stop] = rotation @ part[first:n]
-            part[stop : stop + active] = moved
+            rotate_(self._V, torch.eye(stop, dtype=G.dtype, device=G.device) - defect / 2, 0, stop, 0)
 
     def combine(self, S: Tensor) -> Tensor:
         """V S, as columns [P, p]."""

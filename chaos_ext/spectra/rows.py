@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_CHUNK = 1 << 18  # numbers of the old rows that a rotation reads at a time: they stay in the cache
 TAKEN = 3.0  # what is taken out of a vector over what is left, in squares, beyond which it is projected again
 
 
@@ -58,3 +59,14 @@ def subtract_(W: Tensor, C: Tensor, rows: Tensor) -> None:
         W[0].addmv_(rows.T, C[0], alpha=-1)
     else:
         W.addmm_(C, rows, alpha=-1)
+
+
+def rotate_(rows: Tensor, rotation: Tensor, first: int, n: int, active: int) -> None:
+    """Rows from ``first`` to n become combinations of them, in place, and ``active`` ones after n move up behind."""
+    stop, step = first + len(rotation), max(256, _CHUNK // max(n, 1))
+    rotation = rotation.to(rows).contiguous()
+    for i in range(0, rows.shape[1], step):
+        part = rows[:, i : i + step]
+        moved = part[n : n + active].clone()
+        part[first:stop] = rotation @ part[first:n]
+        part[stop : stop + active] = moved
