@@ -188,6 +188,13 @@ def keeps_running_stats(m: nn.Module) -> bool:
     )
 
 
+def may_nest(m: nn.Module) -> bool:
+    """Whether an encoder, in which nothing is trained, leaves out padded places (nn/modules/transformer.py)."""
+    if not isinstance(m, nn.TransformerEncoder) or m.training or any(p.requires_grad for p in m.parameters()):
+        return False
+    return torch.backends.mha.get_fastpath_enabled() and bool(getattr(m, "use_nested_tensor", False))
+
+
 def padding_of(m: Any) -> list[int]:
     """Zeros, or what ``padding_mode`` puts in, around each axis of a convolution's input, as ``F.pad`` wants them.
 
@@ -249,6 +256,13 @@ def entered(mode: Mode) -> Restoring[None]:
         _set_modes([*before, mode] if to else before)
 
     return Restoring(lambda: switch(True), lambda: switch(False))
+
+
+class Listening(Mode):
+    """Does nothing; while a mode listens, torch's encoders do not nest tensors (nn/modules/transformer.py)."""
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
 
 def _set_modes(modes: list[Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..base.guards import refuse_edits
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.tensors import all_finite
-from ..base.torch_internals import with_grad, without_grad
+from ..base.torch_internals import with_grad
 from ..base.traces import untouched
 from ..errors import ChaosExtError
 from ..graph.program import Program
@@ -110,14 +110,17 @@ def _compare(program: Program, space: ParameterSpace, x: Tensor, y: Tensor, thei
     return f"its {wrong[0]} differs from torch's" if wrong else None
 
 
-@without_grad
+@with_grad
 def forward(tree: ModuleTree, x: Tensor) -> object:
-    """model(x) without a graph, and without a trace on its modules.
+    """model(x) as the loss sees it, detached, and without a trace on its modules.
+
+    Under ``no_grad`` torch's encoders take another way in eval mode, which leaves zeros at padded places.
 
     Raises:
         ForwardError: the model raised.
     """
-    return _run(tree, x)
+    output = _run(tree, x)
+    return output.detach() if isinstance(output, Tensor) else output
 
 
 @with_grad
