@@ -120,7 +120,7 @@ class CGD(Optimizer):
         self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize, own_state.KEY: None})
-        self.pruning.check_size(sum(p.numel() for p in self._trained()))
+        self.pruning.check_parameters(self._trained())
 
     prune, k, order, threshold = option("prune"), option("k"), option("order"), option("threshold")
     start, stop, mix, noise = option("start"), option("stop"), option("mix"), option("noise")
