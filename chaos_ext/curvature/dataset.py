@@ -96,6 +96,7 @@ class DatasetHessian(WithEigenvalueGradient):
         refuse_autocast(space.device)
         weighting, walks = Weighting(loss_fn, weight), Walks(batches, space.device)
         self.snapshot = Snapshot(space, Batch((), ()), tree)
+        memory.check_budget(memory_budget)
         self._budget = memory_budget
 
         def make(x: Any, y: Any, *, first: bool = False, output_only: bool = False) -> HessianOperator:

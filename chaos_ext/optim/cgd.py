@@ -109,7 +109,7 @@ class CGD(Optimizer):
         switch_share: float | None = None,
         switch_decay: float = 0.9,
     ) -> None:
-        own = (prune, k, order, start, stop, float(mix), noise, spectrum, zero_tol, spectrum_dtype, threshold)
+        own = (prune, k, order, start, stop, mix, noise, spectrum, zero_tol, spectrum_dtype, threshold)
         self.pruning = Pruning(*own, refresh_every, refresh_tol, switch_share, switch_decay)
         self.generator = generator
         self.steps = 0

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int, require_number
+from ..base.contents import is_int
 from ..base.parameters import Group
 from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..errors import UnsupportedError
@@ -45,11 +47,14 @@ class Pruning:
 
     def __post_init__(self) -> None:
         check_selection(self.prune, self.k, self.order)
+        for name in ("mix", "noise", "refresh_tol", "switch_share", "switch_decay"):
+            value = getattr(self, name)
+            if value is not None or name in ("mix", "switch_decay"):
+                require_number(name, value, finite=False)
         if self.threshold not in ("paper", "optimizer"):
             raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {self.threshold!r}")
-        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0:
-            raise ValueError(f"start: expected an int >= 0, got {self.start!r}")
-        if self.stop is not None and (not isinstance(self.stop, int) or self.stop < self.start):
+        require_int("start", self.start, 0)
+        if self.stop is not None and (not is_int(self.stop) or self.stop < self.start):
             raise ValueError(f"stop: expected an int >= start = {self.start} or None, got {self.stop!r}")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"mix: expected 0 <= mix <= 1, got {self.mix!r}")
