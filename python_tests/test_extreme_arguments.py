@@ -46,11 +46,17 @@ SMOOTH = {
     "tanh": (nn.Tanh, mpmath.tanh),
     "softplus": (nn.Softplus, _softplus),
     "silu": (nn.SiLU, lambda z: z * _sigma(z)),
+    "silu in place": (lambda: nn.SiLU(inplace=True), lambda z: z * _sigma(z)),
     "mish": (nn.Mish, lambda z: z * mpmath.tanh(mpmath.log1p(mpmath.exp(z)))),
     "logsigmoid": (nn.LogSigmoid, _log_sigma),
     "elu": (lambda: nn.ELU(1.7), _elu(1.7)),
     "elu in place": (lambda: nn.ELU(1.7, inplace=True), _elu(1.7)),
     "selu": (nn.SELU, _elu(1.6732632423543772848, 1.0507009873554804934)),
+    "mish in place": (lambda: nn.Mish(inplace=True), lambda z: z * mpmath.tanh(mpmath.log1p(mpmath.exp(z)))),
+    "celu in place": (
+        lambda: nn.CELU(1.3, inplace=True),
+        lambda z: z if z > 0 else mpmath.mpf(1.3) * mpmath.expm1(z / mpmath.mpf(1.3)),
+    ),
     "celu": (lambda: nn.CELU(1.3), lambda z: z if z > 0 else mpmath.mpf(1.3) * mpmath.expm1(z / mpmath.mpf(1.3))),
     "gelu": (nn.GELU, lambda z: z * mpmath.ncdf(z)),
     "gelu tanh": (lambda: nn.GELU("tanh"), _gelu_tanh),
@@ -146,7 +152,9 @@ class Whole(nn.Module):
         return nn.functional.cross_entropy(z, y) + z.square().mean()
 
 
-@pytest.mark.parametrize("name", ["mish", "celu", "prelu", "gelu", "silu", "sigmoid"])
+@pytest.mark.parametrize(
+    "name", ["mish", "mish in place", "celu", "celu in place", "prelu", "gelu", "silu in place", "sigmoid"]
+)
 @pytest.mark.parametrize("z", [-9.0, 0.3, 1e3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_torchs_derivatives_of_the_whole_model_are_those_of_the_rules(name, z, dtype):

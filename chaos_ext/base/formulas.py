@@ -23,8 +23,9 @@ def _pieces(low: Tensor, z: Tensor, below: Callable[[Tensor], Tensor], above: Ca
     return torch.where(low, below(torch.where(low, z, zero)), above(torch.where(low, zero, z)))
 
 
-def _put(input: Tensor, result: Tensor, inplace: bool) -> Tensor:
-    return input.copy_(result) if inplace else result
+def _put(input: Tensor, function: Callable[[Tensor], Tensor], inplace: bool) -> Tensor:
+    """In place it is of a copy, which the derivative needs."""
+    return input.copy_(function(input.clone())) if inplace else function(input)
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def sigmoid(input: Tensor) -> Tensor:
 
 
 def sigmoid_(input: Tensor) -> Tensor:
-    return _put(input, sigmoid(input), True)
+    return _put(input, sigmoid, True)
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -47,11 +48,11 @@ def tanh(input: Tensor) -> Tensor:
 
 
 def tanh_(input: Tensor) -> Tensor:
-    return _put(input, tanh(input), True)
+    return _put(input, tanh, True)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
-    return _put(input, input * sigmoid(input), inplace)
+    return _put(input, lambda z: z * sigmoid(z), inplace)
 
 
 def _log_of_sum(x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
         e = torch.exp(-z)
         return 1 - 2 * e.square() / (1 + 2 * e + 2 * e.square())
 
-    return _put(input, input * _pieces(input < 0, input, below, above), inplace)
+    return _put(input, lambda z: z * _pieces(z < 0, z, below, above), inplace)
 
 
 def _exp_minus_one(z: Tensor) -> Tensor:
@@ -94,15 +95,15 @@ def _elu(z: Tensor, alpha: float, scale: float, rate: float) -> Tensor:
 
 
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return _put(input, _elu(input, alpha, 1.0, 1.0), inplace)
+    return _put(input, lambda z: _elu(z, alpha, 1.0, 1.0), inplace)
 
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return _put(input, _elu(input, alpha, 1.0, 1 / alpha), inplace)
+    return _put(input, lambda z: _elu(z, alpha, 1.0, 1 / alpha), inplace)
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
-    return _put(input, _elu(input, 1.6732632423543772848, 1.0507009873554804934, 1.0), inplace)
+    return _put(input, lambda z: _elu(z, 1.6732632423543772848, 1.0507009873554804934, 1.0), inplace)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -119,7 +120,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    return _put(input, F.relu6(input + 3) / 6, inplace)
+    return _put(input, lambda z: F.relu6(z + 3) / 6, inplace)
 
 
 def hardsigmoid_(input: Tensor) -> Tensor:
