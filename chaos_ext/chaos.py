@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from .base.arguments import require_int, require_number, require_numbers
 from .base.html import table
 from .base.parameters import Group
 from .errors import UnsupportedError
@@ -97,6 +98,9 @@ def select(
         raise TypeError(f"spec: expected a Spectrum, got {type(spec).__name__}")
     check_selection(prune, k, order, spec.size)
     _check_lr(lr)
+    require_numbers(sign=sign, shift=shift)
+    if upper is not None:
+        require_number("upper", upper, finite=False)
     if prune == "bulk":
         raise ValueError(
             "prune: 'bulk' holds the null space of H, which is no column of a spectrum; select 'dominant' and keep "
@@ -117,6 +121,8 @@ def check_selection(prune: str | None, k: int | None, order: str, size: int | No
 
     ``size`` is P, the most that k may be; None where it is not known yet.
     """
+    if size is not None:
+        require_int("size", size, 0)
     if prune not in PRUNE:
         raise ValueError(f"prune: expected one of {PRUNE}, got {prune!r}")
     if order not in ORDER:
@@ -140,6 +146,7 @@ def _upper(lr: float) -> float:
 
 
 def _check_lr(lr: float) -> None:
+    require_number("lr", lr, finite=False)
     if not 0 <= lr < float("inf"):
         raise ValueError(f"lr: expected a finite value >= 0, got {lr!r}")
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from .base.arguments import require_int, require_seed
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -33,7 +35,7 @@ def activation_module(name: str) -> nn.Module:
     Raises:
         ValueError: there is no activation of that name.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]()
 
@@ -72,8 +74,9 @@ def paper_mlp(
         A module that maps images [N, 1, h, w], h w = ``inputs``, to logits [N, classes].
 
     Raises:
-        ValueError: there is no activation of that name.
+        ValueError: there is no activation of that name, or a size below 1.
     """
+    _check(seed, inputs=inputs, hidden=hidden, classes=classes)
 
     def build() -> nn.Sequential:
         return nn.Sequential(
@@ -113,8 +116,9 @@ def paper_cnn(
         A module that maps images [N, 1, 16, 16] to logits [N, classes].
 
     Raises:
-        ValueError: there is no activation of that name.
+        ValueError: there is no activation of that name, or a size below 1.
     """
+    _check(seed, base=base, classes=classes)
 
     def build() -> nn.Sequential:
         layers: list[nn.Module] = []
@@ -128,6 +132,13 @@ def paper_cnn(
 
 
 MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": paper_mlp, "cnn": paper_cnn}
+
+
+def _check(seed: int | None, **sizes: int) -> None:
+    for name, size in sizes.items():
+        require_int(name, size, 1)
+    if seed is not None:
+        require_seed("seed", seed)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

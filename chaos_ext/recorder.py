@@ -78,6 +78,7 @@ class Recorder:
         if not callable(log):
             raise TypeError(f"log: expected a callable that takes a dict, got {type(log).__name__}")
         require_int("every", every, 1)
+        require_int("k", k, 1)
         if isinstance(what, str) or not what or not set(what) <= set(WHAT):
             raise ValueError(f"what: expected some of {WHAT}, got {what!r}")
         if analyzer is not None and (analyzer.model is not model or analyzer.tangent.opt is not opt):

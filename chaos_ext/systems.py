@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base.arguments import log_of, require_int, require_numbers
+
 Field = Callable[[Tensor], Tensor]
 Tangent = Callable[[Tensor, Tensor], Tensor]
 
@@ -74,10 +76,9 @@ def logistic(r: float = 4.0) -> System:
     Args:
         r: growth rate; in [0, 4] the interval [0, 1] is mapped into itself, above nearly all orbits diverge.
     """
-    known = math.log(2) if r == 4 else math.nan
-    return System(
-        lambda x: r * x * (1 - x), lambda x, V: r * (1 - 2 * x) * V, _vector(0.3), (known,), known, "conjugacy"
-    )
+    require_numbers(r=r)
+    known, x0 = math.log(2) if r == 4 else math.nan, _vector(0.3)
+    return System(lambda x: r * x * (1 - x), lambda x, V: r * (1 - 2 * x) * V, x0, (known,), known, "conjugacy")
 
 
 def henon(a: float = 1.4, b: float = 0.3) -> System:
@@ -91,14 +92,15 @@ def henon(a: float = 1.4, b: float = 0.3) -> System:
         b: contraction of areas a step, |b| < 1 for an attractor; not 0.
 
     Raises:
-        ValueError: b is 0, where the map has no inverse and an exponent of -inf.
+        ValueError: b is 0, where an exponent is -inf.
     """
+    require_numbers(a=a, b=b)
     return System(
         lambda x: torch.stack([1 - a * x[0] ** 2 + x[1], b * x[0]]),
         lambda x, V: torch.stack([-2 * a * x[0] * V[0] + V[1], b * V[0]]),
         _vector(0.1, 0.1),
         _published((0.41922, -1.62319), (a, b) == (1.4, 0.3)),
-        math.log(abs(b)),
+        log_of("b", abs(b)),
         "Sprott 2003",
     )
 
@@ -116,12 +118,13 @@ def lozi(a: float = 1.7, b: float = 0.5) -> System:
     Raises:
         ValueError: b is 0.
     """
+    require_numbers(a=a, b=b)
     return System(
         lambda x: torch.stack([1 - a * x[0].abs() + x[1], b * x[0]]),
         lambda x, V: torch.stack([-a * x[0].sign() * V[0] + V[1], b * V[0]]),
         _vector(0.1, 0.1),
         _published((0.47023, -1.16338), (a, b) == (1.7, 0.5)),
-        math.log(abs(b)),
+        log_of("b", abs(b)),
         "Sprott 2003",
     )
 
@@ -140,6 +143,7 @@ def ikeda(u: float = 0.9, kappa: float = 0.4, alpha: float = 6.0) -> System:
     Raises:
         ValueError: u is not above 0.
     """
+    require_numbers(u=u, kappa=kappa, alpha=alpha)
 
     def parts(x: Tensor) -> tuple[float, float, float, float, float]:
         a, b = x.tolist()
@@ -157,7 +161,7 @@ def ikeda(u: float = 0.9, kappa: float = 0.4, alpha: float = 6.0) -> System:
         return _columns([[u * (c + p * q * a), u * (-s + p * q * b)], [u * (s + r * q * a), u * (c + r * q * b)]], V)
 
     known = _published((0.5076, -0.7183), (u, kappa, alpha) == (0.9, 0.4, 6.0))
-    return System(step, tangent, _vector(0.1, 0.1), known, 2 * math.log(u), "Sprott 2003")
+    return System(step, tangent, _vector(0.1, 0.1), known, 2 * log_of("u", u), "Sprott 2003")
 
 
 def standard_map(K: float = 1.0) -> System:
@@ -170,6 +174,7 @@ def standard_map(K: float = 1.0) -> System:
     Args:
         K: strength of the kicks; from about 0.97 on no torus bounds the chaotic sea, at 0 the map is integrable.
     """
+    require_numbers(K=K)
     tau = 2 * math.pi
 
     def step(x: Tensor) -> Tensor:
@@ -215,6 +220,7 @@ def lorenz63(sigma: float = 10.0, rho: float = 28.0, beta: float = 8 / 3, dt: fl
         beta: a ratio of lengths, above 0.
         dt: step size, above 0; the sum of the exponents is off by 1e-4 at 0.01 and by 0.1 at 0.05.
     """
+    require_numbers(sigma=sigma, rho=rho, beta=beta, dt=dt)
 
     def field(x: Tensor) -> Tensor:
         a, b, c = x.tolist()
@@ -243,6 +249,8 @@ def lorenz96(n: int = 40, forcing: float = 8.0, dt: float = 0.05) -> System:
         forcing: F; at n = 40 chaotic from about 4.5 on.
         dt: step size, above 0; 0.05 is Lorenz's.
     """
+    require_int("n", n, 4)
+    require_numbers(forcing=forcing, dt=dt)
 
     def field(x: Tensor) -> Tensor:
         return (x.roll(-1) - x.roll(2)) * x.roll(1) - x + forcing
@@ -269,6 +277,7 @@ def runge_kutta(field: Field, jacobian: Tangent, dt: float) -> tuple[Field, Tang
     Returns:
         step, x [d] -> x [d] a time dt later; and tangent, (x [d], V [d, k]) -> the Jacobian of that step times V.
     """
+    require_numbers(dt=dt)
 
     def stages(x: Tensor) -> list[Tensor]:
         """The four states at which the field is taken."""

@@ -296,6 +296,5 @@ GRAPHS = {
 
 # Layers by torch's own derivatives of them alone, in a graph of rules.
 AUTOMATIC = {
-    "Conv3d": (lambda: Head(None, nn.Conv3d(2, 2, 2), (2, 3, 3, 3)), (2, 3, 3, 3)),
     "untraceable submodule": (Branching, (5,)),
 }

@@ -21,6 +21,17 @@ class Of(nn.Module):
         return self.function(x)
 
 
+class Volume(nn.Module):
+    """A convolution with weights that forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 2, 2, 2, 2)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv3d(x.tanh(), self.weight, self.bias, padding=(1, 0, 1))
+
+
 def _rows(function):
     return lambda: Head(nn.Linear(5, 6), Of(function), (5,)), (5,)
 
@@ -39,6 +50,11 @@ def _layer_of_maps(layer):
 
 def _volumes(layer):
     return lambda: Head(scaled(nn.BatchNorm3d(2)), layer(), (2, 4, 3, 4)), (2, 4, 3, 4)
+
+
+def _volume_layer(layer):
+    """After another one, so that its input moves, too."""
+    return lambda: Head(nn.Conv3d(2, 2, 1), nn.Sequential(nn.Tanh(), layer(), nn.Sigmoid()), (2, 4, 3, 4)), (2, 4, 3, 4)
 
 
 def _matrices(x: Tensor) -> Tensor:
@@ -79,6 +95,14 @@ MODULES = {
         lambda: scaled(nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
     ),
     "InstanceNorm3d": _volumes(lambda: nn.InstanceNorm3d(2, eps=0.2)),
+    "Conv3d": _volume_layer(lambda: nn.Conv3d(2, 3, 2)),
+    "Conv3d stride padding dilation": _volume_layer(
+        lambda: nn.Conv3d(2, 3, (2, 3, 1), stride=(1, 2, 1), padding=(2, 1, 0), dilation=(2, 1, 1))
+    ),
+    "Conv3d groups no bias": _volume_layer(lambda: nn.Conv3d(2, 4, (3, 1, 2), groups=2, bias=False)),
+    "Conv3d same, even kernel": _volume_layer(lambda: nn.Conv3d(2, 2, (2, 3, 2), padding="same")),
+    "Conv3d circular": _volume_layer(lambda: nn.Conv3d(2, 2, 3, padding=1, padding_mode="circular")),
+    "Conv3d reflect stride": _volume_layer(lambda: nn.Conv3d(2, 2, 2, 2, padding=1, padding_mode="reflect")),
     "AvgPool3d": _volumes(lambda: nn.AvgPool3d(2, stride=1, padding=1, count_include_pad=False)),
     "AdaptiveAvgPool3d": _volumes(lambda: nn.AdaptiveAvgPool3d((2, 1, 3))),
     "MaxPool3d": _volumes(lambda: nn.MaxPool3d(2, stride=1)),
@@ -115,6 +139,7 @@ FUNCTIONS = {
     "matmul": _rows(lambda x: x.unsqueeze(2) @ x.sin().unsqueeze(1)),
     "matmul of samples": _rows(lambda x: (x @ x.T) @ x),
     "matmul broadcast": _rows(lambda x: torch.matmul(_matrices(x), _matrices(x)[:1].transpose(1, 2))),
+    "matmul five axes": _rows(lambda x: x.view(-1, 1, 1, 2, 3) @ x.sin().view(-1, 1, 1, 3, 2)),
     "bmm": _rows(lambda x: torch.bmm(_matrices(x), x.view(-1, 3, 2))),
     "einsum": _rows(lambda x: torch.einsum("nij,njk->nik", _matrices(x), x.view(-1, 3, 2))),
     "einsum implicit": _rows(lambda x: torch.einsum("bi,bi", x, x.sin()) * x + torch.einsum("ij,aj", x, x) @ x),
@@ -128,6 +153,13 @@ FUNCTIONS = {
     "select narrow": _rows(lambda x: x.select(1, 2).unsqueeze(1) * x.narrow(1, 1, 3)),
     "T mT": _rows(lambda x: x.T.mT.square()),
     "slices": _rows(lambda x: x[:, None, ..., 1:6:2].square()),
+    "indices": _rows(lambda x: x[:, torch.tensor([0, 2, 2, 5])].square() + x[:, [1, 1, 3, 4]]),
+    "indices of booleans": _rows(lambda x: x[:, torch.tensor([True, False, True, True, False, False])].sin()),
+    "indices of two axes": _rows(lambda x: _matrices(x)[:, torch.tensor([0, 1, 1]), torch.tensor([2, 2, 0])].sin()),
+    "index_select": _rows(lambda x: x.index_select(1, torch.tensor([3, 3, 0])).square()),
+    "gather": _rows(lambda x: torch.gather(x, 1, (x > 0).long() + torch.arange(6) // 2).square()),
+    "take_along_dim": _rows(lambda x: torch.take_along_dim(x, torch.tensor([[1, 1, 4]]), dim=1).square()),
+    "repeat_interleave": _rows(lambda x: x.repeat_interleave(2, 1).square()),
     "cumsum tril": _rows(lambda x: torch.tril(_matrices(x.cumsum(1))).square()),
     "pad": _rows(lambda x: F.pad(x, (1, 2)).cos()),
     "pad number": _rows(lambda x: F.pad(x, (1, -2), value=0.7).square()),
@@ -143,9 +175,31 @@ FUNCTIONS = {
     "pad reflect": _maps(lambda x: F.pad(x, (1, 1, 2, 0), mode="reflect").square()),
     "pad circular": _maps(lambda x: F.pad(x, (1, 1, 2, 0), mode="circular").square()),
     "pad replicate": _maps(lambda x: F.pad(x, (1, 1, 2, 0), mode="replicate").square()),
+    "conv3d": (lambda: Head(nn.Conv3d(2, 2, 1), Volume(), (2, 3, 3, 2)), (2, 3, 3, 2)),
     "group_norm": _maps(lambda x: F.group_norm(x, 2)),
     "hardswish": _maps(F.hardswish),
 }
+
+
+class Cells(nn.Module):
+    """A cell on the entries of a sequence, from a state that it is given or from none."""
+
+    def __init__(self, kind, first: bool = False, **options) -> None:
+        super().__init__()
+        self.embed, self.cell, self.out = nn.Linear(3, 4), kind(4, 3, **options), nn.Linear(3, CLASSES)
+        count = 2 if kind is nn.LSTMCell else 1
+        self.first = nn.ParameterList([torch.randn(1, 3) for _ in range(count)] if first else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [s.expand(x.size(0), -1) for s in self.first]
+        state = None if not states else tuple(states) if len(states) > 1 else states[0]
+        for t in range(3):
+            state = self.cell(self.embed(x[:, t]), state)
+        return self.out(state[0] * state[1] if isinstance(self.cell, nn.LSTMCell) else state)
+
+
+def _cells(*args, **options):
+    return lambda: Cells(*args, **options), (4, 3)
 
 
 class Weights(nn.Module):
@@ -244,6 +298,12 @@ GRAPHS = {
     "LSTM both ways": _recurrent(nn.LSTM, bidirectional=True, bias=False),
     "LSTM two layers, states": _recurrent(nn.LSTM, True, num_layers=2, batch_first=True),
     "LSTM proj_size": _recurrent(nn.LSTM, True, proj_size=2, bidirectional=True),
+    "RNNCell": _cells(nn.RNNCell),
+    "RNNCell relu, states": _cells(nn.RNNCell, True, nonlinearity="relu", bias=False),
+    "GRUCell": _cells(nn.GRUCell),
+    "GRUCell states": _cells(nn.GRUCell, True, bias=False),
+    "LSTMCell": _cells(nn.LSTMCell),
+    "LSTMCell states": _cells(nn.LSTMCell, True, bias=False),
     "weights of forward": (Weights, (2, 5, 4)),
     "softmax with scales": (Scale, (5,)),
     "MultiheadAttention": (Attention, (4, 3)),

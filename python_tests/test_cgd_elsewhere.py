@@ -264,3 +264,61 @@ def test_an_ensemble_refuses_as_before():
     model, _ = _setting()
     with pytest.raises(ce.UnsupportedError, match="CGD with prune"):
         ce.Ensemble(model, CE, ce.CGD(model.parameters(), lr=LR), torch.stack([_theta(model)] * 2))
+
+
+FIXED = {
+    "another order": (ValueError, "in order"),
+    "another size, pickled": (ValueError, "spectrum: expected a spectrum of P"),
+    "float32": (TypeError, "spectrum: expected a spectrum of torch.float64"),
+    "another device": (ValueError, "spectrum: .*map_location"),
+    "other shapes, pickled": (ValueError, "spectrum: its parameters have shapes"),
+    "another order, pickled": (ValueError, "spectrum: its parameters have shapes"),
+}
+
+
+def _fixed(kind, model, batches):
+    if kind == "another order":
+        backward = ModelOf(reversed(list(model)))
+        return ce.spectrum(ce.HessianOperator(backward, CE, *batches[0]))
+    if not kind.startswith(("other shapes", "another order")):
+        return _wrong(kind, model, batches)
+    spec = pickle.loads(pickle.dumps(ce.spectrum(ce.HessianOperator(model, CE, *batches[0]))))
+    spec.shapes = spec.shapes[::-1] if kind.startswith("another") else [(spec.size,)]
+    return spec
+
+
+class ModelOf(torch.nn.Module):
+    """The same layers, listed backward."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in reversed(self.layers):
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at construction", "at a step"])
+@pytest.mark.parametrize(
+    ("kind", "source"),  # without an operator the spectrum tells in which order theta is
+    [(k, s) for k in FIXED for s in ("operator", "spectrum", "grad", "dense") if k != "another order" or len(s) > 5],
+)
+def test_fixed_directions_that_do_not_fit_are_refused_by_name(kind, source, late):
+    model, batches = _setting()
+    error, match = FIXED[kind]
+    wrong = _fixed(kind, model, batches)
+    _backward(model, *batches[0])
+    op = ce.HessianOperator(model, CE, *batches[0])
+    given = {"operator": op, "grad": None, "spectrum": ce.spectrum(op), "dense": op.dense()}[source]
+    before = copy.deepcopy(model.state_dict())
+
+    def step():
+        opt = ce.CGD(model.parameters(), lr=LR, prune="negative", spectrum=None if late else wrong)
+        opt.spectrum = wrong
+        opt.step(given)
+
+    with pytest.raises(error, match=match):
+        step()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))

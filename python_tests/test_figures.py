@@ -86,6 +86,34 @@ def test_read_metric_gives_the_numbers_of_the_file(metrics, losses):
         assert values.tolist() == losses[run][42]
 
 
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("sgd,0,2,much", r"line 4, column loss: expected a number, got 'much'"),
+        ("sgd,0,2.5,1.0", r"line 4, column step: expected an integer, got '2.5'"),
+        ("sgd,0,,1.0", r"line 4, column step: expected an integer, got ''"),
+        ("sgd,0", r"line 4: expected 4 cells like the columns, got 2"),
+        ("sgd,0,2,1.0,7", r"line 4: expected 4 cells like the columns, got 5"),
+    ],
+)
+def test_read_metric_says_where_a_cell_is_wrong(tmp_path, line, match):
+    file = tmp_path / "own.csv"
+    file.write_text(f"run,seed,step,loss\nsgd,0,0,2.0\nsgd,0,1,1.5\n{line}\n")
+    with pytest.raises(ValueError, match=rf"own\.csv, {match}"):
+        read_metric(file, "loss")
+    with pytest.raises(ValueError, match=rf"own\.csv, {match}"):
+        plot_training(file)
+
+
+def test_read_metric_leaves_blank_lines_out(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("run,seed,step,loss\nsgd,0,0,2.0\n\nsgd,0,1,nan\n")
+    ((steps, values),) = read_metric(file, "loss")["sgd"]
+    assert steps.tolist() == [0, 1]
+    assert values[0] == 2.0
+    assert values[1] != values[1]
+
+
 def test_read_metric_leaves_empty_cells_out(metrics, losses):
     ((steps, values),) = read_metric(metrics, "val_loss")["sgd"]
     assert steps.tolist() == list(range(4, 120, 5))

@@ -47,7 +47,8 @@ Each is tested by name in `test_checkpoints.py`, `test_derivatives_inside.py` an
   (constants to H): exact, by torch as a whole; `AveragedModel`, `DistributedDataParallel` and `DataParallel` on one
   device: the rules of the model inside.
 - `nn.Hardsigmoid`: its slope is 1/6 also in float64, where torch's backward takes 1/6 rounded to float32, so that a
-  float64 gradient differs from torch's by 3e-8.
+  float64 gradient differs from torch's by 3e-8. So does that of `nn.CELU`, whose 1 / alpha torch rounds.
+- Saturated activations: exact where torch's own lose digits (the tail of GELU) or are NaN (Mish from 89 on in float32).
 - Clipping of gradients (`clip_grad_norm_`, `clip_grad_value_`) is no part of `CGD` or of tangent maps. `CGD.step`
   with an operator or a spectrum takes the gradient from there and does not read `.grad`, clipped or not; with a dense
   H it prunes `.grad` as it is. A tangent map is the derivative of the step without clipping: of a training that clips

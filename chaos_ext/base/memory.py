@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..errors import MemoryBudgetError
+from .arguments import require_number
 from .torch_internals import stored_parts
 
 
@@ -35,6 +36,19 @@ def require(bytes_needed: int, device: torch.device, what: str, remedy: str, bud
         raise MemoryBudgetError(
             f"{what}: needs {bytes_needed / 2**30:.3g} GiB, the budget on {device} is {limit / 2**30:.3g} GiB; {remedy}"
         )
+
+
+def check_budget(budget: int | None) -> int | None:
+    """The ``memory_budget`` itself, if it is a number of bytes or None.
+
+    Raises:
+        TypeError, ValueError: no real number, or a negative one.
+    """
+    if budget is not None:
+        require_number("memory_budget", budget, finite=False)
+        if budget < 0:
+            raise ValueError(f"memory_budget: expected a number of bytes >= 0, got {budget!r}")
+    return budget
 
 
 def held_bytes(value: object) -> int:

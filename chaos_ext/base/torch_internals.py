@@ -1,7 +1,7 @@
 """What the package takes from torch beyond its documented interface: for a new torch, this is the file to review.
 
-Every entry was read in torch 2.14.1; the tests also pass with 2.13.0. Nobody else in the package touches an attribute
-of torch's that starts with an underscore (a test holds that). Beside it, ``graph.tracing`` overrides torch.fx's Tracer.
+Every entry was read in torch 2.14.1; the tests also pass with 2.13.0. Nobody else in the package but ``torch_groups``
+touches an attribute of torch's that starts with an underscore (a test holds that). Beside it, ``graph.tracing`` overrides torch.fx's Tracer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -161,20 +160,6 @@ def has_step_hooks(opt: torch.optim.Optimizer) -> bool:
     return bool(own or every._global_optimizer_pre_hooks or every._global_optimizer_post_hooks)
 
 
-def group_store(group: Any) -> Any:
-    """Where the processes of a group leave notes for each other (torch/distributed/distributed_c10d.py)."""
-    return sys.modules["torch.distributed.distributed_c10d"]._get_process_group_store(group)
-
-
-def collective_options(kind: str, seconds: float | None) -> Any:
-    """Of a method of a process group, with a time limit of its own: ``dist.all_gather`` and the others have none."""
-    options = getattr(sys.modules["torch.distributed.distributed_c10d"], kind)()
-    options.asyncOp = True
-    if seconds is not None:
-        options.timeout = timedelta(seconds=seconds)
-    return options
-
-
 def fused_adam_(
     t: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: int, decoupled: bool, **options: Any
 ) -> None:
@@ -201,6 +186,13 @@ def keeps_running_stats(m: nn.Module) -> bool:
         and bool(m.track_running_stats)
         and m._buffers.get("running_mean") is not None
     )
+
+
+def may_nest(m: nn.Module) -> bool:
+    """Whether an encoder, in which nothing is trained, leaves out padded places (nn/modules/transformer.py)."""
+    if not isinstance(m, nn.TransformerEncoder) or m.training or any(p.requires_grad for p in m.parameters()):
+        return False
+    return torch.backends.mha.get_fastpath_enabled() and bool(getattr(m, "use_nested_tensor", False))
 
 
 def padding_of(m: Any) -> list[int]:
@@ -264,6 +256,13 @@ def entered(mode: Mode) -> Restoring[None]:
         _set_modes([*before, mode] if to else before)
 
     return Restoring(lambda: switch(True), lambda: switch(False))
+
+
+class Listening(Mode):
+    """Does nothing; while a mode listens, torch's encoders do not nest tensors (nn/modules/transformer.py)."""
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
 
 def _set_modes(modes: list[Any]) -> None:

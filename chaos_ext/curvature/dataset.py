@@ -107,6 +107,7 @@ class DatasetHessian(WithEigenvalueGradient):
             refuse_autocast(space.device)
             weighting, walks = Weighting(loss_fn, weight), Walks(batches, space.device)
             self.snapshot = Snapshot(space, Batch((), ()), tree)
+            memory.check_budget(memory_budget)
             if group is not None:
                 self._share.agree("model and loss", state_of(space, tree, loss_fn, weight))
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..base.torch_internals import may_nest
 from ..errors import ChaosExtError, UnsupportedError
 from .differences import along, directions, is_linear
 from .inspection import Seen, Watch, reentrant_checkpoint
@@ -130,10 +131,15 @@ def _require_substitution(engine: Differentiable) -> None:
             "attribute of the model or of the loss"
         )
     if not torch.allclose(own, engine.loss, rtol=limit, atol=limit * float(engine.gradient.norm())):
+        numbers = f"it is {float(own):.6g}, and {float(engine.loss):.6g} with copies in the parameters' places"
+        if any(map(may_nest, engine.model.modules())):
+            raise UnsupportedError(
+                f"model: of the loss, {numbers}: a frozen nn.TransformerEncoder in eval mode leaves zeros at padded "
+                "places where torch takes its fast path, else other values; make it with enable_nested_tensor=False"
+            )
         raise UnsupportedError(
-            f"loss_fn: it is {float(own):.6g}, and {float(engine.loss):.6g} with copies in the parameters' places: it "
-            "looks for Parameter objects that it holds itself (a derivative with respect to them, a comparison); take "
-            "them from the model inside of its forward"
+            f"loss_fn: {numbers}: it looks for Parameter objects that it holds itself (a derivative with respect to "
+            "them, a comparison); take them from the model inside of its forward"
         )
 
 

@@ -91,6 +91,7 @@ class GGNOperator(WithEigenvalueGradient):
         tree = ModuleTree(model, params)
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
+        memory.check_budget(memory_budget)
         self.memory_budget = memory_budget
         self.snapshot = Snapshot(self.space, Batch(x, y), tree)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)

@@ -99,7 +99,7 @@ class HessianOperator(WithDiagonal):
         tree = ModuleTree(model, params)
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
-        self._loss_fn, self._y, self._budget = loss_fn, y, memory_budget
+        self._loss_fn, self._y, self._budget = loss_fn, y, memory.check_budget(memory_budget)
         self.snapshot = Snapshot(self.space, Batch(x, y), tree)
         self._engine, self._why = engine_for(tree, loss_fn, self.snapshot, x, y)
         loss = (loss_fn, y) if self._engine.loss_writes else None

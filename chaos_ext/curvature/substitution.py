@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..base.guards import dense_embeddings, own_tensors, without_running_stats
@@ -13,7 +13,7 @@ from ..base.held import held_by, unmoved
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.restoring import together
 from ..base.tensors import copy_of, same_values
-from ..base.torch_internals import entered, tree_map
+from ..base.torch_internals import Listening, entered, tree_map
 from ..base.traces import shared_buffers, untouched
 from ..base.twice import ONCE, Twice
 from ..errors import ChaosExtError, UnsupportedError
@@ -41,6 +41,8 @@ class Substituted:
         self._constants = {"model." + n: p.detach() for n, p in outside if id(p) not in space.index}
         self._watched, self._held = ModuleTree(scalar.model).watched, held_by(scalar.loss_fn)
         self._shared = shared_buffers(scalar, self._watched)
+        # Constants of a block are trained all the same, for which torch's encoders take another way than without.
+        self._slow = bool(self._constants) and any(isinstance(m, nn.TransformerEncoder) for m in scalar.modules())
         self._twice, self.loss_writes = False, False
 
     def replaces(self, seen: Seen | None) -> bool:
@@ -53,7 +55,8 @@ class Substituted:
         """What ``then`` makes of the loss and of the model's output while these parameters are in their places."""
         model = self.scalar.model
         kept = own_tensors(model), untouched(self._watched), without_running_stats(model), dense_embeddings(model)
-        same = together(*kept, *([entered(Twice())] if self._twice else []))
+        modes = [entered(mode()) for mode, on in ((Twice, self._twice), (Listening, self._slow)) if on]
+        same = together(*kept, *modes)
         if not self._held:
             with same, same:
                 return self._run(params, then)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int, require_seed
+
 
 def derive_seed(*parts: object) -> int:
     """A seed in [0, 2^63) from any values: equal values give equal seeds, different ones unrelated seeds."""
@@ -44,8 +46,8 @@ class BatchOrder:
 
     def __post_init__(self) -> None:
         for name in ("n", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            require_int(name, getattr(self, name), 1)
+        require_seed("seed", self.seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,6 +63,7 @@ class BatchOrder:
         Returns:
             ``steps_per_epoch`` tensors [batch_size], the last one shorter where n is no multiple.
         """
+        require_seed("epoch", epoch)
         generator = torch.Generator().manual_seed(derive_seed("batches", self.seed, epoch))
         return torch.split(torch.randperm(self.n, generator=generator, device="cpu"), self.batch_size)
 

@@ -95,7 +95,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         ValueError: unknown name.
         DatasetNotFoundError: the files are missing or damaged; the message says which, and what is wrong.
     """
-    if name not in _LOADERS:
+    if not isinstance(name, str) or name not in _LOADERS:
         raise ValueError(f"data: expected one of {', '.join(NAMES)}, got {name!r}")
     folder = root if root is not None else os.environ.get("CHAOS_EXT_DATA") or None
     return _normalised(name, _LOADERS[name](Path(folder).expanduser() if folder is not None else None))

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..base.torch_internals import collective_options, group_store
+from ..base.torch_groups import collective_options, group_store
 from ..errors import RankFailedError
 from .groups import backends_of, place_of, require_alive
 from .roll import Roll

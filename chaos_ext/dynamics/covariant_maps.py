@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import memory
-from ..base.arguments import require_int
+from ..base.arguments import require_int, require_seed
 from ..base.progress import Progress
 from ..errors import NonFiniteError
 from .benettin import Benettin
@@ -84,6 +84,8 @@ def covariant_vectors(
         ("every", every, 1),
     ):
         require_int(name, value, least)
+    require_seed("seed", seed)
+    memory.check_budget(memory_budget)
     x0 = initial_state(x0)
     check_spaces(k, len(x0), expanding, neutral, tol)
     tangent = linearised(step, x0) if tangent is None else tangent

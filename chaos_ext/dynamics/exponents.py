@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int, require_number
+
 BATCHES = 20
 
 
@@ -49,6 +51,8 @@ def kaplan_yorke_dimension(exponents: Tensor, size: int | None = None) -> float:
     Raises:
         ValueError: the leading exponents are too few to tell: their sum is not yet negative.
     """
+    if size is not None:
+        require_int("size", size, 0)
     values = exponents.double().sort(descending=True).values
     sums = values.cumsum(0)
     if len(values) == 0 or bool(torch.isnan(sums).any()):
@@ -97,8 +101,10 @@ def count_signs(exponents: Tensor, steps: int = 1, tol: float = 1e-8) -> Signs:
     Raises:
         ValueError: NaN exponents, steps < 1, a negative tolerance.
     """
-    if steps < 1 or not tol >= 0:
-        raise ValueError(f"steps, tol: expected steps >= 1 and tol >= 0, got {steps!r}, {tol!r}")
+    require_int("steps", steps, 1)
+    require_number("tol", tol)
+    if tol < 0:
+        raise ValueError(f"tol: expected a tolerance >= 0, got {tol!r}")
     growth = exponents.double() * steps
     if bool(torch.isnan(growth).any()):
         raise ValueError("exponents: expected numbers, got NaN")

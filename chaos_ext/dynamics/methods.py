@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import memory
-from ..base.arguments import require_int
+from ..base.arguments import require_int, require_seed
 from ..base.tensors import fresh
 from ..errors import TornStateError, UnsupportedError
 from .asymptotic import Asymptotic
@@ -54,6 +54,8 @@ def check_options(o: Options) -> None:
         raise ValueError(f"method: expected one of {METHODS}, got {o.method!r}")
     check_every(o.qr_every)
     require_int("transient", o.transient, 0)
+    require_seed("seed", o.seed)
+    memory.check_budget(o.budget)
     if o.every is not None:
         require_int("every", o.every, 1)
     if o.method == "qr" and o.every is not None:

@@ -48,7 +48,7 @@ def perturb(model: nn.Module, direction: Tensor, eps: float) -> None:
 def _length(eps: object) -> float:
     if isinstance(eps, Tensor) and eps.numel() == 1 and not eps.is_complex():
         eps = float(eps)
-    if not isinstance(eps, Real):
+    if isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps: expected a real number, got {eps!r}")
     if not abs(float(eps)) < float("inf"):
         raise ValueError(f"direction, eps: expected a finite eps, got {eps}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, strided
 
+from ..base.arguments import require_int
 from ..base.parameters import ParameterSpace
 from ..base.tensors import all_finite
 from ..base.torch_internals import tree_leaves, tree_map
@@ -46,7 +47,8 @@ def _check_own(name: str, value: object, members: int) -> None:
         )
 
 
-def check_thetas(thetas: object, space: ParameterSpace) -> None:
+def check_thetas(thetas: object, space: ParameterSpace, every: int = 1) -> None:
+    require_int("every", every, 1)
     if not isinstance(thetas, Tensor) or thetas.dim() != 2 or thetas.shape[1] != space.size or not len(thetas):
         got = tuple(thetas.shape) if isinstance(thetas, Tensor) else type(thetas).__name__
         raise ValueError(f"thetas: expected a tensor [B, P = {space.size}], one row a member, got {got}")

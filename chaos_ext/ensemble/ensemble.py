@@ -78,7 +78,7 @@ class Ensemble:
         **options: Any,
     ) -> None:
         adam, space = is_adam(opt), ParameterSpace.of(model)
-        arguments.check_thetas(thetas, space)
+        arguments.check_thetas(thetas, space, every)
         refuse_gradient_hooks(space)
         b, layout = len(thetas), Layout(space)
         need = (5 if adam else 3) * b * layout.width * space.dtype.itemsize

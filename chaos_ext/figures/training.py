@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from ..base.arguments import require_int
 from .arguments import axes_or_new, real_numbers
@@ -39,6 +39,7 @@ _MAX_RAW = 1000  # of a raw curve that is drawn as it is
 _BINS = 40  # of steps, for the band that stands for a longer one
 _MAX_POINTS = 2000  # of a smoothed curve; more cannot be seen and makes the PDF heavy
 
+_Number = TypeVar("_Number", int, float)
 _Seed = tuple["NDArray[Any]", "NDArray[Any]"]  # steps, values
 # run -> values over steps [steps], or one such array a seed [seeds, steps]
 Curves = Mapping[str, Any]
@@ -57,7 +58,7 @@ def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Se
         file. A seed all of whose rows are empty has two arrays of length 0.
 
     Raises:
-        ValueError: a column is missing, or a step or value is no number.
+        ValueError: a column or a cell is missing, or a step or value is no number: with file, line and column.
         OSError: the file cannot be read.
     """
     np = import_numpy()
@@ -69,12 +70,22 @@ def read_metric(path: str | os.PathLike[str], metric: str) -> dict[str, list[_Se
         if missing:
             raise ValueError(f"{path}: expected the columns run, seed, step and {metric}, got no {', '.join(missing)}")
         run_at, seed_at, step_at, value_at = (header.index(c) for c in ("run", "seed", "step", metric))
-        for row in reader:
+        for row in filter(None, reader):
+            where = f"{path}, line {reader.line_num}"
+            if len(row) != len(header):
+                raise ValueError(f"{where}: expected {len(header)} cells like the columns, got {len(row)}")
             steps, values = points.setdefault(row[run_at], {}).setdefault(row[seed_at], ([], []))
             if row[value_at]:
-                steps.append(int(row[step_at]))
-                values.append(float(row[value_at]))
+                steps.append(_cell(row[step_at], int, f"{where}, column step", "an integer"))
+                values.append(_cell(row[value_at], float, f"{where}, column {metric}", "a number"))
     return {run: [(np.array(s), np.array(v)) for s, v in seeds.values()] for run, seeds in points.items()}
+
+
+def _cell(text: str, kind: Callable[[str], _Number], where: str, expected: str) -> _Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{where}: expected {expected}, got {text!r}") from None
 
 
 def smooth(values: Any, window: int) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from ..rules import activations as formulas
 from ..rules.joints import Add, Affine, Cat, Multiply, Reshape
 from ..rules.makers import max_pool
 from ..rules.rule import NotLayerwise
-from . import activations, contractions, layers, shapes
+from . import activations, contractions, layers, reading, shapes, windows
 from .arguments import Call
 from .site import Handler, Operation, Site, axes_of, linear_map, no_rule, sizes_only
 
@@ -140,7 +140,14 @@ _TARGETS: list[tuple[Handler, tuple[str, ...], tuple[object, ...]]] = [
     (_pool, _ONE, (torch.avg_pool1d, torch.adaptive_avg_pool1d, F.interpolate, F.pixel_shuffle)),
     (_reduction, _DIM, (torch.mean, torch.sum, "mean", "sum")),
 ]
-_OTHERS = (*activations.TARGETS, *shapes.TARGETS, *contractions.TARGETS, *layers.TARGETS)
+_OTHERS = (
+    *activations.TARGETS,
+    *shapes.TARGETS,
+    *contractions.TARGETS,
+    *layers.TARGETS,
+    *reading.TARGETS,
+    *windows.TARGETS,
+)
 
 HANDLERS: dict[object, tuple[Handler, tuple[str, ...]]] = {
     t: (h, names) for h, names, ts in (*_TARGETS, *_OTHERS) for t in ts

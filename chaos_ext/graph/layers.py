@@ -45,6 +45,8 @@ def _convolution(site: Site, call: Call, dims: int) -> Operation:
     settings |= {name: call.plain(name, 1) for name in ("stride", "dilation")}
     if isinstance(padding, str) and padding != "valid":
         raise NotLayerwise("padding='same' of a function has no layer rule")
+    if dims == 3:
+        settings["kernel"] = site.shape[call["weight"]][2:]
     return [convolution_of(_leaf(site, call, "weight"), _leaf(site, call, "bias"), dims, **settings)], [call["input"]]
 
 
@@ -92,6 +94,7 @@ TARGETS: list[tuple[Handler, tuple[str, ...], tuple[object, ...]]] = [
     (_linear, ("input", "weight", "bias"), (F.linear,)),
     (_of_dims(1), _CONVOLUTION, (F.conv1d, torch.conv1d)),
     (_of_dims(2), _CONVOLUTION, (F.conv2d, torch.conv2d)),
+    (_of_dims(3), _CONVOLUTION, (F.conv3d, torch.conv3d)),
     (_layer_norm, _NORM, (F.layer_norm, torch.layer_norm)),
     (_rms_norm, _RMS, (F.rms_norm, torch.rms_norm)),
     (_group_norm, _GROUPS, (F.group_norm,)),

@@ -15,6 +15,7 @@ from torch import fx, nn
 from ..rules.rule import NotLayerwise
 from .arguments import Call, only_argument
 from .attention import Attention, decoder, decoder_layer, encoder, encoder_layer
+from .cells import gru_cell, lstm_cell, rnn_cell
 from .contractions import gated
 from .recurrences import recurrent
 from .site import Operation, Parts, Site
@@ -55,6 +56,8 @@ def _attention(site: Site, call: Call, m: nn.MultiheadAttention) -> Parts:
 
 COMPOSED: dict[type, Callable[[Site, Call, Any], Operation]] = {
     nn.GLU: _glu,
+    nn.RNNCell: rnn_cell,
+    nn.GRUCell: gru_cell,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerDecoderLayer: decoder_layer,
     nn.TransformerEncoder: encoder,
@@ -62,5 +65,6 @@ COMPOSED: dict[type, Callable[[Site, Call, Any], Operation]] = {
 }
 SEVERAL: dict[type, Callable[[Site, Call, Any], Parts]] = {
     nn.MultiheadAttention: _attention,
+    nn.LSTMCell: lstm_cell,
     **dict.fromkeys((nn.RNN, nn.GRU, nn.LSTM), recurrent),
 }

@@ -16,6 +16,7 @@ from ..rules.joints import Add, Cat, LinearMap, Reshape
 from ..rules.rule import NotLayerwise, Rule
 from ..rules.views import Broadcast, Permutation, Slice
 from .arguments import Call, has_node, has_tensor
+from .reading import read
 from .site import Handler, Operation, Site, axes_of, axis, is_discrete, linear_map, no_rule, sizes_only
 
 
@@ -73,7 +74,7 @@ def _index(site: Site, call: Call) -> Operation:
     axes = axes_of(site, call)
     given = list(index) if isinstance(index, tuple) else [index]
     if has_node(index) or has_tensor(index) or not all(map(_is_basic, given)):
-        raise no_rule(call.node)
+        return read(site, call)
     if Ellipsis in given:
         at = given.index(Ellipsis)
         missing = axes - sum(i is not None for i in given) + 1

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.arguments import require_int
+from ..base.arguments import require_int, require_seed
 from .divergence_fit import Coefficients, DivergenceFit, DivergenceLaw
 from .intervals import Estimate, block_counts, block_length, check_level, count, percentile_interval
 from .laws import KINDS, OFFSET, PLAIN, Curve, Kind, import_optimize, powers
@@ -77,6 +77,7 @@ def fit_divergence(
     import_optimize()
     level = check_level(level)
     _check_options(errors, resamples, block)
+    require_seed("seed", seed)
     t, each = _data(t, distance, errors)
     d, relative = each.square().mean(1).sqrt(), errors == "relative"
     draws = _Draws(each, resamples, block, level, seed, relative)
@@ -97,9 +98,9 @@ def fit_divergence(
 def _check_options(errors: str, resamples: int, block: int | None) -> None:
     if errors not in ERRORS:
         raise ValueError(f"errors: expected one of {ERRORS}, got {errors!r}")
-    for name, value, least in (("resamples", resamples, 20), ("block", block, 1)):
-        if value is not None:
-            require_int(name, value, least)
+    require_int("resamples", resamples, 20)
+    if block is not None:
+        require_int("block", block, 1)
 
 
 def _array(name: str, values: Any) -> Tensor:

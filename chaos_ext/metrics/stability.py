@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from ..base.arguments import require_number
 from ..base.parameters import Group
 from ..chaos import Threshold, chaotic_threshold
 from ..curvature.dataset import DatasetHessian
@@ -90,7 +91,12 @@ def _of_adam(
             "HessianOperator instead of its spectrum"
         )
     operator = isinstance(source, (HessianOperator, DatasetHessian))
-    return _margin(preconditioned_sharpness(source, opt) if operator else float(source), edge(opt))  # type: ignore[arg-type]
+    return _margin(preconditioned_sharpness(source, opt) if operator else _number(source), edge(opt))  # type: ignore[arg-type]
+
+
+def _number(source: object) -> float:
+    require_number("source", source)
+    return float(source)  # type: ignore[arg-type]
 
 
 def _upper(t: Threshold, group: Group, regime: str) -> float:
@@ -108,7 +114,7 @@ def _sharpness(source: Spectrum | HessianOperator | DatasetHessian | float, t: T
     values = (
         source.eigenvalues.double()
         if isinstance(source, Spectrum)
-        else torch.tensor([float(source)], dtype=torch.float64, device="cpu")
+        else torch.tensor([_number(source)], dtype=torch.float64, device="cpu")
     )
     kappa: Tensor = t.sign * values
     if isinstance(source, Spectrum) and source.nullity:

@@ -109,7 +109,7 @@ class CGD(Optimizer):
         switch_share: float | None = None,
         switch_decay: float = 0.9,
     ) -> None:
-        own = (prune, k, order, start, stop, float(mix), noise, spectrum, zero_tol, spectrum_dtype, threshold)
+        own = (prune, k, order, start, stop, mix, noise, spectrum, zero_tol, spectrum_dtype, threshold)
         self.pruning = Pruning(*own, refresh_every, refresh_tol, switch_share, switch_decay)
         self.generator = generator
         self.steps = 0
@@ -120,7 +120,7 @@ class CGD(Optimizer):
         self._places: dict[Tensor, tuple[torch.device, torch.dtype]] = {}
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize, own_state.KEY: None})
-        self.pruning.check_size(sum(p.numel() for p in self._trained()))
+        self.pruning.check_parameters(self._trained())
 
     prune, k, order, threshold = option("prune"), option("k"), option("order"), option("threshold")
     start, stop, mix, noise = option("start"), option("stop"), option("mix"), option("noise")

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import is_
 
-import torch
-
 from ..base.parameters import ParameterSpace
 from ..errors import UnsupportedError
 from ..spectra.decompose import Operator
 from ..spectra.spectrum import Spectrum
-from .pruning import Pruning
+from .pruning import Pruning, require_numbers
 
 Curvature = Operator | Spectrum | Callable[[], Operator | Spectrum]
 _EXPECTED = "a HessianOperator, a DatasetHessian, a GGNOperator, a Spectrum, or a function that returns one of these"
@@ -84,35 +82,41 @@ def require_fitting(curvature: Curvature, space: ParameterSpace) -> None:
         TypeError: a spectrum of less precision than the parameters have.
         StaleOperatorError: the parameters changed since the operator was made; a spectrum was edited.
     """
-    if not isinstance(curvature, (Operator, Spectrum)):
-        return
     if isinstance(curvature, Spectrum):
         curvature.require_unedited()
-        _require_numbers(curvature, space)
-    else:
+        require_numbers(curvature, space.params, "curvature")
+        _require_shapes(curvature, space, "curvature")
+    elif isinstance(curvature, Operator):
         curvature.snapshot.require_fresh()
     own = order_of(curvature)
     if own is not None and not (len(own.params) == len(space.params) and all(map(is_, own.params, space.params))):
+        raise _others("curvature", space, own)
+
+
+def require_fitting_fixed(spec: Spectrum, space: ParameterSpace) -> None:
+    """The same of the directions of ``CGD(..., spectrum=...)``, which may be those of another model like this one."""
+    require_numbers(spec, space.params, "spectrum")
+    _require_shapes(spec, space, "spectrum")
+    own = order_of(spec)
+    if own is not None and own.names != space.names and set(own.names) == set(space.names):
+        raise _others("spectrum", space, own)
+
+
+def _require_shapes(spec: Spectrum, space: ParameterSpace, name: str) -> None:
+    own = order_of(spec)
+    known, shapes = spec.shapes if own is None else [tuple(s) for s in own.shapes], [tuple(s) for s in space.shapes]
+    if known is not None and known != shapes:
         raise ValueError(
-            f"curvature: expected directions of the parameters that the step moves, {_listed(space)}, in this order, "
-            f"got those of {_listed(own)}; take it of the same model (of a copy: save the spectrum and load it)"
+            f"{name}: its parameters have shapes {known}, those that the step moves, in order, {shapes}; give CGD the "
+            "parameters in model.parameters() order, or step with a HessianOperator"
         )
 
 
-def _require_numbers(spec: Spectrum, space: ParameterSpace) -> None:
-    if spec.size != space.size:
-        raise ValueError(f"curvature: expected a spectrum of P = {space.size} like the parameters, got P = {spec.size}")
-    shapes = [tuple(s) for s in space.shapes]
-    if spec.shapes is not None and spec.origin is None and spec.shapes != shapes:
-        raise ValueError(f"curvature: its parameters have shapes {spec.shapes}, those that the step moves {shapes}")
-    device = spec.parts()[0].device
-    if device != space.device:
-        raise ValueError(
-            f"curvature: expected a spectrum on {space.device} like the parameters, got {device}; load it with "
-            "map_location"
-        )
-    if torch.finfo(spec.dtype).eps > torch.finfo(space.dtype).eps:
-        raise TypeError(f"curvature: expected a spectrum of {space.dtype} like the parameters, got {spec.dtype}")
+def _others(name: str, space: ParameterSpace, own: ParameterSpace) -> ValueError:
+    return ValueError(
+        f"{name}: expected directions of the parameters that the step moves, {_listed(space)}, in this order, "
+        f"got those of {_listed(own)}; take it of the same model (of a copy: save the spectrum and load it)"
+    )
 
 
 def _listed(space: ParameterSpace) -> str:

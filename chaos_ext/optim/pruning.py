@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int, require_number
+from ..base.contents import is_int
 from ..base.parameters import Group
 from ..chaos import Threshold, chaotic_threshold, check_selection, select
 from ..errors import UnsupportedError
@@ -45,11 +47,14 @@ class Pruning:
 
     def __post_init__(self) -> None:
         check_selection(self.prune, self.k, self.order)
+        for name in ("mix", "noise", "refresh_tol", "switch_share", "switch_decay"):
+            value = getattr(self, name)
+            if value is not None or name in ("mix", "switch_decay"):
+                require_number(name, value, finite=False)
         if self.threshold not in ("paper", "optimizer"):
             raise ValueError(f"threshold: expected 'paper' or 'optimizer', got {self.threshold!r}")
-        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0:
-            raise ValueError(f"start: expected an int >= 0, got {self.start!r}")
-        if self.stop is not None and (not isinstance(self.stop, int) or self.stop < self.start):
+        require_int("start", self.start, 0)
+        if self.stop is not None and (not is_int(self.stop) or self.stop < self.start):
             raise ValueError(f"stop: expected an int >= start = {self.start} or None, got {self.stop!r}")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"mix: expected 0 <= mix <= 1, got {self.mix!r}")
@@ -84,13 +89,14 @@ class Pruning:
                 "dtype of the parameters"
             )
 
-    def check_size(self, size: int) -> None:
-        """Raises ValueError for no parameters, fewer than directions, or fixed directions of another number of them."""
+    def check_parameters(self, params: Sequence[Tensor]) -> None:
+        """Raises ValueError for none, or fewer than directions, and what ``require_numbers`` does of the fixed ones."""
+        size = sum(p.numel() for p in params)
         if not size:
             raise ValueError("params: expected at least one parameter with requires_grad=True, got none")
         check_selection(self.prune, self.k, self.order, size)
-        if self.spectrum is not None and self.spectrum.size != size:
-            raise ValueError(f"spectrum: expected one of P = {size} like the parameters, got P = {self.spectrum.size}")
+        if self.spectrum is not None:
+            require_numbers(self.spectrum, params, "spectrum")
 
     def acts_at(self, step: int) -> bool:
         """Whether step t prunes: a set is chosen, t is in start..stop, and mix or noise is not zero."""
@@ -136,6 +142,27 @@ class Pruning:
         if self.prune is not None and spec is self.spectrum:
             return pick(spec, Rule(self.prune, *astuple(t)), self.k, self.order, generator)
         return select(spec, t.lr, self.prune, self.k, self.order, generator, upper=t.upper, sign=t.sign, shift=t.shift)
+
+
+def require_numbers(spec: Spectrum, params: Sequence[Tensor], name: str) -> None:
+    """Refuses a spectrum that is none of these parameters, in whatever order.
+
+    Raises:
+        ValueError: other shapes, another device. TypeError: less precision than the parameters have.
+    """
+    size, like = sum(p.numel() for p in params), params[0]
+    if spec.size != size:
+        raise ValueError(f"{name}: expected a spectrum of P = {size} like the parameters, got P = {spec.size}")
+    shapes = sorted(tuple(p.shape) for p in params)
+    if spec.shapes is not None and sorted(spec.shapes) != shapes:
+        raise ValueError(f"{name}: its parameters have shapes {spec.shapes}, those that are trained {shapes}")
+    device = spec.parts()[0].device
+    if device != like.device:
+        raise ValueError(
+            f"{name}: expected a spectrum on {like.device} like the parameters, got {device}; load it with map_location"
+        )
+    if torch.finfo(spec.dtype).eps > torch.finfo(like.dtype).eps:
+        raise TypeError(f"{name}: expected a spectrum of {like.dtype} like the parameters, got {spec.dtype}")
 
 
 def option(name: str) -> Any:

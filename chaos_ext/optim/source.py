@@ -30,7 +30,7 @@ from ..curvature.hessian import HessianOperator
 from ..errors import NonFiniteError, UnsupportedError
 from ..spectra.decompose import spectrum_of_matrix
 from ..spectra.spectrum import Spectrum
-from .elsewhere import Curvature, order_of, require_fitting, told
+from .elsewhere import Curvature, order_of, require_fitting, require_fitting_fixed, told
 from .finding import Finder, Found
 
 Source = HessianOperator | DatasetHessian | Spectrum | Tensor
@@ -125,9 +125,10 @@ def resolve(
         curvature: where the directions come from instead, as of ``CGD.step``.
 
     Raises:
-        TypeError: a dense Hessian of another dtype or device, once it is needed; a curvature that is none.
+        TypeError: a dense Hessian of another dtype or device, once it is needed; a curvature that is none; fixed
+            directions of less precision.
         ValueError: parameters of another model, another shape, ``.grad`` missing where it is required; two places to
-            take directions from.
+            take directions from; fixed directions of other shapes.
         StaleOperatorError: the parameters changed since the operator was made.
         NonFiniteError: ``.grad`` has NaN or infinity.
         UnsupportedError: a dense Hessian with several parameter groups; parameters with gradient hooks, whose gradient
@@ -140,6 +141,8 @@ def resolve(
         resolved = _of_spectrum(source, trained, finder)
     else:
         resolved = _of_grad(source, trained, groups, finder, None if elsewhere is None else order_of(elsewhere))
+    if finder.options.spectrum is not None:
+        require_fitting_fixed(finder.options.spectrum, resolved.space)
     if elsewhere is None:
         return resolved
     require_fitting(elsewhere, resolved.space)
@@ -181,7 +184,7 @@ def _of_grad(
     if order is not None:
         space = _same_parameters(order, trained)
     else:
-        _check_order(H, trained, groups, fixed)
+        _check_order(H, trained, groups)
         space = ParameterSpace((f"params[{i}]", p) for i, p in enumerate(trained))
     gradient = _grad(space)
 
@@ -217,7 +220,7 @@ def _same_parameters(space: ParameterSpace, trained: Sequence[Tensor]) -> Parame
     return space
 
 
-def _check_order(H: Tensor | None, trained: Sequence[Tensor], groups: int, fixed: Spectrum | None) -> None:
+def _check_order(H: Tensor | None, trained: Sequence[Tensor], groups: int) -> None:
     """Without an operator, theta is taken in the optimizer's order: refused where that cannot be the model's."""
     size = sum(p.numel() for p in trained)
     if H is not None and tuple(H.shape) != (size, size):
@@ -225,12 +228,6 @@ def _check_order(H: Tensor | None, trained: Sequence[Tensor], groups: int, fixed
     if H is not None and groups > 1:
         raise UnsupportedError(
             "step: a dense Hessian with several parameter groups has no agreed order; pass a HessianOperator"
-        )
-    shapes = [tuple(p.shape) for p in trained]
-    if fixed is not None and fixed.shapes is not None and fixed.shapes != shapes:
-        raise ValueError(
-            f"spectrum: its parameters have shapes {fixed.shapes}, the optimizer's, in order, {shapes}; give CGD the "
-            "parameters in model.parameters() order, or step with a HessianOperator"
         )
 
 

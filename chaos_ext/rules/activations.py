@@ -30,10 +30,15 @@ def _hardswish(z: Tensor) -> Derivatives:
 
 
 def _mish(z: Tensor) -> Derivatives:
-    """z t with t = tanh(log(1 + e^z)); t' = (1 - t^2) s with s = sigmoid(z)."""
-    t, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
-    dt = (1 - t.square()) * s
-    return F.mish(z), t + z * dt, dt * (2 + z * (1 - s - 2 * t * s))
+    """z t with t = tanh(log(1 + e^z)) = w / (w + 2), w = e^z (e^z + 2); of e^-|z|, never by subtraction from 1."""
+    low, e = z < 0, torch.exp(-z.abs())
+    # (w + 2), t, w'/(w + 2) and w''/w' with w' = 2 e^z (e^z + 1); above 0 both sides of each quotient times e^-2z.
+    whole = torch.where(low, 2 + 2 * e + e.square(), 1 + 2 * e + 2 * e.square())
+    t = torch.where(low, e * (e + 2), 1 + 2 * e) / whole
+    slope = torch.where(low, 2 * e * (1 + e), 2 * (1 + e)) / whole
+    dt = slope * torch.where(low, 2.0, 2 * e.square()) / whole
+    bend = torch.where(low, 1 + 2 * e, 2 + e) / (1 + e) - 2 * slope
+    return F.mish(z), t + z * dt, dt * (2 + z * bend)
 
 
 def _logsigmoid(z: Tensor) -> Derivatives:
@@ -47,8 +52,8 @@ def _softsign(z: Tensor) -> Derivatives:
 
 
 def _tanhshrink(z: Tensor) -> Derivatives:
-    t = torch.tanh(z)
-    return z - t, t.square(), 2 * t * (1 - t.square())
+    t, sech = torch.tanh(z), 4 * torch.sigmoid(2 * z) * torch.sigmoid(-2 * z)  # its square
+    return z - t, t.square(), 2 * t * sech
 
 
 def _linear_pieces(function: Callable[..., Tensor]) -> Callable[..., Derivatives]:

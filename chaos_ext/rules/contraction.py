@@ -82,7 +82,7 @@ class Contraction:
 
 def product_letters(first: int, second: int) -> tuple[str, str, str]:
     """The letters of ``matmul`` for operands with so many axes, those before the last two broadcast."""
-    batch = "abcdefghijklmnop"
+    batch = "abdefghjklmnopqst"  # without those of rows, columns and what is summed
     n = max(first, second, 2) - 2
     rows, columns = ("r" if first > 1 else ""), ("c" if second > 1 else "")
     own = [batch[n - max(axes - 2, 0) : n] for axes in (first, second)]

@@ -28,6 +28,7 @@ from .pooling import Select
 from .rms import RmsNorm
 from .rule import Leaf, NotLayerwise, Rule
 from .softmax import LogSoftmax, Softmax
+from .volumes import Depth, VolumeConvolution
 
 IDENTITY = None
 LeafOf = Callable[[str], Leaf]
@@ -62,6 +63,7 @@ def _dims(m: nn.Module, shape: torch.Size, offset: int = 2) -> int:
 def convolution(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule | list[Rule]:
     dims = _dims(m, shape)
     own = partial(convolution_of, leaf("weight"), leaf("bias"), dims, m.stride, dilation=m.dilation, groups=m.groups)
+    own = partial(own, kernel=m.kernel_size) if dims == 3 else own
     if m.padding_mode != "zeros" or m.padding == "same":
         pads = padding_of(m)
         mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
@@ -76,9 +78,15 @@ def convolution(m: Any, leaf: LeafOf, shape: torch.Size) -> Rule | list[Rule]:
 
 
 def convolution_of(
-    weight: Leaf, bias: Leaf, dims: int, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Convolution:
-    """A convolution of one or two dimensions with zeros around its input."""
+    weight: Leaf, bias: Leaf, dims: int, stride: Any, padding: Any, dilation: Any, groups: int, kernel: Any = None
+) -> Rule:
+    """A convolution of up to three dimensions with zeros around its input; of three ``kernel`` is the weight's."""
+    if dims == 3:
+        (s, *strides), (p, *pads), (d, *dilations) = (_each(v, 3) for v in (stride, padding, dilation))
+        settings: dict[str, Any] = {"stride": strides, "padding": pads, "dilation": dilations, "groups": groups}
+        return VolumeConvolution(
+            weight, partial(convolution_of, bias=bias, dims=2, **settings), Depth(kernel[0], s, p, d)
+        )
     function = F.conv1d if dims == 1 else F.conv2d
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     planar = (0, _pair(padding, dims)[1]) if dims == 1 else _pair(padding, dims)

@@ -43,6 +43,7 @@ MODULES: dict[type, Callable[[Any, makers.LeafOf, torch.Size], Rule | list[Rule]
     nn.Embedding: makers.embedding,
     nn.Conv1d: makers.convolution,
     nn.Conv2d: makers.convolution,
+    nn.Conv3d: makers.convolution,
     nn.ConvTranspose1d: makers.transposed_convolution,
     nn.ConvTranspose2d: makers.transposed_convolution,
     nn.MaxPool1d: makers.max_pool_module,

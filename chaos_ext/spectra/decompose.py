@@ -15,7 +15,7 @@ from ..errors import NonFiniteError
 from .cost import announce, decomposed_size, eigenpairs
 from .gauss_newton import eigenpairs as gauss_newton_pairs
 from .options import check_options
-from .partial import partial_spectrum
+from .partial import check_lanczos, partial_spectrum
 from .spectrum import Spectrum
 from .tridiagonal import EigenColumns, Tridiagonal
 
@@ -72,6 +72,7 @@ def spectrum(
         return partial_spectrum(
             op, k, which, zero_tol=zero_tol, dtype=spectrum_dtype, tol=tol, max_products=max_products, start=start
         )
+    check_lanczos(which, tol, max_products)
     if not isinstance(op, Operator):
         raise TypeError(
             f"op: expected a HessianOperator, a DatasetHessian or a GGNOperator, got {type(op).__name__}; of other "

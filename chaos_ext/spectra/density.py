@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..base import memory
-from ..base.arguments import cpu_generator, require_int
+from ..base.arguments import cpu_generator, require_int, require_number
 from .operand import Operand, norms
 
 _REACH = 5.0  # widths of the grid beyond the outermost node
@@ -99,8 +99,10 @@ def spectral_density(
     A = Operand(op)
     for name, value, least in (("probes", probes, 2), ("steps", steps, 1), ("points", points, 2)):
         require_int(name, value, least)
-    if width is not None and not (isinstance(width, (int, float)) and 0 < width < math.inf):
-        raise ValueError(f"width: expected a positive number, got {width!r}")
+    if width is not None:
+        require_number("width", width)
+        if width <= 0:
+            raise ValueError(f"width: expected a positive number, got {width!r}")
     nodes, weights = _quadratures(A, probes, min(steps, A.size), cpu_generator(generator))
     low, high = float(nodes[weights > 0].min()), float(nodes[weights > 0].max())
     sigma = float(width) if width is not None else _width(low, high)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.arguments import require_int, require_number
 from ..curvature.basis import Coordinates
 from .lanczos import WHICH, lanczos, largest_of
 from .options import check_options
@@ -83,14 +84,21 @@ def _check(
 ) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= op.size:
         raise ValueError(f"k: expected an int in 1..P = {op.size}, got {k!r}")
-    if (tol is not None and not 0 < tol < 1) or (max_products is not None and max_products < 1):
-        raise ValueError(
-            f"tol, max_products: expected 0 < tol < 1 and max_products >= 1, got {tol!r}, {max_products!r}"
-        )
-    if which not in WHICH:
-        raise ValueError(f"which: expected one of {WHICH}, got {which!r}")
+    check_lanczos(which, tol, max_products)
     if dtype not in (None, op.dtype):
         raise ValueError("spectrum_dtype: not available with k; convert the model with .double()")
+
+
+def check_lanczos(which: str, tol: float | None, max_products: int | None) -> None:
+    """Refuses options of k pairs that are out of range, also where all are asked for, which needs none."""
+    if tol is not None:
+        require_number("tol", tol, finite=False)
+        if not 0 < tol < 1:
+            raise ValueError(f"tol: expected 0 < tol < 1, got {tol!r}")
+    if max_products is not None:
+        require_int("max_products", max_products, 1)
+    if which not in WHICH:
+        raise ValueError(f"which: expected one of {WHICH}, got {which!r}")
 
 
 def _begin(start: Spectrum, op: Products, k: int, which: str) -> Tensor | None:

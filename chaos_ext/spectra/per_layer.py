@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..base.arguments import require_int
 from ..base.parameters import ModuleTree
 from ..curvature.hessian import HessianOperator
 from .decompose import spectrum
@@ -53,6 +54,8 @@ def spectra_per_layer(
     """
     if by not in ("layer", "parameter"):
         raise ValueError(f"by: expected 'layer' or 'parameter', got {by!r}")
+    if k is not None:
+        require_int("k", k, 1)
     spectra = {}
     for name, block in _blocks(model, by).items():
         op = HessianOperator(model, loss_fn, x, y, params=block)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.arguments import require_int
+from ..base.arguments import require_int, require_numbers
 from ..errors import IndefiniteError, NonFiniteError, NotConvergedError
 from .operand import Operand, norms, scale_of
 
@@ -62,6 +62,7 @@ def solve(
         True
     """
     A = Operand(op)
+    require_numbers(damping=damping, **({} if tol is None else {"tol": tol}))
     _check(A, b, damping, tol)
     columns = b.detach().reshape(A.size, -1)
     limit = (2 * A.size + 100) * columns.shape[1] if max_products is None else max_products
