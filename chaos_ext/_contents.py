@@ -12,6 +12,7 @@ from .curvature.ggn import GGNOperator
 from .curvature.hessian import HessianOperator
 from .curvature.plan import LayerReport
 from .curvature.shortcut import hessian
+from .distributed.ranks import Ranks
 from .dynamics.analyzer import LyapunovAnalyzer
 from .dynamics.covariant import CovariantVectors
 from .dynamics.covariant_maps import covariant_vectors
@@ -34,6 +35,8 @@ from .errors import (
     MemoryBudgetError,
     NonFiniteError,
     NotConvergedError,
+    RankFailedError,
+    RanksDisagreeError,
     StaleOperatorError,
     TornStateError,
     UnsupportedError,
@@ -107,6 +110,9 @@ __all__: list[str] = [
     "MemoryBudgetError",
     "NonFiniteError",
     "NotConvergedError",
+    "RankFailedError",
+    "Ranks",
+    "RanksDisagreeError",
     "Recorder",
     "Rule",
     "SharpnessDimension",

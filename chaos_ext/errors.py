@@ -87,5 +87,25 @@ class TornStateError(ChaosExtError):
     """
 
 
+class RanksDisagreeError(ChaosExtError):
+    """The processes of a group do not hold the same where they have to; every one of them raises this."""
+
+
+class RankFailedError(ChaosExtError):
+    """Another process of the group has raised, was lost, or did not come in time.
+
+    Args:
+        message: names the rank, where it was expected, and what it raised if that is known.
+        ranks: see below.
+
+    Attributes:
+        ranks: those that failed; empty where that cannot be known.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
 class DatasetNotFoundError(ChaosExtError, FileNotFoundError):
     """The files of a dataset are neither in the given folder nor to be downloaded."""

@@ -15,6 +15,7 @@ FLOORS = [
     {"errors", "_version"},
     {"_ops"},
     {"base", "_build_info"},
+    {"distributed"},
     {"rules"},
     {"graph"},
     {"curvature"},

@@ -160,6 +160,11 @@ def has_step_hooks(opt: torch.optim.Optimizer) -> bool:
     return bool(own or every._global_optimizer_pre_hooks or every._global_optimizer_post_hooks)
 
 
+def group_store(group: Any) -> Any:
+    """Where the processes of a group leave notes for each other (torch/distributed/distributed_c10d.py)."""
+    return sys.modules["torch.distributed.distributed_c10d"]._get_process_group_store(group)
+
+
 def fused_adam_(
     t: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: int, decoupled: bool, **options: Any
 ) -> None:

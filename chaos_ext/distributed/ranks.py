@@ -1,0 +1,287 @@
+"""A process group as the package uses it: a few collectives of fixed order, which end, or say who is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ChaosExtError, RankFailedError, RanksDisagreeError
+from .groups import require_group
+from .line import Line, line_of
+from .said import by_rank, failed, misplaced
+from .shapes import LENGTH, described, equal, in_order, read, require_pieces, require_sendable, signature
+
+_SMALL = 1 << 18  # bytes of all ranks together, up to which a sum is one message to each
+_T = TypeVar("_T")
+
+
+class Ranks:
+    """The processes of a torch.distributed group: sums in a fixed order, and failures that name their rank.
+
+    Everything here is called by all processes of the group, in the same order. Whatever one of them cannot go on with
+    (an error inside ``together``, another call, another shape, a process that was killed or that hangs) raises on all.
+
+    Results are the same bits on every rank, and in every repetition with as many ranks.
+
+    A process that was killed or does not come leaves the group of no more use: whatever is asked of it then raises at
+    once, and the run has to be started again. All else leaves it as it was.
+
+    Example:
+        >>> alone = dict(rank=0, world_size=1, store=torch.distributed.HashStore())
+        >>> torch.distributed.init_process_group("gloo", **alone)  # under torchrun: without these, and of all processes
+        >>> ce.Ranks(timeout=600.0).sum(torch.ones(2))
+        tensor([1., 1.])
+        >>> torch.distributed.destroy_process_group()
+
+    Args:
+        group: a process group that holds this process; None: the default one.
+        timeout: how many seconds a rank waits for the others at each meeting: more than the most that one of them
+            computes longer than another.
+
+    Attributes:
+        group: the process group.
+        rank, size: of this process in the group, and how many there are.
+        timeout: as given.
+
+    Raises:
+        ValueError: torch.distributed is not initialised, the group was destroyed or does not hold this process, or a
+            ``timeout`` that is not positive.
+        TypeError: no process group.
+        UnsupportedError: a torch without torch.distributed.
+    """
+
+    def __init__(self, group: Any = None, *, timeout: float = 60.0) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e8:
+            raise ValueError(f"timeout: expected a number of seconds > 0, got {timeout!r}")
+        self.group, self.timeout = require_group(group), float(timeout)
+        self._line: Line = line_of(self.group)
+        self.rank, self.size = self._line.rank, self._line.size
+
+    def __repr__(self) -> str:
+        return f"Ranks(rank={self.rank}, size={self.size}, timeout={self.timeout:g})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("Ranks: it belongs to this process and can be neither copied nor pickled")
+
+    def sum(self, tensor: Tensor, what: str = "a sum") -> Tensor:
+        """The sum over the ranks, element by element in the order of the ranks, in the tensor's own dtype.
+
+        Args:
+            tensor: [...], of the same shape and dtype on every rank.
+            what: its name in messages, as everywhere here.
+
+        Raises:
+            RanksDisagreeError: the ranks are at different calls, shapes or dtypes.
+            RankFailedError: another rank raised, was lost, or did not come.
+        """
+        local = self._local(tensor)
+        with self._meeting(what, "sum", signature(tensor)):
+            if local.numel() * local.element_size() * self.size <= _SMALL:
+                total = in_order(self._gather(local, what))
+            else:
+                total = self._sum_by_blocks(local, what)
+        return total.view(tensor.shape).to(tensor.device)
+
+    def _sum_by_blocks(self, local: Tensor, what: str) -> Tensor:
+        """Each rank adds up one block of rows for all."""
+        n = local.numel()
+        block = -(-n // self.size)
+        padded = local if n == block * self.size else torch.cat([local, local.new_zeros(block * self.size - n)])
+        mine = self._line.swap(self.group, padded, None, None, what, self.timeout).view(self.size, block)
+        return self._gather(in_order(mine), what).view(-1)[:n]
+
+    def gather(self, tensor: Tensor, what: str = "a gather") -> list[Tensor]:
+        """The tensors of all ranks, in their order. Errors as of ``sum``.
+
+        Args:
+            tensor, what: as of ``sum``.
+        """
+        local = self._local(tensor)
+        with self._meeting(what, "gather", signature(tensor)):
+            rows = self._gather(local, what)
+        return [row.view(tensor.shape).to(tensor.device) for row in rows]
+
+    def gather_objects(self, value: object, what: str = "a gather of objects") -> list[Any]:
+        """Small values of all ranks, in their order. Errors as of ``sum``.
+
+        Args:
+            value: anything that can be pickled.
+            what: its name in messages.
+        """
+        data = self._or_all_raise(lambda: pickle.dumps(value), what)
+        with self._meeting(what, "gather of objects", aux=[len(data)]) as lengths:
+            longest = max(row[0] for row in lengths)
+            padded = torch.zeros(longest, dtype=torch.uint8, device=self._place(torch.device("cpu")))
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            rows = self._gather(padded, what).cpu()
+        return [pickle.loads(bytes(row[: n[0]].tolist())) for row, n in zip(rows, lengths, strict=True)]
+
+    def broadcast(self, tensor: Tensor | None, source: int, what: str = "a broadcast") -> Tensor:
+        """The tensor of rank ``source``.
+
+        Args:
+            tensor: on that rank; elsewhere only its device counts, and None is the CPU.
+            source: a rank of this group.
+            what: its name in messages.
+
+        Raises:
+            ValueError: no such rank, or no tensor on it. Else as of ``sum``.
+        """
+        if not 0 <= source < self.size:
+            raise ValueError(f"source: expected a rank from 0 to {self.size - 1}, got {source!r}")
+        local = self._or_all_raise(lambda: self._to_send(tensor, source), what)
+        device = torch.device("cpu") if tensor is None else tensor.device
+        with self._meeting(
+            what, f"broadcast from {source}", aux=described(tensor if self.rank == source else None)
+        ) as metas:
+            dtype, shape = read(metas[source])
+            if local is None:
+                local = torch.empty(shape.numel(), dtype=dtype, device=self._place(device))
+            self._line.send_to_all(self.group, local, source, what, self.timeout)
+        out = local.view(shape)
+        return tensor.detach().clone() if tensor is not None and self.rank == source else out.to(device)
+
+    def _to_send(self, tensor: Tensor | None, source: int) -> Tensor | None:
+        if self.rank != source:
+            return None
+        require_sendable(f"tensor on rank {source}", tensor)
+        assert tensor is not None
+        return self._local(tensor)
+
+    def exchange(self, pieces: list[Tensor], what: str = "an exchange") -> list[Tensor]:
+        """``pieces[r]`` goes to rank r; the pieces that came, by the rank that they came from.
+
+        Args:
+            pieces: a tensor for each rank, of any shapes of at most 8 axes, all of one dtype and device.
+            what: its name in messages.
+
+        Raises:
+            ValueError: not as many as ranks, or of different dtypes. Else as of ``sum``.
+        """
+        self._or_all_raise(lambda: require_pieces(pieces, self.size), what)
+        flat = [self._local(p) for p in pieces]
+        place = flat[0].device
+        sent = torch.tensor([described(p) for p in pieces], dtype=torch.int64, device=place).view(-1)
+        with self._meeting(what, "exchange", f"{pieces[0].dtype} on {pieces[0].device.type}"):
+            theirs = self._line.swap(self.group, sent, None, None, what, self.timeout)
+            shapes = [read(row)[1] for row in theirs.view(self.size, -1).tolist()]
+            lengths = [p.numel() for p in flat], [s.numel() for s in shapes]
+            got = self._line.swap(self.group, torch.cat(flat), *lengths, what, self.timeout)
+        parts = got.split(lengths[1])
+        return [t.view(s).to(pieces[0].device) for t, s in zip(parts, shapes, strict=True)]
+
+    def agree(self, what: str, value: object) -> None:
+        """Makes sure that a small value is the same on all ranks.
+
+        Args:
+            what: the value's name in messages.
+            value: anything that can be pickled; equal where == or repr says so.
+
+        Raises:
+            RanksDisagreeError: on every rank, with the values. RankFailedError: as of ``sum``.
+        """
+        values = self.gather_objects(value, f"the comparison of {what}")
+        if any(not equal(values[0], v) for v in values):
+            self._announce(RanksDisagreeError(f"{what}: expected the same on all ranks, got {by_rank(values)}"))
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """A ``with`` block that all ranks leave in the same way: where one raises, all do.
+
+        The rank itself raises its own error. Inside, collectives may be called; one that waits there while another rank
+        raises is told so.
+
+        Args:
+            what: what is done there, for messages.
+
+        Raises:
+            RankFailedError: another rank has raised.
+        """
+        self._line.depth += 1
+        try:
+            yield
+        except Exception as e:
+            self._tell(e, what)
+            raise
+        except BaseException as e:
+            self._line.leave(f"rank {self.rank} was interrupted in {what} ({type(e).__name__})")
+            raise
+        else:
+            with self._meeting(what, "end"):
+                pass
+        finally:
+            self._line.depth -= 1
+            if not self._line.depth:
+                self._line.announced = None
+
+    def _or_all_raise(self, make: Callable[[], _T], what: str) -> _T:
+        """``make()``; what it raises, the others, who are about to meet, are told."""
+        try:
+            return make()
+        except Exception as e:
+            self._tell(e, what)
+            raise
+
+    def _tell(self, e: Exception, what: str) -> None:
+        """Tells the others that this rank has raised, at the meeting to which they come next."""
+        line, cause = self._line, e
+        while cause is not None and cause is not line.announced:
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        if cause is None and not line.broken:
+            with contextlib.suppress(ChaosExtError), self._meeting(what, "end", error=e):
+                pass
+            self._keep(e)
+
+    def _announce(self, e: ChaosExtError) -> None:
+        """Raises what all ranks raise."""
+        self._keep(e)
+        raise e
+
+    def _keep(self, e: Exception) -> None:
+        if self._line.depth:
+            self._line.announced = e
+
+    @contextlib.contextmanager
+    def _meeting(
+        self, what: str, kind: str, signature: str = "", aux: list[int] | None = None, error: Exception | None = None
+    ) -> Iterator[list[list[int]]]:
+        """The ranks see that all are at the same call, and what the others add; then they move their data.
+
+        Args:
+            what, kind, signature: in words; they have to be the same.
+            aux: a few numbers of this rank.
+            error: instead of a call.
+        """
+        line, said = self._line, f"{kind} ({what}) {signature}".strip()
+        line.begin(self.group, what)
+        own = [error is not None, line.number, zlib.crc32(said.encode()), *(aux or [])]
+        rows = line.numbers(self.group, [*map(int, own), *([0] * (3 + LENGTH - len(own)))], what, self.timeout)
+        if any(row[0] for row in rows):
+            text = "" if error is None else f"{type(error).__name__}: {error}"
+            texts = line.texts(self.group, text, what, self.timeout)
+            raised = [r for r, row in enumerate(rows) if row[0]]
+            self._announce(RankFailedError(failed(what, raised, texts), tuple(raised)))
+        if any(row[1:3] != rows[0][1:3] for row in rows):
+            self._announce(RanksDisagreeError(misplaced(line.texts(self.group, said, what, self.timeout))))
+        try:
+            yield [row[3:] for row in rows]
+        except RankFailedError:
+            raise
+        except BaseException as e:  # the others wait for this rank's data
+            line.leave(f"rank {self.rank} raised in {what} ({type(e).__name__}: {e})")
+            raise
+
+    def _place(self, device: torch.device) -> torch.device:
+        return self._line.place(device)
+
+    def _local(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self._place(tensor.device)).contiguous().view(-1)
+
+    def _gather(self, local: Tensor, what: str) -> Tensor:
+        return self._line.gather(self.group, local, what, self.timeout)
