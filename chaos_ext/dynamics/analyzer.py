@@ -128,8 +128,8 @@ class LyapunovAnalyzer(Readings):
         """Raises RanksDisagreeError unless all ranks make the same analyzer."""
         tangent, theta = self.tangent, [[n, *s] for n, s in zip(space.names, space.shapes, strict=True)]
         made = {"optimizer": type(tangent.opt).__name__, "state": tangent.state, "jacobian": tangent.jacobian}
-        asked = options._replace(budget=None)._asdict()
-        self._company.same(versions=versions(), dtype=str(space.dtype), parameters=theta, **made, **asked, csv=csv)
+        self._company.same(versions=versions(), dtype=str(space.dtype), parameters=theta, **made, csv=csv)
+        self._company.same(**options.measured())
 
     def update(self, op: HessianOperator) -> None:
         """Takes the deviations through the step that the optimizer is about to do on the operator's batch.
@@ -216,8 +216,14 @@ class LyapunovAnalyzer(Readings):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``state_dict()`` to a file, whole or not at all; the previous one is kept as ``<name>.previous``.
 
-        With ``group`` every rank writes ``<name>.rank<r>-of-<n>.step<t>``, and removes those of steps before the last
-        one once all have.
+        With ``group`` every rank writes ``<name>.rank<r>-of-<n>.step<t>``, and once all have, removes its files of other
+        steps but for the set before.
+
+        Args:
+            path: in an existing folder.
+
+        Raises:
+            OSError: it cannot be written; what was there is still there.
         """
         with self._company.together("save"):
             self._run.release()  # a file is made in memory first

@@ -51,6 +51,11 @@ class Options(NamedTuple):
     budget: int | None = None
     covariant: bool = False
 
+    def measured(self) -> dict[str, object]:
+        """Those that decide what is measured."""
+        names = ("method", "k", "qr_every", "gali", "every", "transient", "seed", "covariant")
+        return {name: getattr(self, name) for name in names}
+
 
 def check_options(o: Options) -> None:
     """Raises ValueError for options out of range, or of the other method."""
