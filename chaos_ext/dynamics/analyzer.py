@@ -216,8 +216,8 @@ class LyapunovAnalyzer(Readings):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``state_dict()`` to a file, whole or not at all; the previous one is kept as ``<name>.previous``.
 
-        With ``group`` every rank writes ``<name>.rank<r>-of-<n>.step<t>``, and once all have, removes its files of other
-        steps but for the set before.
+        With ``group`` every rank writes ``<name>.rank<r>-of-<n>.step<t>``, and once all have, removes its files of
+        other steps but for the set before.
 
         Args:
             path: in an existing folder.

@@ -92,8 +92,9 @@ class Benettin:
         self._open = 0  # how many the last entry has so far
         self._sound: Benettin | None = None  # as it was before its first block that lost the smallest growths
         self._allowed, self._rate = 1, 0.0  # of the next block: its length at most; expected stretch per step
-        eye = torch.eye(k, dtype=torch.float64, device=Y.device)
-        self.gali = (eye, torch.zeros(k, dtype=torch.float64, device=Y.device)) if gali else None
+        self.gali: tuple[Tensor, Tensor] | None = None
+        if gali:
+            self.gali = torch.eye(k, dtype=torch.float64, device=Y.device), torch.zeros_like(self.growth)
         self.record, self.recorded = record, 0 if record is None else record.begin(0, Y)
 
     def advance(self, apply_: Callable[[Tensor], Advanced]) -> bool:

@@ -42,9 +42,8 @@ class Spread:
         return (math.nan, math.nan) if any(bad) else (min(low), max(high))
 
     def factored(self, Y: Tensor) -> Factored:
-        if self.by_rows:
-            Q, R = rows.factored(self._ranks, self.columns, Y)
-            return Factored(Q, R.diagonal().clone(), None)
+        if self.by_rows and (pair := rows.factored(self._ranks, self.columns, Y)) is not None:
+            return Factored(pair[0], pair[1].diagonal().clone(), None)
         Q, R = panels.factored(self._ranks, self.columns, Y)
         own = R[self.columns.of(self._ranks.rank), torch.arange(R.shape[1], device="cpu")]
         Q *= torch.where(own < 0, -1, 1).to(Q.dtype)

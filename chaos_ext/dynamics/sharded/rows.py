@@ -18,15 +18,17 @@ from ..orthonormal import Here, cholesky, cholesky_twice, householder
 from .columns import Columns
 
 
-def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor]:
+def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor] | None:
     """Own columns of Q [S, c] and all of R, float64 [k, k], from those of Y [S, c], which stays. diag R >= 0.
 
-    For S >= k ranks.
+    For S >= k ranks. None where Y is too ill conditioned for CholeskyQR2, and the triangles of all ranks together are
+    larger than what one has of Y.
     """
-    own = [_slices(len(Y), ranks.size)[r] for r in range(ranks.size)]
-    rows = _turned(ranks, columns, Y, own)
-    pair = cholesky_twice(rows, _Spread(ranks)) or _tall_and_skinny(ranks, rows)
-    Q, R = pair
+    rows = _turned(ranks, columns, Y, _slices(len(Y), ranks.size))
+    pair = cholesky_twice(rows, _Spread(ranks))
+    if pair is None and columns.k * ranks.size**2 > len(Y):
+        return None
+    Q, R = pair = pair or _tall_and_skinny(ranks, rows)
     del rows, pair
     pieces = ranks.exchange([Q[:, columns.of(r).to(Q.device)] for r in range(ranks.size)], "the columns of a frame")
     return torch.cat(pieces), R
