@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 import pytest
 import torch
 
+PRELOADED = ["pytest", "chaos_ext._contents", "torch.distributed.fsdp", "oracles", "ranks"]
 LIMIT = 100.0  # s, from which on processes are killed and their test fails
 
 
@@ -35,7 +36,7 @@ class Outcome:
 def run(size, function, *args, limit=LIMIT, check=True):
     """What ``function(rank, *args)`` returned in each of ``size`` processes; with ``check=False`` their outcomes."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "torch.distributed", "pytest", "chaos_ext", "ranks"])
+    server.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             patch.setenv(name, "1")  # read when the server starts

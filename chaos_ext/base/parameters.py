@@ -20,6 +20,7 @@ from .blocks import Chosen, chosen_names
 from .overlap import refuse_overlap
 from .torch_internals import own_buffers, own_children, own_parameters
 from .traces import is_quiet
+from .wrappers import refuse_sharded, refuse_wrappers, unwrapped
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
 _Named = tuple[str, Tensor]
@@ -34,7 +35,7 @@ class ModuleTree:
         params: names, glob patterns or parameters: to all derivatives the others are constants. None: no others.
 
     Attributes:
-        model: as given.
+        model: as given, or what ``DistributedDataParallel`` holds.
         block: the names that ``params`` stands for, in the model's order, or None.
         modules: as in ``model.modules()``.
         watched: those whose forward may leave traces: none if all are torch's own, else all.
@@ -46,8 +47,8 @@ class ModuleTree:
     def __init__(self, model: nn.Module, params: Chosen | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        self.model = model = unwrapped(model)
         named_modules = _named_modules(model)
-        self.model = model
         self.modules: list[nn.Module] = [m for _, m in named_modules]
         self.watched = [] if all(map(is_quiet, self.modules)) else self.modules
         self.buffered = [(m, own) for m in self.modules if (own := own_buffers(m))]
@@ -150,8 +151,12 @@ class ParameterSpace:
     @classmethod
     def of(cls, model: nn.Module | ModuleTree) -> ParameterSpace:
         tree = model if isinstance(model, ModuleTree) else ModuleTree(model)
+        refuse_wrappers(tree.watched)
         for name, p in tree.named_parameters:
-            if type(p) is not nn.Parameter and isinstance(p, nn.parameter.UninitializedParameter):
+            if type(p) is nn.Parameter:
+                continue
+            refuse_sharded(name, p)
+            if isinstance(p, nn.parameter.UninitializedParameter):
                 raise TypeError(
                     f"parameter {name!r}: expected an initialised parameter; run the lazy module once first"
                 )

@@ -64,7 +64,7 @@ class WithThirdDerivatives(WithEigenvalueGradient):
     def _by_torch(self, V: Tensor) -> tuple[Tensor, Tensor]:
         products = self._engine.hvp(V)  # which also decides on the path
         path = self._engine.path if isinstance(self._engine, FunctionalEngine) else DOUBLE_BACKWARD
-        args = self.origin.model, self._loss_fn, self.snapshot.space, self.origin.x, self._y
+        args = self.snapshot.tree.model, self._loss_fn, self.snapshot.space, self.origin.x, self._y
         torchs = ThirdByTorch(*args, path=path, check=False)
         torchs.require_right(V[:, 0].to(self.dtype), self._displaced_product)
         torchs = torchs if V.dtype == self.dtype else torchs.in_double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..base.guards import refuse_autocast
 from ..base.parameters import ModuleTree, ParameterSpace
 from ..base.results import Results
 from ..base.snapshot import Origin, Snapshot
-from ..base.tensors import all_finite
+from ..base.tensors import all_finite, fresh
+from ..distributed.shares import shares
 from ..errors import NonFiniteError
+from .agreement import state_of
 from .arguments import require_columns, require_directions, require_matrix
 from .basis import Columns, Coordinates
 from .dense import not_finite
@@ -63,17 +66,22 @@ class DatasetHessian(WithEigenvalueGradient):
             batch, or ``weight(output, y)``, the normaliser n_b.
         keep: bytes of recorded passes that are kept between products; 0: one batch at a time.
         progress: a bar that counts batches, on a terminal.
+        group: a process group of torch.distributed, or ``Ranks``, of which each rank gives batches of its own, or none:
+            the union is that of all ranks', whose results are the same bits on all. All ranks make the same calls, with
+            equal model, loss and v. None: this process alone.
 
     Attributes:
         space: the order of theta: names, shapes and offsets of the parameters that span it.
         snapshot, origin: theta [P] as it was at construction (``snapshot.theta``), with the model.
-        normalisers: n_b of each batch (of a sum 1).
+        normalisers: n_b of each batch (of a sum 1); of a group's, this rank's.
 
     Raises:
         ValueError: no batches, or others when walked again; what ``HessianOperator`` refuses, with the batch; ``keep``.
         TypeError: an iterator, which cannot be walked again; batches that are no (x, y), or differ in dtype or device.
         NonFiniteError: as ``HessianOperator``; all samples of all batches are ignored.
         UnsupportedError: as ``HessianOperator``; a loss that does not say how batches combine, and no ``weight``.
+        RanksDisagreeError: the ranks of a group have different models, losses, v or versions of a library.
+        RankFailedError: another rank of the group raised, was lost or did not come; here and in every method.
     """
 
     def __init__(
@@ -88,21 +96,25 @@ class DatasetHessian(WithEigenvalueGradient):
         verify: bool = False,
         progress: bool = False,
         memory_budget: int | None = None,
+        group: Any = None,
     ) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}")
-        tree = ModuleTree(model, params)
-        self.space = space = ParameterSpace.of(tree)
-        refuse_autocast(space.device)
-        weighting, walks = Weighting(loss_fn, weight), Walks(batches, space.device)
-        self.snapshot = Snapshot(space, Batch((), ()), tree)
-        self._budget = memory_budget
+        self._share, self._budget = shares(group), memory_budget
+        with self._share.together("the making of a DatasetHessian"):
+            if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+                raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}")
+            tree = ModuleTree(model, params)
+            self.space = space = ParameterSpace.of(tree)
+            refuse_autocast(space.device)
+            weighting, walks = Weighting(loss_fn, weight), Walks(batches, space.device)
+            self.snapshot = Snapshot(space, Batch((), ()), tree)
+            if group is not None:
+                self._share.agree("model and loss", state_of(space, tree, loss_fn, weight))
 
-        def make(x: Any, y: Any, *, first: bool = False, output_only: bool = False) -> HessianOperator:
-            loss = sum_of_all if output_only else loss_fn
-            return HessianOperator(model, loss, x, y, verify and first, params=space.block, memory_budget=memory_budget)
+            def make(x: Any, y: Any, *, first: bool = False, output_only: bool = False) -> HessianOperator:
+                loss, check = sum_of_all if output_only else loss_fn, verify and first
+                return HessianOperator(model, loss, x, y, check, params=space.block, memory_budget=memory_budget)
 
-        self._recorded = Recorded(make, walks, weighting, space, keep, progress)
+            self._recorded = Recorded(make, walks, weighting, space, keep, progress, self._share)
         self.normalisers = tuple(self._recorded.normalisers)
         self.origin = Origin(model, None, self.snapshot, self._recorded.unused, one_batch=False)
         self.results = Results()
@@ -146,9 +158,11 @@ class DatasetHessian(WithEigenvalueGradient):
             NonFiniteError: NaN or infinity in a second derivative.
             StaleOperatorError: the parameters changed since construction, or a batch, which is named.
         """
-        require_columns("v", v, self.space)
-        total = torch.zeros(v.shape, dtype=torch.float64, device=self.device)
-        self._each(lambda op, c: total.add_(op @ v, alpha=c))
+        with self._share.together("H v", meets=True):
+            require_columns("v", v, self.space)
+            total = torch.zeros(v.shape, dtype=torch.float64, device=self.device)
+            self._each(lambda op, c: total.add_(op @ v, alpha=c))
+            total = self._share.sum(total, "H v", of=v)
         found = total.to(self.dtype)
         if not all_finite(found) and all_finite(v):
             raise NonFiniteError(not_finite("H v"))
@@ -164,17 +178,18 @@ class DatasetHessian(WithEigenvalueGradient):
             UnsupportedError: as of ``HessianOperator``, of any batch.
             StaleOperatorError: as of ``op @ v``.
         """
-        require_directions(V, self.space)
-        products = torch.zeros(V.shape, dtype=torch.float64, device=self.device)
-        gradient = torch.zeros(len(V), dtype=torch.float64, device=self.device)
+        with self._share.together("the curvature along V", meets=True):
+            require_directions(V, self.space)
+            both = torch.zeros(len(V), V.shape[1] + 1, dtype=torch.float64, device=self.device)
 
-        def add(op: HessianOperator, c: float) -> None:
-            product, third = op.curvature_along(V)
-            products.add_(product, alpha=c)
-            gradient.add_(third, alpha=c)
+            def add(op: HessianOperator, c: float) -> None:
+                product, third = op.curvature_along(V)
+                both[:, :-1].add_(product, alpha=c)
+                both[:, -1].add_(third, alpha=c)
 
-        self._each(add)
-        return products.to(V.dtype), gradient.to(V.dtype)
+            self._each(add)
+            both = self._share.sum(both, "the curvature along V", of=V)
+        return both[:, :-1].to(V.dtype).contiguous(), both[:, -1].to(V.dtype).contiguous()
 
     def diagonal(self) -> Tensor:
         """The diagonal of H [P], exact, without P x P numbers, in one walk; see ``HessianOperator.diagonal``.
@@ -182,9 +197,14 @@ class DatasetHessian(WithEigenvalueGradient):
         Raises:
             NonFiniteError, StaleOperatorError: as of ``op @ v``.
         """
-        total = torch.zeros(self.space.size, dtype=torch.float64, device=self.device)
-        self._each(lambda op, c: total.add_(op.diagonal(), alpha=c))
-        return total.to(self.dtype)
+        return self._vector("the diagonal", HessianOperator.diagonal).to(self.dtype)
+
+    def _vector(self, what: str, of: Callable[[HessianOperator], Tensor]) -> Tensor:
+        """The sum over all batches of one vector [P] each, in float64."""
+        with self._share.together(what, meets=True):
+            total = torch.zeros(self.space.size, dtype=torch.float64, device=self.device)
+            self._each(lambda op, c: total.add_(of(op), alpha=c))
+            return self._share.sum(total, what)
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """H as a [P, P] matrix, bit for bit symmetric; a second one holds that of a batch meanwhile.
@@ -197,8 +217,6 @@ class DatasetHessian(WithEigenvalueGradient):
             MemoryBudgetError: P * P numbers do not fit, twice if there are several batches.
             StaleOperatorError: as of ``op @ v``.
         """
-        if out is not None:
-            require_matrix("out", out, self.space)
         return self._dense(self.dtype, out)
 
     def dense_in(self, dtype: torch.dtype) -> Tensor:
@@ -206,6 +224,13 @@ class DatasetHessian(WithEigenvalueGradient):
         return self._dense(dtype, None)
 
     def _dense(self, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+        with self._share.together("the dense Hessian", meets=True):
+            if out is not None:
+                require_matrix("out", out, self.space)
+            return self._share.sum(self._own_dense(dtype, out), "the dense Hessian", out=True)
+
+    def _own_dense(self, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+        """Of this rank's batches."""
         matrices = (out is None) + (self._recorded.count > 1)
         need, remedy = matrices * self.space.size**2 * dtype.itemsize, "use op @ v or spectrum(op, k=...)"
         memory.require(need, self.device, "dense Hessian", remedy, self._budget)
@@ -221,15 +246,16 @@ class DatasetHessian(WithEigenvalueGradient):
                 parts.append(part.mul_(c))
 
         self._each(add)
+        if not parts:  # a rank without batches
+            parts = [fresh(self.shape, dtype, self.device) if out is None else out]
+            parts[0].zero_()
         return parts[0]
 
     def gradient_in(self, dtype: torch.dtype) -> Tensor:
         """The gradient [P] computed in the given dtype from the parameters' values."""
         if dtype == self.dtype:
             return self.gradient
-        total = torch.zeros(self.space.size, dtype=torch.float64, device=self.device)
-        self._each(lambda op, c: total.add_(op.gradient_in(dtype), alpha=c))
-        return total.to(dtype)
+        return self._vector("the gradient", lambda op: op.gradient_in(dtype)).to(dtype)
 
     def smallest_form(self, dtype: torch.dtype, entry_bytes: int) -> tuple[Columns, Tensor]:
         """Q = I and S = H in the given dtype; as of ``HessianOperator``.
@@ -238,20 +264,19 @@ class DatasetHessian(WithEigenvalueGradient):
             dtype: to compute it in.
             entry_bytes: what each entry costs with its decomposition.
         """
-        need, remedy = entry_bytes * self.space.size**2, "use spectrum(op, k=...)"
-        memory.require(need, self.device, "dense eigendecomposition", remedy, self._budget)
-        return Coordinates(self.space.size), self.dense_in(dtype)
+        with self._share.together("the dense eigendecomposition", meets=True):
+            need, remedy = entry_bytes * self.space.size**2, "use spectrum(op, k=...)"
+            memory.require(need, self.device, "dense eigendecomposition", remedy, self._budget)
+            return Coordinates(self.space.size), self.dense_in(dtype)
 
     def explain(self) -> list[LayerReport]:
         """The path that each layer takes, its cost in all batches together, and the reason; a row for each path."""
+        found: list[LayerReport] = []
+        with self._share.together("explain", meets=True):
+            self._each(lambda op, c: found.extend(op.explain()))
+            reports = self._share.gather_objects(found, "explain")
         rows: dict[tuple[str, str, str], LayerReport] = {}
-
-        def add(op: HessianOperator, c: float) -> None:
-            for r in op.explain():
-                known = rows.get((r.name, r.path, r.why))
-                rows[r.name, r.path, r.why] = (
-                    r if known is None else dataclasses.replace(r, flops=r.flops + known.flops)
-                )
-
-        self._each(add)
+        for r in itertools.chain.from_iterable(reports):
+            known = rows.get((r.name, r.path, r.why))
+            rows[r.name, r.path, r.why] = r if known is None else dataclasses.replace(r, flops=r.flops + known.flops)
         return Explained(rows.values())

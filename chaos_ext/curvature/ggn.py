@@ -97,7 +97,7 @@ class GGNOperator(WithEigenvalueGradient):
         loss = (loss_fn, y) if self._engine.loss_writes else None
         self.origin = Origin(model, x, self.snapshot, self._engine.unused, loss)
         self.results = Results()
-        self._by_torch = partial(TorchJacobian, model, loss_fn, self.space, x, y, self._engine.gradient)
+        self._by_torch = partial(TorchJacobian, tree.model, loss_fn, self.space, x, y, self._engine.gradient)
         if not isinstance(self._engine, LayerwiseEngine):
             jacobian = self._by_torch()
             require_right(jacobian, self._engine.watched().stops)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +42,7 @@ class HessianOperator(WithDiagonal):
 
     theta [P] is the concatenation of the parameters with ``requires_grad``, in ``model.parameters()`` order, each
     row-major (``torch.nn.utils.parameters_to_vector``). H is the second derivative of exactly the scalar that
-    ``loss_fn`` returns, with its reduction, weights and smoothing. The forward and backward pass run at construction;
-    H is computed when asked.
+    ``loss_fn`` returns. The forward and backward pass run at construction; H is computed when asked.
 
     Layers with a rule of their own (docs/support.md) are swept natively; a layer without one is differentiated by torch
     alone, a model that torch.fx cannot follow, or another loss, by torch as a whole. The results are the same.
@@ -64,6 +65,8 @@ class HessianOperator(WithDiagonal):
         params: names, glob patterns or parameters (one or several) whose diagonal block of H this is: theta is made of
             these, everything else is constant, and ``requires_grad`` stays as it is. None: all parameters.
         memory_budget: bytes that a dense result may take; default: the memory that is available.
+        group: a process group of torch.distributed, or ``Ranks``, of which each rank has a batch: the loss is that on
+            all of them together (see ``DatasetHessian``), ``output`` this rank's.
 
     Attributes:
         space: the order of theta: names, shapes and offsets of the parameters that span it.
@@ -75,6 +78,7 @@ class HessianOperator(WithDiagonal):
         TypeError: parameters or targets of a wrong dtype.
         NonFiniteError: NaN or infinity in the batch, the parameters, the loss or the gradient.
         UnsupportedError: a forward that draws random numbers, or that cannot be differentiated twice.
+        RanksDisagreeError, RankFailedError: as of ``DatasetHessian``.
     """
 
     def __init__(
@@ -87,7 +91,11 @@ class HessianOperator(WithDiagonal):
         *,
         params: Chosen | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
     ) -> None:
+        if group is not None:
+            self._become_shared((model, loss_fn, x, y, verify), params, memory_budget, group)
+            return
         tree = ModuleTree(model, params)
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)
@@ -99,8 +107,13 @@ class HessianOperator(WithDiagonal):
         self.results = Results()
         if verify:
             v = validation.probes(self.space)
-            double = FunctionalEngine(model, loss_fn, self.space, x, y, path=DOUBLE_BACKWARD)
+            double = FunctionalEngine(tree.model, loss_fn, self.space, x, y, path=DOUBLE_BACKWARD)
             validation.verify(self @ v, double, v)
+
+    def _become_shared(self, args: tuple[Any, ...], params: Chosen | None, budget: int | None, group: Any) -> None:
+        """What this is from here on, is made of such operators: it cannot be imported above."""
+        self.__class__ = importlib.import_module(f"{__package__}.shared").SharedHessian
+        self.__init__(*args, params=params, memory_budget=budget, group=group)  # type: ignore[misc]
 
     def __reduce__(self) -> str:
         raise TypeError(  # a copy would speak of parameters that nobody trains
@@ -206,12 +219,15 @@ class HessianOperator(WithDiagonal):
         try:
             try:
                 self.space.write_(theta)
-                args = self.origin.model, self._loss_fn, self.origin.x, self._y
-                yield HessianOperator(*args, params=self.space.block, memory_budget=self._budget)
+                yield self._made_again()
             finally:
                 self.space.write_(self.snapshot.theta)
         finally:  # again: Ctrl-C may have come in the line above
             self.space.write_(self.snapshot.theta)
+
+    def _made_again(self) -> HessianOperator:
+        args = self.origin.model, self._loss_fn, self.origin.x, self._y
+        return HessianOperator(*args, params=self.space.block, memory_budget=self._budget)
 
     def compressed(self, dtype: torch.dtype | None = None) -> CompressedHessian:
         """H = Q S Q^T exactly, with S of the size of what the batch can see (see ``CompressedHessian``).

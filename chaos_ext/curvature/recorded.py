@@ -13,6 +13,7 @@ from ..base.parameters import ParameterSpace
 from ..base.progress import Progress
 from ..base.tensors import all_finite
 from ..base.torch_internals import tree_leaves
+from ..distributed.shares import Alone
 from ..errors import NonFiniteError, StaleOperatorError
 from .hessian import HessianOperator
 from .walks import Walks, of_batch
@@ -28,6 +29,9 @@ class Make(Protocol):
 class Recorded:
     """One operator a batch, each with its share in the whole, from a first walk; kept as far as there is room.
 
+    Of a group of ranks each has its batches, or none, and all have the same ``loss``, ``gradient``, ``unused`` and
+    ``columns``, of the whole.
+
     Args:
         make: makes the operator of a batch.
         walks: through the batches.
@@ -35,16 +39,24 @@ class Recorded:
         space: the parameters.
         keep: bytes of operators that are kept.
         progress: whether a bar counts batches.
+        share: in a whole that is several ranks'.
 
     Attributes:
-        normalisers: n_b.
+        normalisers: n_b, of this rank's batches.
         loss, gradient: of the whole, in float64.
         unused: places of the parameters that no loss depends on.
         columns: how many a product takes at a time.
     """
 
     def __init__(
-        self, make: Make, walks: Walks, weighting: Weighting, space: ParameterSpace, keep: int, progress: bool
+        self,
+        make: Make,
+        walks: Walks,
+        weighting: Weighting,
+        space: ParameterSpace,
+        keep: int,
+        progress: bool,
+        share: Alone,
     ) -> None:
         self._make, self._walks, self._weighting, self._space = make, walks, weighting, space
         self._room, self._kept = keep, dict[int, HessianOperator]()
@@ -53,8 +65,8 @@ class Recorded:
         self._losses: list[Tensor] = []
         self.unused, self.columns = frozenset(range(len(space.params))), space.size
         self.gradient = torch.zeros(space.size, dtype=torch.float64, device=space.device)
-        walks.first(self._see)
-        self._combine()
+        walks.first(self._see, may_be_empty=share.ranks is not None)
+        self._combine(share)
 
     def _see(self, i: int, x: Any, y: Any) -> None:
         op, n = of_batch(i, lambda: self._examined(x, y))
@@ -90,15 +102,33 @@ class Recorded:
             if self._room >= 0:
                 self._kept[i] = op
 
-    def _combine(self) -> None:
-        whole = 1.0 if self._weighting.is_sum else sum(self.normalisers)
+    def _combine(self, share: Alone) -> None:
+        own = sum(self.normalisers), len(self.normalisers), self.columns
+        sums, counts, columns = zip(*share.gather_objects(own, "the normalisers of the batches"), strict=True)
+        if not any(counts):
+            raise ValueError("batches: expected at least one batch on one of the ranks, got none on any")
+        whole, self.columns = 1.0 if self._weighting.is_sum else sum(sums), min(columns)
         if not whole > 0:
             raise NonFiniteError("loss: the mean over all batches is 0/0, every sample is ignored or has weight 0")
         self._shares = [n / whole for n in self.normalisers]
         self.gradient /= whole
         self.loss = sum((c * l for c, l in zip(self._shares, self._losses, strict=True)), self.gradient.new_zeros(()))
+        if share.ranks is not None:
+            self._sum(share)
         if not all_finite(torch.cat([self.gradient, self.loss.view(1)]).to(self._space.dtype)):
             raise NonFiniteError("loss: the loss of all batches or its gradient is NaN or inf")
+
+    def _sum(self, share: Alone) -> None:
+        """In one message the gradient, the loss, and which parameters are used."""
+        used = [float(i not in self.unused) for i in range(len(self._space.params))]
+        parts = self.gradient, self.gradient.new_tensor([float(self.loss), *used])
+        total = share.sum(torch.cat(parts), "the gradient of all batches")
+        self.gradient, self.loss = total[: self._space.size], total[self._space.size]
+        self.unused = frozenset([i for i, n in enumerate(total[self._space.size + 1 :].tolist()) if not n])
+
+    def kept(self, i: int) -> HessianOperator | None:
+        """The operator of batch i, where that is kept; None too where the batch has no share."""
+        return self._kept.get(i)
 
     @property
     def count(self) -> int:

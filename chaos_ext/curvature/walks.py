@@ -46,10 +46,14 @@ class Walks:
     def count(self) -> int:
         return len(self._marks)
 
-    def first(self, visit: Visit) -> None:
+    def first(self, visit: Visit, may_be_empty: bool = False) -> None:
         """Visits every batch, walks once more to see whether the same batches come again, and remembers them.
 
         The second walk starts from another random state, if the first has drawn anything: what is shuffled shows.
+
+        Args:
+            visit: gets each.
+            may_be_empty: whether there may be none.
 
         Raises:
             ValueError: no batch; another one in the second walk. TypeError: a batch that is no (x, y), or whose dtypes
@@ -66,7 +70,7 @@ class Walks:
         same = same_random_state(self._device, _generators(self._batches))
         with same, same:
             self._walk(remember)
-            if not marks:
+            if not marks and not may_be_empty:
                 raise ValueError("batches: expected at least one batch, got an empty iterable")
             changed = self._compare(marks, lambda i, x, y: None)
         if changed:

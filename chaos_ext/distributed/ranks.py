@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import pickle
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ChaosExtError, RankFailedError, RanksDisagreeError
-from .groups import require_group
-from .line import Line, line_of
-from .said import by_rank, failed, misplaced
-from .shapes import LENGTH, described, equal, in_order, read, require_pieces, require_sendable, signature
+from ..errors import RanksDisagreeError
+from .meetings import Meetings
+from .said import differing
+from .shapes import described, equal, in_order, read, require_pieces, require_sendable, signature
 
 _SMALL = 1 << 18  # bytes of all ranks together, up to which a sum is one message to each
-_T = TypeVar("_T")
+_PART = 1 << 23  # numbers that are summed at a time: three times as many are in memory beside the sum
 
 
-class Ranks:
+class Ranks(Meetings):
     """The processes of a torch.distributed group: sums in a fixed order, and failures that name their rank.
 
     Everything here is called by all processes of the group, in the same order. Whatever one of them cannot go on with
@@ -57,11 +54,7 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None, *, timeout: float = 60.0) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e8:
-            raise ValueError(f"timeout: expected a number of seconds > 0, got {timeout!r}")
-        self.group, self.timeout = require_group(group), float(timeout)
-        self._line: Line = line_of(self.group)
-        self.rank, self.size = self._line.rank, self._line.size
+        super().__init__(group, timeout=timeout)
 
     def __repr__(self) -> str:
         return f"Ranks(rank={self.rank}, size={self.size}, timeout={self.timeout:g})"
@@ -69,27 +62,34 @@ class Ranks:
     def __reduce__(self) -> str:
         raise TypeError("Ranks: it belongs to this process and can be neither copied nor pickled")
 
-    def sum(self, tensor: Tensor, what: str = "a sum") -> Tensor:
+    def sum(self, tensor: Tensor, what: str = "a sum", *, same: str = "", out: Tensor | None = None) -> Tensor:
         """The sum over the ranks, element by element in the order of the ranks, in the tensor's own dtype.
 
         Args:
             tensor: [...], of the same shape and dtype on every rank.
             what: its name in messages, as everywhere here.
+            same: what else has to be the same on all ranks, in words.
+            out: a contiguous tensor of this shape, dtype and device to write to; it may be ``tensor`` itself.
 
         Raises:
-            RanksDisagreeError: the ranks are at different calls, shapes or dtypes.
+            RanksDisagreeError: the ranks are at different calls, shapes or dtypes, or ``same`` differs.
             RankFailedError: another rank raised, was lost, or did not come.
         """
         local = self._local(tensor)
-        with self._meeting(what, "sum", signature(tensor)):
+        with self._meeting(what, "sum", f"{signature(tensor)} {same}".strip()):
             if local.numel() * local.element_size() * self.size <= _SMALL:
                 total = in_order(self._gather(local, what))
             else:
-                total = self._sum_by_blocks(local, what)
-        return total.view(tensor.shape).to(tensor.device)
+                here = out is not None and out.device == local.device
+                total = torch.empty_like(local) if out is None or not here else out.view(-1)
+                for part, place in zip(local.split(_PART), total.split(_PART), strict=True):
+                    place.copy_(self._sum_by_blocks(part, what))
+        if out is None:
+            return total.view(tensor.shape).to(tensor.device)
+        return out if total.data_ptr() == out.data_ptr() else out.copy_(total.view(out.shape))
 
     def _sum_by_blocks(self, local: Tensor, what: str) -> Tensor:
-        """Each rank adds up one block of rows for all."""
+        """Each rank adds up one block for all."""
         n = local.numel()
         block = -(-n // self.size)
         padded = local if n == block * self.size else torch.cat([local, local.new_zeros(block * self.size - n)])
@@ -181,101 +181,21 @@ class Ranks:
 
         Args:
             what: the value's name in messages.
-            value: anything that can be pickled; equal where == or repr says so.
+            value: anything that can be pickled; equal where == or repr says so. Of dicts the entries that differ are
+                named.
 
         Raises:
             RanksDisagreeError: on every rank, with the values. RankFailedError: as of ``sum``.
         """
-        values = self.gather_objects(value, f"the comparison of {what}")
+        meeting, data = f"the comparison of {what}", self._or_all_raise(lambda: pickle.dumps(value), what)
+        digest = int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "little")
+        with self._meeting(meeting, "comparison", aux=[digest]) as digests:
+            pass
+        if all(row == digests[0] for row in digests):
+            return
+        values = self.gather_objects(value, meeting)
         if any(not equal(values[0], v) for v in values):
-            self._announce(RanksDisagreeError(f"{what}: expected the same on all ranks, got {by_rank(values)}"))
-
-    @contextlib.contextmanager
-    def together(self, what: str) -> Iterator[None]:
-        """A ``with`` block that all ranks leave in the same way: where one raises, all do.
-
-        The rank itself raises its own error. Inside, collectives may be called; one that waits there while another rank
-        raises is told so.
-
-        Args:
-            what: what is done there, for messages.
-
-        Raises:
-            RankFailedError: another rank has raised.
-        """
-        self._line.depth += 1
-        try:
-            yield
-        except Exception as e:
-            self._tell(e, what)
-            raise
-        except BaseException as e:
-            self._line.leave(f"rank {self.rank} was interrupted in {what} ({type(e).__name__})")
-            raise
-        else:
-            with self._meeting(what, "end"):
-                pass
-        finally:
-            self._line.depth -= 1
-            if not self._line.depth:
-                self._line.announced = None
-
-    def _or_all_raise(self, make: Callable[[], _T], what: str) -> _T:
-        """``make()``; what it raises, the others, who are about to meet, are told."""
-        try:
-            return make()
-        except Exception as e:
-            self._tell(e, what)
-            raise
-
-    def _tell(self, e: Exception, what: str) -> None:
-        """Tells the others that this rank has raised, at the meeting to which they come next."""
-        line, cause = self._line, e
-        while cause is not None and cause is not line.announced:
-            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        if cause is None and not line.broken:
-            with contextlib.suppress(ChaosExtError), self._meeting(what, "end", error=e):
-                pass
-            self._keep(e)
-
-    def _announce(self, e: ChaosExtError) -> None:
-        """Raises what all ranks raise."""
-        self._keep(e)
-        raise e
-
-    def _keep(self, e: Exception) -> None:
-        if self._line.depth:
-            self._line.announced = e
-
-    @contextlib.contextmanager
-    def _meeting(
-        self, what: str, kind: str, signature: str = "", aux: list[int] | None = None, error: Exception | None = None
-    ) -> Iterator[list[list[int]]]:
-        """The ranks see that all are at the same call, and what the others add; then they move their data.
-
-        Args:
-            what, kind, signature: in words; they have to be the same.
-            aux: a few numbers of this rank.
-            error: instead of a call.
-        """
-        line, said = self._line, f"{kind} ({what}) {signature}".strip()
-        line.begin(self.group, what)
-        own = [error is not None, line.number, zlib.crc32(said.encode()), *(aux or [])]
-        rows = line.numbers(self.group, [*map(int, own), *([0] * (3 + LENGTH - len(own)))], what, self.timeout)
-        if any(row[0] for row in rows):
-            text = "" if error is None else f"{type(error).__name__}: {error}"
-            texts = line.texts(self.group, text, what, self.timeout)
-            raised = [r for r, row in enumerate(rows) if row[0]]
-            self._announce(RankFailedError(failed(what, raised, texts), tuple(raised)))
-        if any(row[1:3] != rows[0][1:3] for row in rows):
-            self._announce(RanksDisagreeError(misplaced(line.texts(self.group, said, what, self.timeout))))
-        try:
-            yield [row[3:] for row in rows]
-        except RankFailedError:
-            raise
-        except BaseException as e:  # the others wait for this rank's data
-            line.leave(f"rank {self.rank} raised in {what} ({type(e).__name__}: {e})")
-            raise
+            self._announce(RanksDisagreeError(differing(what, values)))
 
     def _place(self, device: torch.device) -> torch.device:
         return self._line.place(device)
