@@ -10,10 +10,10 @@ from training import RUNS, analyse, setting
 
 import chaos_ext as ce
 
-STEPS = 40
+STEPS = 30
 # Optimizer, columns, steps between QRs: k = S, uneven numbers of columns, and fewer columns than ranks.
-RUN = [(name, k, "auto") for name in ("sgd", "heavy_ball", "adam", "cgd") for k in (None, 6)]
-RUN += [("sgd", 1, 5), ("nesterov", 3, 7), ("adamw", 11, "auto"), ("sgd_maximize", 33, 1)]
+RUN = [("sgd", None, "auto"), ("heavy_ball", 6, "auto"), ("adam", 11, "auto"), ("cgd", 33, 4), ("nesterov", 3, 7)]
+MORE = [("heavy_ball", None, 6), ("adam", None, "auto"), ("sgd", 1, 5), ("cgd", 5, "auto"), ("adamw", 7, "auto")]
 
 
 def _analysed(case, group=None, dtype=torch.float64, **options):
@@ -33,28 +33,27 @@ def _said(an):
     return [t.nan_to_num() for t in [*found, plain]]
 
 
-def _runs(rank, folder):
-    said = [_said(_analysed(case, dist.group.WORLD)) for case in RUN]
-    again = _said(_analysed(RUN[0], dist.group.WORLD))
+def _runs(rank, folder, cases):
+    said = [_said(_analysed(case, dist.group.WORLD)) for case in cases]
+    again = _said(_analysed(cases[0], dist.group.WORLD))
     assert all(map(torch.equal, said[0], again))
     options = {"state": "full", "transient": 7, "csv": folder / "run.csv", "progress": STEPS}
     return said, _said(_analysed(("heavy_ball", 5, "auto"), ce.Ranks(), **options))
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_results_are_those_of_one_process(size, tmp_path):
-    results = ranks.run(size, _runs, tmp_path)
+@pytest.mark.parametrize(("size", "cases"), [(2, RUN + MORE), (4, RUN)])
+def test_results_are_those_of_one_process(size, cases, tmp_path):
+    results = ranks.run(size, _runs, tmp_path, cases)
     (said, full), *others = results
     for other, other_full in others:
-        for case, one, two in zip(RUN, said, other, strict=True):
+        for case, one, two in zip(cases, said, other, strict=True):
             assert all(map(torch.equal, one, two)), case
         assert all(map(torch.equal, full, other_full))
-    alone = [_said(_analysed(case)) for case in RUN]
+    alone = [_said(_analysed(case)) for case in cases]
     alone.append(_said(_analysed(("heavy_ball", 5, "auto"), state="full", transient=7, csv=tmp_path / "alone.csv")))
-    for case, spread, whole in zip([*RUN, "full"], [*said, full], alone, strict=True):
+    for case, spread, whole in zip([*cases, "full"], [*said, full], alone, strict=True):
         for a, b in zip(spread, whole, strict=True):
-            # 40 steps' rounding errors; the smallest growths of nesterov, whose maps are singular, lose most.
-            assert torch.allclose(a, b, rtol=0, atol=1e-10 if case[:2] != ("nesterov", None) else 1e-9), case
+            assert torch.allclose(a, b, rtol=0, atol=1e-10), case  # 30 steps' rounding errors
     rows, expected = (path.read_text().splitlines() for path in (tmp_path / "run.csv", tmp_path / "alone.csv"))
     assert len(rows) == len(expected) > 2
     assert rows[0] == expected[0]
@@ -88,20 +87,20 @@ class _Largest(TorchDispatchMode):
 def _sizes(rank, k):
     ce.dynamics.sharded.start._DRAWN = 1 << 10
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.Tanh(), torch.nn.Linear(50, 3)).double()
+    model = torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 3)).double()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = torch.randn(4, 20, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     loss = torch.nn.CrossEntropyLoss()
     op = ce.HessianOperator(model, loss, x, y)
     with _Largest() as largest:
         an = ce.LyapunovAnalyzer(model, opt, k=k, qr_every=1, group=dist.group.WORLD)
-        for _ in range(3):
+        for _ in range(2):
             an.update(op)
         an.exponents()
     return largest.found, an.tangent.size
 
 
-@pytest.mark.parametrize("k", [None, 140])
+@pytest.mark.parametrize("k", [None, 120])
 def test_no_rank_ever_has_all_columns(k):
     for found, S in ranks.run(4, _sizes, k):
         share = 8 * S * ((k or S) // 4)  # or a column more
