@@ -112,7 +112,7 @@ def _failing(rank, folder):
     # One reads while others go on, and the other way round.
     for reads in (last, not last):
         op = ce.HessianOperator(model, CE, x, y)
-        with pytest.raises(ce.RanksDisagreeError, match="what a step depends on"):
+        with pytest.raises(ce.RanksDisagreeError, match="what an update depends on"):
             an.directions() if reads else an.update(op)
         assert an.steps == 3
         assert torch.equal(an.exponents(), said)

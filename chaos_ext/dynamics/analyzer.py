@@ -146,9 +146,7 @@ class LyapunovAnalyzer(Readings):
         file the step is counted, all numbers are those after it, and only its row is missing. The next update with the
         same operator writes that row and counts nothing.
         """
-        with self._company.together("update"):
-            prepared = self._prepared(op)
-            self._company.same_step(op, self.tangent)
+        prepared = self._company.prepared(lambda: self._prepared(op), op, self.tangent)
         if prepared is None:
             return self._write_row()
         write_, units = prepared

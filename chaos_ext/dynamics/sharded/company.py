@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ from ..._version import __version__
 from ...base.tensors import checksum
 from ...curvature.hessian import HessianOperator
 from ...distributed.ranks import Ranks
-from ...errors import RanksDisagreeError
+from ...errors import RankFailedError, RanksDisagreeError
 from ..projected import Projected
 from ..tangent_map import TangentMap
 
 _SEEN = ("loss", "gradient", "optimizer options", "optimizer state", "projected gradient")
+_T = TypeVar("_T")
 Context = contextlib.AbstractContextManager[None]
 
 
@@ -40,8 +42,13 @@ class Alone:
     def same(self, **values: object) -> None:
         """Raises RanksDisagreeError unless these are equal on all ranks."""
 
-    def same_step(self, op: HessianOperator, tangent: TangentMap) -> None:
-        """Raises RanksDisagreeError unless all ranks are about to do the same step."""
+    def prepared(self, make: Callable[[], _T], op: HessianOperator, tangent: TangentMap) -> _T:
+        """``make()``, the first half of a step with this operator.
+
+        Raises:
+            RanksDisagreeError: not all ranks are about to do the same step. RankFailedError: another one has raised.
+        """
+        return make()
 
 
 class Company(Alone):
@@ -62,17 +69,36 @@ class Company(Alone):
         for name, value in values.items():
             self._ranks.agree(name, value)
 
-    def same_step(self, op: HessianOperator, tangent: TangentMap) -> None:
-        seen = self._ranks.gather(_seen(op, tangent), "what a step depends on")
-        rows = [s.tolist() for s in seen]
-        for i, name in enumerate(_SEEN):
+    def prepared(self, make: Callable[[], _T], op: HessianOperator, tangent: TangentMap) -> _T:
+        """See ``Alone``; what ``together`` and a comparison would do, in one exchange: there is one before every step."""
+        try:
+            made, failed, seen = make(), None, _seen(op, tangent)
+        except Exception as error:
+            made, failed, seen = None, error, [0] * len(_SEEN)
+        own = torch.tensor([failed is not None, *seen], dtype=torch.int64, device="cpu")
+        rows = [t.tolist() for t in self._ranks.gather(own, "what an update depends on")]
+        if any(row[0] for row in rows):
+            self._fail(failed)
+        for i, name in enumerate(_SEEN, 1):
             other = [r for r, row in enumerate(rows) if row[i] != rows[0][i]]
             if other:
                 raise RanksDisagreeError(
-                    f"update: expected the same {name} on all ranks, got another one than rank 0's on "
-                    f"rank{'s' if len(other) > 1 else ''} {', '.join(map(str, other))}; every rank needs the same "
-                    "model, batch, optimizer and random draws"
+                    f"update: expected the same {name} on all ranks, got another one than rank 0's on {_named(other)}; "
+                    "every rank needs the same model, batch, optimizer and random draws"
                 )
+        return cast(_T, made)
+
+    def _fail(self, own: Exception | None) -> NoReturn:
+        """Raises what happened here, or that something happened elsewhere."""
+        said = self._ranks.gather_objects(own and f"{type(own).__name__}: {own}"[:400], "what went wrong")
+        if own is not None:
+            raise own
+        raised = [r for r, text in enumerate(said) if text is not None]
+        raise RankFailedError(f"update: {_named(raised)} raised {said[raised[0]]}", tuple(raised))
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def company_of(group: Any) -> Alone:
@@ -87,21 +113,19 @@ def versions() -> str:
     return f"chaos_ext {__version__}, torch {torch.__version__}"
 
 
-def _seen(op: HessianOperator, tangent: TangentMap) -> Tensor:
-    """Checksums of all that this step and its tangent map are made of, by the names of ``_SEEN``; int64."""
-    gradient, opt = op.gradient, tangent.opt
-    projected = torch.zeros((), dtype=torch.int64, device=op.device)
+def _seen(op: HessianOperator, tangent: TangentMap) -> list[int]:
+    """Checksums of all that this step and its tangent map are made of, by the names of ``_SEEN``."""
+    gradient, opt, projected = op.gradient, tangent.opt, 0
     project_ = opt.tangent_projection(op) if isinstance(opt, Projected) else None
     if project_ is not None:
         column = gradient.clone().unsqueeze(1)
         project_(column)
-        projected = checksum(column)
-    options, state = _plain(opt.param_groups), [opt.state.get(p, {}) for g in opt.param_groups for p in g["params"]]
+        projected = int(checksum(column))
+    state = [opt.state.get(p, {}) for g in opt.param_groups for p in g["params"]]
     numbers = [t.reshape(-1).double() for s in state for t in s.values() if _is_real(t)]
-    held = checksum(torch.cat(numbers).to(op.device)) if numbers else torch.zeros_like(projected)
+    held = int(checksum(torch.cat([t.to(op.device) for t in numbers]))) if numbers else 0
     loss = struct.unpack("q", struct.pack("d", float(op.loss)))[0]
-    own = [torch.tensor(value, dtype=torch.int64, device=op.device) for value in (loss, options)]
-    return torch.stack([own[0], checksum(gradient), own[1], held, projected])
+    return [loss, int(checksum(gradient)), _plain(opt.param_groups), held, projected]
 
 
 def _is_real(t: object) -> bool:
