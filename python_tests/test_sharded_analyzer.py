@@ -38,7 +38,7 @@ def _runs(rank, folder, cases):
     again = _said(_analysed(cases[0], dist.group.WORLD))
     assert all(map(torch.equal, said[0], again))
     options = {"state": "full", "transient": 7, "csv": folder / "run.csv", "progress": STEPS}
-    return said, _said(_analysed(("heavy_ball", 5, "auto"), ce.Ranks(), **options))
+    return said, _said(_analysed(("heavy_ball", 5, 5), ce.Ranks(), **options))
 
 
 @pytest.mark.parametrize(("size", "cases"), [(2, RUN + MORE), (4, RUN)])
@@ -50,7 +50,7 @@ def test_results_are_those_of_one_process(size, cases, tmp_path):
             assert all(map(torch.equal, one, two)), case
         assert all(map(torch.equal, full, other_full))
     alone = [_said(_analysed(case)) for case in cases]
-    alone.append(_said(_analysed(("heavy_ball", 5, "auto"), state="full", transient=7, csv=tmp_path / "alone.csv")))
+    alone.append(_said(_analysed(("heavy_ball", 5, 5), state="full", transient=7, csv=tmp_path / "alone.csv")))
     for case, spread, whole in zip([*cases, "full"], [*said, full], alone, strict=True):
         for a, b in zip(spread, whole, strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-10), case  # 30 steps' rounding errors

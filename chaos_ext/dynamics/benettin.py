@@ -263,7 +263,7 @@ class Benettin:
         last, gali = state["last"], state["gali"]
         after = {name: state[name] for name in self._PLAIN} | {
             "ends": list(state["ends"]),
-            "Y": own(state["Y"]),
+            "Y": self.frame.placed(own(state["Y"])),
             "growth": own(state["growth"]),
             "blocks": list(own(state["blocks"])),
             "last": None if last is None else (own(last[0]), last[1]),

@@ -38,6 +38,9 @@ class Frame(Protocol):
     def factored(self, Y: Tensor) -> Factored:
         """Y = Q R of all columns; Y stays as it is."""
 
+    def placed(self, Y: Tensor) -> Tensor:
+        """The columns Y, which nobody else has, as the run wants them in memory."""
+
     def whole(self, Q: Tensor) -> Tensor:
         """All k columns, in memory of their own."""
 
@@ -59,6 +62,9 @@ class Whole:
         Q, R = orthonormalise(Y)
         # LAPACK returns columns; the sweeps read rows.
         return Factored(Q.contiguous(), R.diagonal(), R)
+
+    def placed(self, Y: Tensor) -> Tensor:
+        return Y
 
     def whole(self, Q: Tensor) -> Tensor:
         return Q.clone()

@@ -70,7 +70,7 @@ class Company(Alone):
             self._ranks.agree(name, value)
 
     def prepared(self, make: Callable[[], _T], op: HessianOperator, tangent: TangentMap) -> _T:
-        """See ``Alone``; what ``together`` and a comparison would do, in one exchange: there is one before every step."""
+        """See ``Alone``; in one exchange, since it comes before every step."""
         try:
             made, failed, seen = make(), None, _seen(op, tangent)
         except Exception as error:

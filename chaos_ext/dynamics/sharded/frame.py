@@ -11,7 +11,7 @@ from ...base import memory
 from ...distributed.ranks import Ranks
 from ..frames import Factored, extremes
 from . import panels, rows
-from .columns import Columns
+from .columns import Columns, room
 
 _SMALL = 0.5  # the largest k ranks / S at which matrices [k, k] are small
 
@@ -57,6 +57,9 @@ class Spread:
         for rank, part in enumerate(self._ranks.gather(padded, "the diagonal of R")):
             out[self.columns.of(rank).to(out.device)] = part[: self.columns.counts[rank]]
         return out
+
+    def placed(self, Y: Tensor) -> Tensor:
+        return room(Y.shape[0], Y.shape[1], Y.dtype, Y.device).copy_(Y)
 
     def whole(self, Q: Tensor) -> Tensor:
         """All columns, on every rank: the only thing here that takes S x k numbers, and it is asked for.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...distributed.ranks import Ranks
-from .columns import Columns, Panel
+from .columns import Columns, Panel, room
 
 
 class _Reflections(NamedTuple):
@@ -33,9 +33,9 @@ class _Reflections(NamedTuple):
 def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor]:
     """Own columns of Q [S, c] and of R [k, c], from those of Y [S, c], which stays. diag R may have any sign."""
     own = columns.of(ranks.rank).to(Y.device)
-    work = Y.clone(memory_format=torch.contiguous_format)
+    work = room(len(Y), len(own), Y.dtype, Y.device).copy_(Y)
     triangles = [_eliminate_(ranks, columns, work, p) for p in columns.panels]
-    Q = torch.zeros_like(work)
+    Q = room(len(Y), len(own), Y.dtype, Y.device).zero_()
     Q[own, torch.arange(len(own), device=Y.device)] = 1
     for panel, T in zip(reversed(columns.panels), reversed(triangles), strict=True):
         V, T = _sent(ranks, panel, None if T is None else _reflections(work, panel, T), work)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...distributed.ranks import Ranks
 from ..orthonormal import Here, cholesky, cholesky_twice, householder
-from .columns import Columns
+from .columns import Columns, room
 
 
 def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -31,7 +31,7 @@ def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor]
     Q, R = pair = pair or _tall_and_skinny(ranks, rows)
     del rows, pair
     pieces = ranks.exchange([Q[:, columns.of(r).to(Q.device)] for r in range(ranks.size)], "the columns of a frame")
-    return torch.cat(pieces), R
+    return torch.cat(pieces, out=room(Y.shape[0], Y.shape[1], Y.dtype, Y.device)), R
 
 
 def _slices(size: int, ranks: int) -> list[slice]:

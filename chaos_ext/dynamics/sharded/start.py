@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from .columns import room
 from .frame import Spread
 
 # Numbers that are drawn at once. torch's generator goes by 16 of them: whole multiples are the same numbers as all at
@@ -26,10 +27,10 @@ def start_columns(frame: Spread, own: Tensor, size: int, dtype: torch.dtype, dev
         seed: of the draws.
     """
     if frame.k == size:
-        Y = torch.zeros(size, len(own), dtype=dtype, device=device)
+        Y = room(size, len(own), dtype, device).zero_()
         Y[own.to(device), torch.arange(len(own), device=device)] = 1
         return Y
-    return frame.factored(drawn(size, frame.k, own, seed)).Q.to(device, dtype).contiguous()
+    return frame.placed(frame.factored(drawn(size, frame.k, own, seed)).Q.to(device, dtype))
 
 
 def drawn(size: int, k: int, own: Tensor, seed: int) -> Tensor:
