@@ -220,7 +220,7 @@ def test_what_cannot_be_put_off_leaves_an_analyzer_that_says_so(tmp_path, monkey
     an, op, _ = _analyzer(tmp_path)
     state = an.state_dict()
     with monkeypatch.context() as m:
-        _fail_at(m, sys.modules["chaos_ext.dynamics.benettin"], "_extremes", 1)  # Y is written, the step not counted
+        _fail_at(m, sys.modules["chaos_ext.dynamics.frames"], "extremes", 1)  # Y is written, the step not counted
         with pytest.raises(SystemExit):
             an.update(op)
     for read in READINGS.values():
@@ -235,7 +235,7 @@ def test_what_cannot_be_put_off_leaves_an_analyzer_that_says_so(tmp_path, monkey
 def test_a_failing_triangularisation_leaves_a_counted_step(tmp_path, monkeypatch):
     an, op, _ = _analyzer(tmp_path)
     with monkeypatch.context() as m:
-        _fail_at(m, sys.modules["chaos_ext.dynamics.benettin"], "orthonormalise", 1)
+        _fail_at(m, sys.modules["chaos_ext.dynamics.frames"], "orthonormalise", 1)
         with pytest.raises(SystemExit):
             an.update(op)
     (tmp_path / "whole").mkdir()

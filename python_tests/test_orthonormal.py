@@ -9,7 +9,7 @@ from training import analyse, setting
 
 import chaos_ext as ce
 from chaos_ext import systems
-from chaos_ext.dynamics import benettin
+from chaos_ext.dynamics import frames
 from chaos_ext.dynamics.orthonormal import orthonormalise
 
 
@@ -37,7 +37,7 @@ def test_frames_are_renewed_before_the_stretch_spoils_them(monkeypatch):
     """Between two QRs no column ratio passes e^12 in float64, e^5 in float32; a calm run has few QRs."""
     for dtype, limit in ((torch.float64, 12.0), (torch.float32, 5.0)):
         stretches, calls = [], []
-        original = benettin.orthonormalise
+        original = frames.orthonormalise
 
         def spy(Y, stretches=stretches, calls=calls, original=original):
             norms = Y.norm(dim=0).double().log()
@@ -45,14 +45,14 @@ def test_frames_are_renewed_before_the_stretch_spoils_them(monkeypatch):
             calls.append(1)
             return original(Y)
 
-        monkeypatch.setattr(benettin, "orthonormalise", spy)
+        monkeypatch.setattr(frames, "orthonormalise", spy)
         s = systems.ikeda()
         ce.lyapunov_spectrum(s.step, s.tangent, s.x0.to(dtype), steps=500)
-        monkeypatch.setattr(benettin, "orthonormalise", original)
+        monkeypatch.setattr(frames, "orthonormalise", original)
         assert max(stretches) < limit
         assert len(calls) < 500
     calls = []
-    monkeypatch.setattr(benettin, "orthonormalise", lambda Y: calls.append(1) or original(Y))
+    monkeypatch.setattr(frames, "orthonormalise", lambda Y: calls.append(1) or original(Y))
     model, batches = setting()
     opt = SGD(model.parameters(), lr=1e-4)
     analyse(model, opt, batches, 64, ce.LyapunovAnalyzer(model, opt, k=4))

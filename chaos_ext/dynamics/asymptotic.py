@@ -30,6 +30,10 @@ class Asymptotic(Benettin):
         growth, n = self.last
         return growth[ordered(self)[1]] / n
 
+    def directions(self) -> Tensor:
+        """All columns of the frame [S, k]."""
+        return self.frame.whole(self.reading().directions)
+
     def row(self) -> list[float]:
         """What is streamed."""
         return list(self.exponents().tolist())
@@ -44,4 +48,4 @@ class Asymptotic(Benettin):
     def options(self) -> dict[str, Any]:
         """What a saved state must have been made with."""
         gali, own = self.gali is not None, {} if self.record is None else {"covariant": True}
-        return {"k": self.Y.shape[1], "qr_every": self.every, "transient": self.transient, "gali": gali, **own}
+        return {"k": self.frame.k, "qr_every": self.every, "transient": self.transient, "gali": gali, **own}

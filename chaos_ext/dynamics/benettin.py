@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import NonFiniteError
 from .exponents import block_errors
 from .factors import Record, record_block, restored, stored
-from .orthonormal import orthonormalise
+from .frames import Frame, Whole
 
 # ln of the column stretch (largest over smallest, and of each) that a block may reach: its square times the rounding
 # error of the dtype is the relative error of R.
@@ -27,8 +27,6 @@ STRETCH = {torch.float32: 5.0, torch.float64: 12.0}
 KEEP = 2048
 # ln of the growths' ratio in one block that leaves the smallest four digits.
 _TRUSTED = {dtype: -math.log(1e4 * torch.finfo(dtype).eps) for dtype in STRETCH}
-_FEW = 256  # numbers that are quicker read one by one
-
 
 # J Y, and the sums of squares of its columns [k] where they are known.
 Advanced = tuple[Tensor, Tensor | None]
@@ -42,7 +40,7 @@ class Reading:
     Attributes:
         growth: sum of ln R_ii over the measured steps, float64 [k].
         steps: how many these are.
-        directions: Q [S, k].
+        directions: Q, those of its columns [S, k] that are here.
         log_gali: ln GALI_1 .. ln GALI_k, or None.
     """
 
@@ -56,12 +54,13 @@ class Benettin:
     """The deviations of one run and their growth so far.
 
     Args:
-        Y: orthonormal columns [S, k] to start from; overwritten.
+        Y: orthonormal columns [S, k] to start from, those that are here; overwritten.
         every: re-orthonormalise at every multiple of this many steps, and when the stretch asks for it; "auto": only
             when it does.
         transient: first steps that turn the deviations but are not measured.
         gali: also follow the volume of the free deviations (see ``log_gali`` of ``LyapunovResult``).
         record: takes the factors of all measured blocks, for covariant vectors.
+        frame: knows all columns; None: they are all here. With others ``gali`` and ``record`` are not followed.
 
     Attributes:
         recorded: how many blocks the record has.
@@ -72,9 +71,16 @@ class Benettin:
     """
 
     def __init__(
-        self, Y: Tensor, every: int | str = "auto", transient: int = 0, gali: bool = False, record: Record | None = None
+        self,
+        Y: Tensor,
+        every: int | str = "auto",
+        transient: int = 0,
+        gali: bool = False,
+        record: Record | None = None,
+        frame: Frame | None = None,
     ) -> None:
-        k = Y.shape[1]
+        self.frame = Whole(Y.shape[1]) if frame is None else frame
+        k = self.frame.k
         self.Y, self.every, self.transient = Y, every, transient
         self.steps, self.pending, self.stopped = 0, 0, None  # type: int, int, int | None
         self.torn = False
@@ -86,8 +92,9 @@ class Benettin:
         self._open = 0  # how many the last entry has so far
         self._sound: Benettin | None = None  # as it was before its first block that lost the smallest growths
         self._allowed, self._rate = 1, 0.0  # of the next block: its length at most; expected stretch per step
-        eye = torch.eye(k, dtype=torch.float64, device=Y.device)
-        self.gali = (eye, torch.zeros(k, dtype=torch.float64, device=Y.device)) if gali else None
+        self.gali: tuple[Tensor, Tensor] | None = None
+        if gali:
+            self.gali = torch.eye(k, dtype=torch.float64, device=Y.device), torch.zeros_like(self.growth)
         self.record, self.recorded = record, 0 if record is None else record.begin(0, Y)
 
     def advance(self, apply_: Callable[[Tensor], Advanced]) -> bool:
@@ -132,7 +139,7 @@ class Benettin:
 
     def _count(self, Y: Tensor, squares: Tensor | None) -> bool:
         """Each change of several attributes is one call of native code: nothing comes between."""
-        low, high = _extremes(Y, squares)
+        low, high = self.frame.extremes(Y, squares)
         if not (math.isfinite(low) and math.isfinite(high)):
             vars(self).update(Y=Y, stopped=self.steps, torn=False)
             raise NonFiniteError(f"step {self.steps}: the deviations have NaN or infinity; results until then are kept")
@@ -153,23 +160,22 @@ class Benettin:
 
     def _close(self) -> bool:
         n, measured = self.pending, self.steps > self.transient
-        Q, R = orthonormalise(self.Y)
-        growth = R.diagonal().log()
+        Q, diagonal, R = self.frame.factored(self.Y)
+        growth = diagonal.log()
         finite = growth[torch.isfinite(growth)]
         # Parallel columns of equal length are as bad as unequal ones, and only R shows them.
         rate = float(finite.max() - finite.min()) / n if len(finite) else 0.0
         rate = max(rate, 0.9 * self._rate)  # strongly stretching regions come back
         # A QR costs about k / (3 N) products on a batch of N: make it a small part, yet keep a useful history.
         longest = self.every if isinstance(self.every, int) else max(16, len(growth) // 2)
-        # LAPACK returns columns; the sweeps read rows.
-        after = {"Y": Q.contiguous(), "_rate": rate, "_allowed": min(4 * n, longest), "pending": 0}
+        after = {"Y": Q, "_rate": rate, "_allowed": min(4 * n, longest), "pending": 0}
         after |= record_block(self.record, self.recorded, self.steps, Q, R if measured else None)
         vars(self).update(after | (self._measured(growth, n, R) if measured else {}))
         return measured
 
-    def _measured(self, growth: Tensor, n: int, R: Tensor) -> dict[str, Any]:
+    def _measured(self, growth: Tensor, n: int, R: Tensor | None) -> dict[str, Any]:
         """What a measured block changes."""
-        gali = None if self.gali is None else _turn(self.gali, R)
+        gali = None if self.gali is None or R is None else _turn(self.gali, R)
         lost = self._sound is None and not _is_sound(growth, self.Y.dtype)
         own = {"growth": self.growth + growth, "last": (growth, n), "gali": gali}
         return {**own, "_sound": self._closed() if lost else self._sound, **self._history_with(growth)}
@@ -212,11 +218,11 @@ class Benettin:
         gali = self.gali
         if not self.pending or self.stopped is not None:
             return Reading(self.growth.clone(), done, self.Y, _log_gali(gali, self.growth))
-        Q, R = orthonormalise(self.Y)
+        Q, diagonal, R = self.frame.factored(self.Y)
         if self.steps <= self.transient:
             return Reading(self.growth.clone(), 0, Q, _log_gali(gali, self.growth))
-        growth = self.growth + R.diagonal().log()
-        gali = None if gali is None else _turn(gali, R)
+        growth = self.growth + diagonal.log()
+        gali = None if gali is None or R is None else _turn(gali, R)
         return Reading(growth, done + self.pending, Q, _log_gali(gali, growth))
 
     def history(self) -> tuple[Tensor, Tensor]:
@@ -257,7 +263,7 @@ class Benettin:
         last, gali = state["last"], state["gali"]
         after = {name: state[name] for name in self._PLAIN} | {
             "ends": list(state["ends"]),
-            "Y": own(state["Y"]),
+            "Y": self.frame.placed(own(state["Y"])),
             "growth": own(state["growth"]),
             "blocks": list(own(state["blocks"])),
             "last": None if last is None else (own(last[0]), last[1]),
@@ -265,17 +271,6 @@ class Benettin:
             "torn": False,
         }
         vars(self).update(after | restored(self.record, state, self.Y.device))
-
-
-def _extremes(Y: Tensor, squares: Tensor | None) -> tuple[float, float]:
-    """The smallest and the largest norm of a column; both NaN or infinite where Y is not finite."""
-    if squares is not None:
-        few = squares.tolist() if len(squares) <= _FEW else torch.stack(torch.aminmax(squares)).tolist()
-        if math.isfinite(sum(few)) and min(few) > 0:
-            return math.sqrt(min(few)), math.sqrt(max(few))
-    # Where squares overflow or vanish, norms need not.
-    low, high = torch.stack(torch.aminmax(torch.linalg.vector_norm(Y, dim=0))).tolist()
-    return low, high
 
 
 def _is_sound(growth: Tensor, dtype: torch.dtype) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..base.contents import array, count, number, parts, refusing, require, same_run
 from ..base.parameters import ParameterSpace
+from ..distributed.ranks import Ranks
 from ..errors import CheckpointError
 from .factors import check_record
 from .finite_time.run import FiniteTime
@@ -22,10 +23,10 @@ from .tangent_map import TangentMap, Units
 _FORMAT = "chaos_ext.LyapunovAnalyzer/1"
 
 
-def fingerprint(space: ParameterSpace, tangent: TangentMap, run: Run) -> dict[str, Any]:
-    """What a state must have been made with to fit."""
+def fingerprint(space: ParameterSpace, tangent: TangentMap, run: Run, ranks: Ranks | None = None) -> dict[str, Any]:
+    """What a state must have been made with to fit; ``ranks``: over which its columns are spread."""
     return {
-        "format": _FORMAT,
+        "format": _FORMAT if ranks is None else f"{_FORMAT}, columns of rank {ranks.rank} of {ranks.size}",
         "parameters": [[n, *s] for n, s in zip(space.names, space.shapes, strict=True)],
         "optimizer": type(tangent.opt).__name__,
         "S": tangent.size,
@@ -70,6 +71,11 @@ def require_fit(state: Any, own: dict[str, Any], run: Run) -> None:
         _check_units(state["units"], len(own["parameters"]))
         theta = state["theta"]
         require(isinstance(theta, str) and len(theta) == 64, "theta", "64 hex digits", theta)
+
+
+def moment(state: dict[str, Any]) -> list[Any]:
+    """What the states of all ranks have in common."""
+    return [state["run"]["steps"], state["theta"], _digest(state["run"]["growth"])]
 
 
 def _check_run(state: Any, own: dict[str, Any], transient: int) -> None:
@@ -148,5 +154,5 @@ def require_theta(theta: Tensor, expected: str) -> None:
         )
 
 
-def _digest(theta: Tensor) -> str:
-    return hashlib.sha256(theta.contiguous().cpu().numpy().tobytes()).hexdigest()
+def _digest(t: Tensor) -> str:
+    return hashlib.sha256(t.contiguous().cpu().numpy().tobytes()).hexdigest()

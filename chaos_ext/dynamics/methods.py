@@ -11,12 +11,16 @@ from torch import Tensor
 from ..base import memory
 from ..base.arguments import require_int, require_seed
 from ..base.tensors import fresh
+from ..distributed.ranks import Ranks
 from ..errors import TornStateError, UnsupportedError
 from .asymptotic import Asymptotic
 from .benettin import KEEP
 from .covariant import record_for
 from .finite_time.factors import BLOCK
 from .finite_time.run import EVERY, FiniteTime, Shape
+from .sharded.columns import Columns
+from .sharded.frame import Spread
+from .sharded.start import start_columns
 from .start import check_count, check_every, start_block
 
 METHODS = ("qr", "svd")
@@ -47,6 +51,11 @@ class Options(NamedTuple):
     budget: int | None = None
     covariant: bool = False
 
+    def measured(self) -> dict[str, object]:
+        """Those that decide what is measured."""
+        names = ("method", "k", "qr_every", "gali", "every", "transient", "seed", "covariant")
+        return {name: getattr(self, name) for name in names}
+
 
 def check_options(o: Options) -> None:
     """Raises ValueError for options out of range, or of the other method."""
@@ -65,7 +74,25 @@ def check_options(o: Options) -> None:
             raise ValueError(f"{name}: only of method='qr', got {getattr(o, name)!r} with method='svd'")
 
 
-def run_for(o: Options, size: int, rows: int, name: str, dtype: torch.dtype, device: torch.device) -> Run:
+def refuse_spread(o: Options) -> None:
+    """Raises UnsupportedError for what needs all columns in one process."""
+    for name, given in (("method", o.method == "svd"), ("gali", o.gali), ("covariant", o.covariant)):
+        if given:
+            raise UnsupportedError(
+                f"{name}: {name}={getattr(o, name)!r} needs all columns in one process, and with group= each rank has "
+                "some; leave it out, or leave out group"
+            )
+
+
+def run_for(
+    o: Options,
+    size: int,
+    rows: int,
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: Ranks | None = None,
+) -> Run:
     """The run that these options ask for, from its first deviations on.
 
     Args:
@@ -74,11 +101,14 @@ def run_for(o: Options, size: int, rows: int, name: str, dtype: torch.dtype, dev
         rows: how many of them are of interest: S, or P.
         name: of the number of rows, for messages.
         dtype, device: of the deviations.
+        ranks: over which columns are spread; None: all are here.
 
     Raises:
         ValueError: k out of range. MemoryBudgetError: k deviations do not fit. UnsupportedError: the theta block with
-        method="qr".
+        method="qr"; what cannot be spread.
     """
+    if ranks is not None:
+        refuse_spread(o)
     if o.method == "svd":
         return _finite_time(o, size, rows, name, dtype, device)
     if rows < size:
@@ -87,11 +117,25 @@ def run_for(o: Options, size: int, rows: int, name: str, dtype: torch.dtype, dev
             "asymptotic exponents; use state='auto', or method='svd'"
         )
     k = check_count(o.k, size, name)
+    if ranks is not None:
+        return _spread(o, k, size, dtype, device, ranks)
     # Deviations, their product with H, and two copies while they are orthonormalised; factors and history.
     _require(o, k, size, device, 4 * size * k * dtype.itemsize + (4 * k * k + KEEP * k) * 8)
     start = start_block(size, k, dtype, device, o.seed, generic=o.gali)
     record = record_for(start, o.budget) if o.covariant else None
     return Asymptotic(start, o.qr_every, o.transient, o.gali, record)
+
+
+def _spread(o: Options, k: int, size: int, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> Asymptotic:
+    columns = Columns(k, ranks.size)
+    frame, own = Spread(ranks, columns, size), columns.of(ranks.rank)
+    # Of S x k / ranks numbers: deviations, rows of them or the factors of panels, what is sent and what comes, the new
+    # ones. The first are drawn and made orthonormal in float64. Beside them what ``Spread`` finds small, and history.
+    share = size * -(-k // ranks.size)
+    square = k * k if frame.by_rows else 0
+    need = max(5 * dtype.itemsize, 0 if k == size else 5 * 8) * share + (4 * square + KEEP * k) * 8
+    _require(o, k, size, device, need)
+    return Asymptotic(start_columns(frame, own, size, dtype, device, o.seed), o.qr_every, o.transient, frame=frame)
 
 
 _T = TypeVar("_T", Asymptotic, FiniteTime)

@@ -7,6 +7,8 @@ which is checked; that holds up to a condition of Y of about 1e3 in float32 and 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,44 +21,63 @@ def orthonormalise(Y: Tensor) -> tuple[Tensor, Tensor]:
     """Q [S, k] with orthonormal columns and upper triangular R [k, k] in float64, diag R >= 0, such that Y = Q R."""
     if Y.shape[1] == 1:
         return _normalise(Y)
-    if Y.numel() >= _SMALL and (pair := _cholesky_twice(Y)) is not None:
+    if Y.numel() >= _SMALL and (pair := cholesky_twice(Y, Here())) is not None:
         return pair
-    return _householder(Y)
+    return householder(Y)
 
 
 def _normalise(Y: Tensor) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(Y, dtype=torch.float64)
     if float(norm) == 0:
-        return _householder(Y)
+        return householder(Y)
     return (Y.double() / norm).to(Y.dtype), norm.view(1, 1)
 
 
-def _householder(Y: Tensor) -> tuple[Tensor, Tensor]:
+def householder(Y: Tensor) -> tuple[Tensor, Tensor]:
     Q, R = torch.linalg.qr(Y)
     flip = torch.where(R.diagonal() < 0, -1, 1).to(Y.dtype)
     return Q * flip, (R * flip.unsqueeze(1)).double()
 
 
-def _cholesky_twice(Y: Tensor) -> tuple[Tensor, Tensor] | None:
-    """None where Y is too ill conditioned for it."""
-    norms = torch.linalg.vector_norm(Y, dim=0)
+class Here:
+    """What CholeskyQR2 needs of all rows of Y, where they are all here."""
+
+    def norms(self, Y: Tensor) -> Tensor:
+        """Of the columns, [k]."""
+        return torch.linalg.vector_norm(Y, dim=0)
+
+    def factor(self, Y: Tensor, most: float) -> Tensor | None:
+        """Upper R with R^T R = Y^T Y; None where that is not positive definite to rounding, or ``most`` away from I."""
+        return cholesky(Y.T @ Y, most)
+
+
+def cholesky_twice(Y: Tensor, rows: Here) -> tuple[Tensor, Tensor] | None:
+    """Q and R; None where Y is too ill conditioned for it.
+
+    Args:
+        Y: [S, k], or those of its rows that are here.
+        rows: knows all of them.
+    """
+    norms = rows.norms(Y)
     if not bool((norms > 0).all()):
         return None
     Y = Y / norms  # column scaling costs nothing in accuracy, and much of the condition is often just that
-    first = _cholesky(Y.T @ Y)
+    first = rows.factor(Y, math.inf)
     if first is None:
         return None
     Q = _solve(Y, first)
-    gram = Q.T @ Q
-    error = torch.linalg.vector_norm(gram - torch.eye(len(gram), dtype=Y.dtype, device=Y.device))
-    second = _cholesky(gram) if float(error) < _LOSS else None
+    second = rows.factor(Q, _LOSS)
     if second is None:
         return None
     return _solve(Q, second), second.double() @ first.double() * norms.double()
 
 
-def _cholesky(gram: Tensor) -> Tensor | None:
-    """Upper R with R^T R = gram, or None where it is not positive definite to rounding."""
+def cholesky(gram: Tensor, most: float) -> Tensor | None:
+    """Upper R with R^T R = gram; None where it is not positive definite to rounding, or ``most`` away from I."""
+    if most < math.inf:
+        error = torch.linalg.vector_norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        if not float(error) < most:
+            return None
     R, info = torch.linalg.cholesky_ex(gram, upper=True)
     return R if int(info) == 0 else None
 

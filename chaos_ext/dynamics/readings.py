@@ -109,7 +109,7 @@ class Readings:
 
         Rows are theta, then buffers, these in the units of ``TangentMap.units``.
         """
-        return required(self._run, Asymptotic, "directions").reading().directions.clone()
+        return required(self._run, Asymptotic, "directions").directions()
 
     def covariant_vectors(
         self, *, expanding: int | None = None, neutral: int | None = None, tol: float = 1e-6, seed: int = 0

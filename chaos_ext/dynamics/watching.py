@@ -14,16 +14,18 @@ class Rows:
     Args:
         path: of the CSV file, or None.
         columns: their names but for the step's; None: those of exponents.
+        here: whether it is this process that writes the file.
+
+    Attributes:
+        wanted: whether anybody reads them.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, columns: Sequence[str] | None = None) -> None:
-        self._stream = None if path is None else ExponentStream(path, columns)
+    def __init__(
+        self, path: str | os.PathLike[str] | None, columns: Sequence[str] | None = None, here: bool = True
+    ) -> None:
+        self.wanted = path is not None
+        self._stream = None if path is None or not here else ExponentStream(path, columns)
         self._cut = False  # whether the stream may end with part of a row
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody reads them."""
-        return self._stream is not None
 
     def write(self, step: int, values: Sequence[float]) -> None:
         """One row.
