@@ -1,7 +1,8 @@
 """What the package takes from torch beyond its documented interface: for a new torch, this is the file to review.
 
 Every entry was read in torch 2.14.1; the tests also pass with 2.13.0. Nobody else in the package but ``torch_groups``
-touches an attribute of torch's that starts with an underscore (a test holds that). Beside it, ``graph.tracing`` overrides torch.fx's Tracer.
+touches an attribute of torch's that starts with an underscore (a test holds that). Beside it, ``graph.tracing``
+overrides torch.fx's Tracer.
 """
 
 from __future__ import annotations
