@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.signals import Deferred
+from .compressed import Compressed
 from .functional import Functional
 from .layered import Layered
 from .layout import Layout
@@ -17,7 +18,7 @@ from .recurrence import Recurrence
 from .single import Single
 
 Engine = Layered | Functional
-Directed = Single
+Directed = Compressed | Single
 Parts = Sequence[slice]
 
 

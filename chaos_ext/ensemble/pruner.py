@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,16 +14,29 @@ from ..base.contents import count, require
 from ..base.parameters import Group
 from ..errors import ChaosExtError, NonFiniteError, NotConvergedError, UnsupportedError
 from ..optim.cgd import CGD
-from ..optim.kept import Kept
-from ..optim.planning import info_of, look, pruned_of
 from ..optim.pruning import Pruning, StepInfo
 from ..optim.removal import Pruned
-from ..optim.source import Resolved
 from ..spectra.spectrum import Spectrum
 from .recurrence import Recurrence
 
 FAILURES = (NonFiniteError, NotConvergedError)  # of one member, which the others do not share
 _OF_RUN = ("prune", "k", "order", "start", "stop", "mix", "noise", "zero_tol", "threshold")
+
+
+class Along(NamedTuple):
+    """The gradient of a member.
+
+    Attributes:
+        gradient: [P].
+        coefficients: V^T g [r].
+        norm_squared: ||g||^2 in float64.
+        loss: a scalar.
+    """
+
+    gradient: Tensor
+    coefficients: Tensor
+    norm_squared: Tensor
+    loss: Tensor
 
 
 class Pruner:
@@ -47,27 +60,22 @@ class Pruner:
         """Whether the step after so many prunes."""
         return self.options.acts_at(self.first + steps)
 
-    def pruned(self, i: int, steps: int, resolved: Resolved) -> Pruned | None:
-        """What is taken out of the gradient of member i; noted in ``infos``."""
+    def pruned(self, i: int, steps: int, spec: Spectrum, along: Along) -> Pruned:
+        """What is taken out of the gradient of member i with this spectrum; noted in ``infos``."""
+        generator = self.generators[i] if self.generators else None
         try:
-            seen = look(resolved, self._selecting(i), self.options, Kept())
+            mask = self.options.select(spec, self._groups.of(self._recurrence, i), generator)
         except ValueError as e:
             raise ValueError(f"member {i}: {e}") from e
-        pruned = pruned_of(resolved, seen, self.options, self._generator(i))
-        self.infos[i] = info_of(self.first + steps, resolved, seen, pruned)
+        how = self.options.how
+        pruned = Pruned.of(spec, mask, along.coefficients, along.gradient, along.norm_squared, how, generator)
+        self.infos[i] = StepInfo.of(self.first + steps, along.loss, pruned)
         return pruned
 
     def did_not_prune(self, steps: int, losses: Tensor, alive: Sequence[int]) -> None:
         """Notes a step of plain SGD."""
         for i, loss in zip(alive, losses.cpu()[list(alive)], strict=True):
             self.infos[i] = StepInfo.of(self.first + steps, loss, None)
-
-    def _selecting(self, i: int) -> Callable[[Spectrum], Tensor]:
-        groups = self._groups.of(self._recurrence, i)
-        return lambda spec: self.options.select(spec, groups, self._generator(i))
-
-    def _generator(self, i: int) -> torch.Generator | None:
-        return self.generators[i] if self.generators else None
 
     @contextlib.contextmanager
     def unchanged_on_failure(self) -> Iterator[None]:

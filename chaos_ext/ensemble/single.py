@@ -18,7 +18,7 @@ from ..optim.removal import Pruned, factors
 from ..optim.source import Resolved
 from ..spectra.decompose import directions, spectrum
 from ..spectra.spectrum import Spectrum
-from .pruner import FAILURES, Pruner, raise_together
+from .pruner import FAILURES, Along, Pruner, raise_together
 from .twin import Twin
 
 
@@ -74,8 +74,10 @@ class Single:
         op = self.operator(members, i, *batch)
         finder = Finder(pruner.options, op.space.params, members.steps)
         resolved = Resolved(op.space, op.gradient, op.loss, op.origin, partial(finder.of_operator, op))
-        pruned = pruner.pruned(i, members.steps, resolved)
-        for view, d in zip(out, _without(op.space, resolved.gradient, pruned), strict=True):
+        found = resolved.find()
+        along = Along(resolved.gradient, resolved.coefficients(found), resolved.norm_squared(found), op.loss)
+        pruned = pruner.pruned(i, members.steps, found.spec, along)
+        for view, d in zip(out, _without(op.space, along.gradient, pruned), strict=True):
             view[i] = d
         losses[i] = op.loss
         commit_forward(op.origin.snapshot.tree, batch[0], op.origin.loss)
@@ -110,9 +112,9 @@ class Single:
         return found
 
 
-def _without(space: ParameterSpace, gradient: Tensor, pruned: Pruned | None) -> list[Tensor]:
+def _without(space: ParameterSpace, gradient: Tensor, pruned: Pruned) -> list[Tensor]:
     """The gradient of each parameter without what is taken out, as a step of CGD has it."""
-    if pruned is None or not pruned.count:
+    if not pruned.count:
         return space.views(gradient)
     base = space.views(gradient if pruned.base is None else pruned.base)
     removed = factors(space, pruned)
