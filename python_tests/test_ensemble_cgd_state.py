@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD
 
 import chaos_ext as ce
-from chaos_ext.spectra import cost
+from chaos_ext.spectra import cost, tridiagonal
 
 
 def _ensemble(m: int = 3, model: nn.Module | None = None, generators: Any = None, **options: Any) -> ce.Ensemble:
@@ -81,6 +81,7 @@ def test_eigenproblems_that_fail_name_their_members(monkeypatch):
     with pytest.raises(ce.NotConvergedError, match=r"members 1, 3: .*Of member 1: eigh: no") as caught:
         ens.step(*batch(seed=1))
     assert torch.equal(caught.value.residuals, torch.ones(1))
+    assert {i: str(e) for i, e in caught.value.members.items()} == {1: "eigh: no", 3: "eigh: no"}
     assert same_state(before, ens.state_dict())
     assert infos == ens.last_step
     calls.clear()
@@ -233,3 +234,42 @@ def test_states_of_another_kind_are_refused():
     del state["pruning"]
     with pytest.raises(ce.CheckpointError, match="pruning"):
         ens.load_state_dict(state)
+
+
+def test_directions_are_taken_over_by_the_step_that_follows(monkeypatch):
+    """The same step to the last bit, with one eigenproblem a member; after anything else has changed, another one."""
+    model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 3)).double()
+    looking, plain = (_ensemble(model=model) for _ in range(2))
+    x, y = batch()
+    for ens in (looking, plain):
+        ens.step(x, y)
+    made, real = [], tridiagonal.Tridiagonal.__init__
+    monkeypatch.setattr(tridiagonal.Tridiagonal, "__init__", lambda self, S: made.append(1) or real(self, S))
+    specs = looking.directions(x, y)
+    assert len(made) == 4
+    losses = looking.step(x.clone(), y)
+    assert len(made) == 4
+    assert torch.equal(losses, plain.step(x, y))
+    torch.testing.assert_close(looking.thetas, plain.thetas, rtol=1e-13, atol=1e-14)
+    for a, b, spec in zip(looking.last_step, plain.last_step, specs, strict=True):
+        assert (a.pruned, a.n_negative, a.lambda_min) == (b.pruned, b.n_negative, b.lambda_min)
+        assert float(spec.eigenvalues[0]) == a.lambda_min
+    made.clear()
+    looking.directions(x, y)
+    looking.step(x + 1e-9, y)
+    assert len(made) == 8
+    looking.directions(x, y, zero_tol=1e-3)
+    looking.step(x, y)
+    assert len(made) == 16
+    specs = looking.directions(x, y)
+    specs[1].eigenvalues[0] = 7.0
+    before = looking.thetas
+    with pytest.raises(ce.StaleOperatorError, match="edited"):
+        looking.step(x, y)
+    assert torch.equal(before, looking.thetas)
+    state = looking.state_dict()
+    looking.directions(x, y)
+    looking.load_state_dict({**state, "theta": state["theta"] + 0.1})
+    made.clear()
+    looking.step(x, y)
+    assert len(made) == 4

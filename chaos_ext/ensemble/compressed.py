@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base.tensors import unit_probe
 from ..curvature.basis import Coordinates
 from ..curvature.hessian import COMPRESSED_SIZE
-from ..errors import ChaosExtError, NonFiniteError
+from ..errors import ChaosExtError
 from ..optim.pruning import Pruning
 from ..rules.rule import NotLayerwise
 from ..spectra.decompose import decomposed
@@ -24,6 +24,7 @@ from ..spectra.options import check_options
 from ..spectra.spectrum import Spectrum
 from .forms import Form, Place, Rooms, places_of
 from .layered import Layered
+from .parts import Host, One, Part, Seen
 from .pruner import FAILURES, Along, Pruner, raise_together
 from .single import Single, State
 
@@ -41,6 +42,7 @@ class Compressed:
     def __init__(self, layered: Layered, single: Single, samples: int) -> None:
         self.layered, self.single, self.space = layered, single, single.twin.space
         self.places, self._rooms = places_of(layered), Rooms()
+        self._seen: Seen | None = None
         self.size = sum(_bound(self.space.shapes[p.slots[0]], p, samples) for p in self.places)
         if not self.size < min(COMPRESSED_SIZE * self.space.size, _MOST):
             raise NotLayerwise(f"a compressed form of {self.size} rows at most, of P = {self.space.size}, does not pay")
@@ -56,42 +58,58 @@ class Compressed:
         self, members: State, pruner: Pruner, parts: Sequence[slice], x: Any, y: Any, own: bool, out: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As of ``Single``."""
-        losses, failed, alive = members.theta.new_empty(len(members)), dict[int, ChaosExtError](), members.alive()
+        losses, failed = members.theta.new_empty(len(members)), dict[int, ChaosExtError]()
+        tolerance = check_options(self.space.dtype, pruner.options.zero_tol)
         try:
-            for part in self._parts(members, parts, x, y, own, out):
+            for part in self._seen_parts(members, tolerance, x, y, own, out) or self._parts(
+                members, parts, x, y, own, out
+            ):
                 losses[part.rows] = part.losses
-                self._subtract_(part, members.steps, pruner, alive, failed)
+                self._subtract_(part, members, pruner, tolerance, failed)
         except NotLayerwise:  # a loss that is not simple on this batch
             return self.single.pruned(members, pruner, parts, x, y, own, out)
         raise_together(failed)
+        self._seen = None
         return losses, {}
 
+    def _seen_parts(
+        self, members: State, tolerance: float, x: Any, y: Any, own: bool, out: Sequence[Tensor]
+    ) -> list[Part] | None:
+        """What ``directions`` has found for this very step, with gradients where they are wanted."""
+        seen = self._seen
+        if seen is None or not seen.is_of(members.steps, tolerance, x, y, own):
+            return None
+        return [part.copied_to([view[part.rows] for view in out]) for part in seen.parts]
+
     def _subtract_(
-        self, part: Part, steps: int, pruner: Pruner, alive: Sequence[int], failed: dict[int, ChaosExtError]
+        self, part: Part, members: State, pruner: Pruner, tolerance: float, failed: dict[int, ChaosExtError]
     ) -> None:
         removed = torch.zeros_like(part.host.gradient)
-        tolerance = check_options(self.space.dtype, pruner.options.zero_tol)
-        for i in alive[_first(alive, part.rows.start) : _first(alive, part.rows.stop)]:
-            try:
-                self._remove(i, part.host.of(i - part.rows.start), steps, pruner, tolerance, removed)
-            except FAILURES as e:
-                failed[i] = e
+        for i in members.alive():
+            j = i - part.rows.start
+            if part.rows.start <= i < part.rows.stop:
+                try:
+                    one, spec = part.found.get(j) or self._decomposed(part.host.of(j), tolerance)
+                    self._remove(i, j, one, spec, members.steps, pruner, removed)
+                except FAILURES as e:
+                    failed[i] = e
         if pruner.options.how.keeps:
             for view in part.out:
                 view.mul_(1 - pruner.options.mix)
         part.form.subtract_(removed.to(part.losses), part.out)
 
-    def _remove(self, i: int, one: One, steps: int, pruner: Pruner, tolerance: float, removed: Tensor) -> None:
-        spec = decomposed(one.S, Coordinates(len(one.S)), self.space.size, tolerance, None, form=False)
+    def _decomposed(self, one: One, tolerance: float) -> tuple[One, Spectrum]:
+        return one, decomposed(one.S, Coordinates(len(one.S)), self.space.size, tolerance, None, form=False)
+
+    def _remove(self, i: int, j: int, one: One, spec: Spectrum, steps: int, pruner: Pruner, removed: Tensor) -> None:
         Z, _ = spec.parts()
-        along = Along(one.norm_squared.view(1), Z.T @ one.gradient, one.norm_squared, one.loss)
-        pruned = pruner.pruned(i, steps, spec, along)
-        c = Z @ pruned.coefficients
-        row = removed[one.row]
+        inside = Z.T @ one.gradient.to(Z.device)  # which is the host's, but of what ``directions`` has found
+        along = Along(one.norm_squared.view(1), inside, one.norm_squared, one.loss)
+        c = (Z @ pruner.pruned(i, steps, spec, along).coefficients).to(removed.device)
         if one.kept is None:
-            row.copy_(c)
+            removed[j].copy_(c)
         else:
-            row.index_copy_(0, one.kept, c)
+            removed[j].index_copy_(0, one.kept, c)
 
     def spectra(
         self, members: State, x: Any, y: Any, own: bool, form: bool, options: Mapping[str, Any]
@@ -103,10 +121,11 @@ class Compressed:
         tolerance = check_options(self.space.dtype, options["zero_tol"])
         found: list[Spectrum | None] = [None] * len(members)
         failed: dict[int, ChaosExtError] = {}
-        alive, out = set(members.alive()), _room(members)
+        alive, out, parts = set(members.alive()), _room(members), []
         try:
             for part in self._parts(members, [slice(0, len(members))], x, y, own, out):
-                for i in alive & {*range(part.rows.start, part.rows.stop)}:
+                parts.append(part)
+                for i in sorted(alive & {*range(part.rows.start, part.rows.stop)}):
                     try:
                         found[i] = self._spectrum(part, i - part.rows.start, form, tolerance)
                     except FAILURES as e:
@@ -114,6 +133,8 @@ class Compressed:
         except NotLayerwise:
             return self.single.spectra(members, x, y, own, form, options)
         raise_together(failed)
+        if not form:
+            self._seen = Seen(members.steps, tolerance, x.clone(), y.clone(), own, parts)
         return found
 
     def _spectrum(self, part: Part, j: int, form: bool, tolerance: float) -> Spectrum:
@@ -122,6 +143,8 @@ class Compressed:
         gradient = torch.cat([view[j].flatten() for view in part.out])
         spec = decomposed(one.S.to(gradient.device), basis, space.size, tolerance, gradient, form)
         spec.loss, spec.gradient, spec.shapes = part.losses[j].clone(), gradient, [tuple(s) for s in space.shapes]
+        if not form:
+            part.found[j] = one, spec
         return spec
 
     def _parts(
@@ -136,7 +159,7 @@ class Compressed:
             finite = members.theta[rows].sum(1)
             losses = record.result.losses
             host = Host(form.S.cpu(), form.gradient.cpu(), form.kept(), losses.cpu(), squares.cpu(), finite.cpu())
-            yield Part(rows, losses, grads, form, host)
+            yield Part(rows, losses, grads, form, host, {})
 
     def defect(self, members: State, i: int, x: Any, y: Any, own: bool) -> str | None:
         """Where Q S Q^T of member i is not its Hessian, by one product with it; or None."""
@@ -155,73 +178,6 @@ class Compressed:
             if not float((expected - got).norm()) <= limit * float(expected.norm()):
                 return f"{name} differs by {float((expected - got).norm()):.2g} of {float(expected.norm()):.2g}"
         return None
-
-
-class One(NamedTuple):
-    """The eigenproblem of one member, on the host.
-
-    Attributes:
-        row: in its part.
-        S, gradient: in the coordinates that are kept.
-        kept: which, of all n; None: all.
-        loss, norm_squared: scalars, the latter ||g||^2 in float64.
-    """
-
-    row: int
-    S: Tensor
-    gradient: Tensor
-    kept: Tensor | None
-    loss: Tensor
-    norm_squared: Tensor
-
-
-class Host:
-    """What the host needs of some members."""
-
-    def __init__(
-        self, S: Tensor, gradient: Tensor, kept: Tensor | None, losses: Tensor, squares: Tensor, finite: Tensor
-    ) -> None:
-        self.S, self.gradient, self._kept = S, gradient, None if kept is None else kept.cpu()
-        self._losses, self._squares = losses, squares
-        self._finite = torch.isfinite(losses + squares + finite).tolist()
-
-    def mask(self, j: int) -> Tensor | None:
-        """The coordinates of member j [n] that are kept: those beyond which S is 0 to rounding; None: all."""
-        if self._kept is None:
-            return None
-        mask, S = self._kept[j], self.S[j]
-        image = torch.mv(S, unit_probe(len(S), S.dtype, "cpu"))
-        rest = image.masked_fill(mask, 0.0).norm()
-        return mask if bool(rest <= 200 * torch.finfo(S.dtype).eps * image.norm()) else torch.ones_like(mask)
-
-    def of(self, j: int) -> One:
-        """Raises NonFiniteError unless loss, gradient and parameters of this member are finite."""
-        if not self._finite[j]:
-            raise NonFiniteError("loss: parameters, loss or gradient are NaN or inf on this batch")
-        mask = self.mask(j)
-        S, g = self.S[j], self.gradient[j]
-        kept = None if mask is None else mask.nonzero().squeeze(1)
-        if kept is not None:
-            S, g = S.index_select(0, kept).index_select(1, kept), g.index_select(0, kept)
-        return One(j, S, g, kept, self._losses[j], self._squares[j])
-
-
-class Part(NamedTuple):
-    """Some members.
-
-    Attributes:
-        rows: which.
-        losses: [b].
-        out: their gradients, each [b, *shape].
-        form: their Hessians.
-        host: what the host needs of them.
-    """
-
-    rows: slice
-    losses: Tensor
-    out: list[Tensor]
-    form: Form
-    host: Host
 
 
 class _Alone:
@@ -259,8 +215,3 @@ def _finer(parts: Sequence[slice], most: int) -> Iterator[slice]:
         count = math.ceil((rows.stop - rows.start) / most)
         size = math.ceil((rows.stop - rows.start) / count)
         yield from (slice(a, min(a + size, rows.stop)) for a in range(rows.start, rows.stop, size))
-
-
-def _first(numbers: Sequence[int], least: int) -> int:
-    """How many of ascending numbers are below."""
-    return sum(n < least for n in numbers)

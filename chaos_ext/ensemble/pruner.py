@@ -200,6 +200,7 @@ def raise_together(failed: Mapping[int, ChaosExtError]) -> None:
     names = ", ".join(map(str, failed))
     message = f"member{'s' if len(failed) > 1 else ''} {names}: no step was done; leave_out({list(failed)}) goes on "
     message += f"without. Of member {first}: {error}"
-    if isinstance(error, NotConvergedError):
-        raise NotConvergedError(message, error.residuals) from error
-    raise NonFiniteError(message) from error
+    residuals = error.residuals if isinstance(error, NotConvergedError) else None
+    whole = NonFiniteError(message) if isinstance(error, NonFiniteError) else NotConvergedError(message, residuals)
+    whole.members = dict(failed)
+    raise whole from error

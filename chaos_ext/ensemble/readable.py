@@ -169,6 +169,8 @@ class Readable:
     ) -> list[Spectrum | None]:
         """The same for projections, as ``chaos_ext.directions``: on the CPU no eigenvector is formed.
 
+        A step of CGD on the same batch that follows at once takes these, and solves no eigenproblem of its own.
+
         Args:
             x, y, batched, zero_tol, spectrum_dtype: as of ``spectrum``.
         """
