@@ -35,18 +35,13 @@ class Host:
     def __init__(
         self, S: Tensor, gradient: Tensor, kept: Tensor | None, losses: Tensor, squares: Tensor, finite: Tensor
     ) -> None:
-        self.S, self.gradient, self._kept = S, gradient, None if kept is None else kept.cpu()
+        self.S, self.gradient, self._kept = S, gradient, None if kept is None else _checked(S, kept.cpu())
         self._losses, self._squares = losses, squares
         self._finite = torch.isfinite(losses + squares + finite).tolist()
 
     def mask(self, j: int) -> Tensor | None:
-        """The coordinates of member j [n] that are kept: those beyond which S is 0 to rounding; None: all."""
-        if self._kept is None:
-            return None
-        mask, S = self._kept[j], self.S[j]
-        image = torch.mv(S, unit_probe(len(S), S.dtype, "cpu"))
-        rest = image.masked_fill(mask, 0.0).norm()
-        return mask if bool(rest <= 200 * torch.finfo(S.dtype).eps * image.norm()) else torch.ones_like(mask)
+        """The coordinates of member j [n] that are kept; None: all."""
+        return None if self._kept is None else self._kept[j]
 
     def of(self, j: int) -> One:
         """Raises NonFiniteError unless loss, gradient and parameters of this member are finite."""
@@ -107,3 +102,10 @@ class Seen(NamedTuple):
         """Whether that step is this one."""
         same = (steps, tolerance, own) == (self.steps, self.tolerance, self.own)
         return same and torch.equal(x, self.x) and torch.equal(y, self.y)
+
+
+def _checked(S: Tensor, kept: Tensor) -> Tensor:
+    """The coordinates [b, n] that are kept, all of a member whose S is not 0 to rounding beyond them."""
+    image = torch.matmul(S, unit_probe(S.shape[1], S.dtype, "cpu"))
+    beyond, whole = image.masked_fill(kept, 0.0).norm(dim=1), image.norm(dim=1)
+    return kept | ~(beyond <= 200 * torch.finfo(S.dtype).eps * whole).unsqueeze(1)

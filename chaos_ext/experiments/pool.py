@@ -43,6 +43,7 @@ def run_units(
     every: float,
     report: Report,
     do: Do = run_unit,
+    units: Sequence[Unit] | None = None,
 ) -> dict[Unit, dict[str, Any]]:
     """Runs every unit of an experiment and returns their records.
 
@@ -56,15 +57,16 @@ def run_units(
         every: seconds between checkpoints.
         report: told of steps that are done.
         do: what is done with a unit.
+        units: to do; default: those of the settings.
 
     Returns:
-        unit -> ``Work.record()`` at its end, in the order of ``settings.units``.
+        unit -> ``Work.record()`` at its end, in the order of ``units``.
 
     Raises:
         WorkerError: a worker process died or raised; finished units and checkpoints are kept.
         Interrupted: Ctrl-C or SIGTERM came; checkpoints of the last steps were written.
     """
-    units = settings.units
+    units = settings.units if units is None else list(units)
     if jobs == 1 or len(units) == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(settings.threads)
