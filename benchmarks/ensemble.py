@@ -1,6 +1,9 @@
 """``python benchmarks/ensemble.py``: a step of many copies of the paper's MLP at once, CPU seconds of one thread.
 
-Writes results/ensemble.json. The floor of a step of B members, 256-20-10 at N = 8, one of plain SGD:
+With ``--cgd`` steps of CGD(prune="negative"), each member on a batch of its own, against as many separate runs of CGD;
+with ``--device cuda`` on a GPU, wall seconds. Writes results/ensemble.json, or ensemble-cgd[-cuda].json.
+
+The floor of a step of B members, 256-20-10 at N = 8, one of plain SGD:
 
     arithmetic  2 N (2 * 5320 + 200) flops a member: both products with every weight, one with those of the last layer
                 back to the hidden units; 3.5 Mflop for 20 members, 35 Mflop for 200
@@ -15,6 +18,7 @@ from __future__ import annotations
 import report  # isort: skip  (before torch: it sets OMP_WAIT_POLICY)
 
 import argparse
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +143,92 @@ def validate(problem: Problem) -> None:
         raise AssertionError(f"the members are off by {error:.2g}")
 
 
+class SeparateCGD:
+    """Every member as a model with a CGD of its own, on a batch of its own."""
+
+    def __init__(self, problem: CGDProblem) -> None:
+        self.problem, self.models = problem, []
+        for theta in problem.thetas:
+            model = ce.models.paper_mlp(seed=0, dtype=problem.dtype, device=problem.device)
+            vector_to_parameters(theta.clone(), model.parameters())
+            self.models.append((model, ce.CGD(model.parameters(), lr=LR, prune="negative")))
+
+    def __call__(self) -> None:
+        p = self.problem
+        for (model, opt), x, y in zip(self.models, p.x, p.y, strict=True):
+            opt.step(ce.HessianOperator(model, p.loss_fn, x, y))
+
+
+class CGDProblem:
+    """B seeds of the paper's MLP, each with a batch of its own."""
+
+    def __init__(self, members: int, dtype: torch.dtype, device: str) -> None:
+        self.dtype, self.device = dtype, device
+        models = [ce.models.paper_mlp(seed=seed, dtype=dtype, device=device) for seed in range(members)]
+        self.model, self.loss_fn = models[0], nn.CrossEntropyLoss()
+        self.thetas = torch.stack([parameters_to_vector(m.parameters()).detach() for m in models])
+        g = torch.Generator().manual_seed(0)
+        self.x = torch.randn(members, N, 1, 16, 16, generator=g, dtype=torch.float64).to(device, dtype)
+        self.y = torch.randint(0, 10, (members, N), generator=g).to(device)
+
+    def ensemble(self) -> ce.Ensemble:
+        opt = ce.CGD(self.model.parameters(), lr=LR, prune="negative")
+        return ce.Ensemble(self.model, self.loss_fn, opt, self.thetas)
+
+    def validate(self) -> None:
+        """Five steps against separate runs."""
+        ens, alone = self.ensemble(), SeparateCGD(self)
+        for _ in range(5):
+            ens.step(self.x, self.y, batched=True)
+            alone()
+        expected = torch.stack([parameters_to_vector(m.parameters()).detach() for m, _ in alone.models])
+        error = float((ens.thetas - expected).norm() / expected.norm())
+        if not error <= (1e-12 if self.dtype == torch.float64 else 1e-5):
+            raise AssertionError(f"the members are off by {error:.2g}")
+
+
+def _cgd_ours(problem: CGDProblem) -> Step:
+    ens = problem.ensemble()
+    return lambda: ens.step(problem.x, problem.y, batched=True)
+
+
+def cgd_rows(device: str) -> list[Row]:
+    """Both methods in turns, for 1, 8 and 32 members."""
+    rows: list[Row] = []
+    for dtype in (torch.float64, torch.float32):
+        for members in (1, 8, 32):
+            problem = CGDProblem(members, dtype, device)
+            problem.validate()
+            best: dict[str, tuple[float, int]] = {}
+            for _ in range(PASSES):
+                for name, make in (("chaos_ext", _cgd_ours), ("separate runs of CGD", SeparateCGD)):
+                    took, rounds = _best(make(problem), device)
+                    known = best.get(name, (float("inf"), 0))
+                    best[name] = min(known[0], took), known[1] + rounds
+            shared = {"problem": "256-20-10, N = 8", "members": members, "dtype": str(dtype).removeprefix("torch.")}
+            clock = "CPU" if device == "cpu" else "wall"
+            shared |= {"optimizer": "CGD", "threads": torch.get_num_threads(), "clock": clock}
+            for name, (seconds, rounds) in best.items():
+                rows.append({**shared, "method": name, "seconds": round(seconds, 7), "rounds": rounds})
+                print(f"{members:4} {shared['dtype']:8} CGD  {name:24} {1e3 * seconds:9.3f} ms")
+    return rows
+
+
+def _best(step: Step, device: str) -> tuple[float, int]:
+    """Seconds of the fastest round, and how many there were."""
+    if device == "cpu":
+        return report.best_of(step, seconds=1.0, most=400)
+    step()
+    best, rounds, end = float("inf"), 0, time.perf_counter() + 2.0
+    while rounds < 5 or time.perf_counter() < end:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        best, rounds = min(best, time.perf_counter() - began), rounds + 1
+    return best, rounds
+
+
 def measured(members: int, dtype: torch.dtype, optimizer: str) -> list[Row]:
     """All methods in turns, the minimum over several passes."""
     problem = Problem(members, dtype, optimizer)
@@ -168,9 +258,19 @@ def measured(members: int, dtype: torch.dtype, optimizer: str) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="print the rows, write nothing")
-    dry = parser.parse_args().dry
-    torch.set_num_threads(1)
-    started, rows = report.environment(), []
+    parser.add_argument("--cgd", action="store_true", help="steps of CGD")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="with --cgd")
+    args = parser.parse_args()
+    dry = args.dry
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    started = report.environment()
+    if args.cgd:
+        name, rows = "ensemble-cgd" + ("-cuda" if args.device == "cuda" else ""), cgd_rows(args.device)
+        if not dry:
+            print(f"wrote {report.write(name, rows, started)}")
+        return
+    rows = []
     for dtype in (torch.float64, torch.float32):
         for members in (20, 200):
             for optimizer in OPTIMIZERS:

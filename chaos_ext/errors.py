@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 
 
 class ChaosExtError(RuntimeError):
-    """Base of every exception that chaos_ext defines."""
+    """Base of every exception that chaos_ext defines.
+
+    Attributes:
+        members: raised by an Ensemble of single members: of which, and what each of them would have raised alone.
+    """
+
+    members: Mapping[int, Exception] = MappingProxyType({})
 
 
 class StaleOperatorError(ChaosExtError):

@@ -21,7 +21,7 @@ _PARTS = ("fingerprint", "steps", "diverged", "theta", "buffers", "state", "opti
 
 def fingerprint(members: Members, optimizer: str) -> dict[str, Any]:
     """What a state must have been made with to fit."""
-    space, recurrence = members.layout.space, members.recurrence
+    space, recurrence, pruner = members.layout.space, members.recurrence, members.pruner
     return {
         "format": _FORMAT,
         "parameters": [[n, *s] for n, s in zip(space.names, space.shapes, strict=True)],
@@ -30,6 +30,7 @@ def fingerprint(members: Members, optimizer: str) -> dict[str, Any]:
         "optimizer": optimizer,
         "flags": [dict(g.flags) for g in recurrence.groups],
         "dtype": str(space.dtype),
+        **({} if pruner is None else {"pruning": pruner.fingerprint()}),
     }
 
 
@@ -46,6 +47,7 @@ def pack(members: Members, own: dict[str, Any]) -> dict[str, Any]:
         "options": [{n: _plain(v) for n, v in g.numbers.items()} for g in recurrence.groups],
         "parameter_steps": list(recurrence.steps),
         "started": list(recurrence.started),
+        **({} if members.pruner is None else {"pruning": members.pruner.state()}),
     }
 
 
@@ -73,6 +75,8 @@ def _check(state: dict[str, Any], members: Members) -> None:
     for n, own in members.buffers.items():
         _like(n, state["buffers"][n], own.shape, own.dtype)
     _check_recurrence(state, members.recurrence, b, space.size)
+    if members.pruner is not None:
+        members.pruner.check(state.get("pruning"))
 
 
 def _check_recurrence(state: dict[str, Any], recurrence: Recurrence, b: int, size: int) -> None:
@@ -129,6 +133,8 @@ def restore(state: dict[str, Any], members: Members) -> None:
         recurrence.restore(groups, buffers, state["parameter_steps"], state["started"])
         members.steps = state["steps"]
         members.diverged.copy_(state["diverged"])
+        if members.pruner is not None:
+            members.pruner.restore(state["pruning"])
         members.torn = False
 
 

@@ -22,7 +22,7 @@ from ..rules.rule import NotLayerwise
 from .arguments import tensors_of
 from .functional import Functional
 from .layered import Layered
-from .members import Engine, Members, Parts
+from .members import Directed, Engine, Members, Parts
 from .twin import Reference, Twin
 
 log = logging.getLogger("chaos_ext")
@@ -48,8 +48,7 @@ class Choice:
         Raises:
             UnsupportedError: the model cannot be run for many members at once. ValueError: forward or loss fail.
         """
-        tensors = (*tensors_of(x), *tensors_of(y))
-        key = (own, torch.get_num_threads(), *((t.shape, t.dtype) for t in tensors))
+        key = key_of(x, y, own)
         if key in self._known:
             return self._known[key]
         references = self._references(members, x, y, own)
@@ -57,6 +56,10 @@ class Choice:
         if references:
             self._known[key] = way
         return way
+
+    def finite(self, members: Members, x: Tensor, y: Tensor, own: bool) -> list[int]:
+        """The first and the last member whose loss and gradient are finite, or none."""
+        return list(self._references(members, x, y, own))
 
     def forget(self) -> None:
         """Other members than those that were tried."""
@@ -100,7 +103,7 @@ class Choice:
             parts = _parts(len(members), self._at_once(layered, members, x, y, own))
             problem = _difference(layered, members, references, x, y, own)
             if problem is None:
-                return layered, _keeping_equals(layered, parts, members, references, x, y, own)
+                return layered, keeping_equals(layered, parts, members, list(references), x, y, own)
             log.info("Ensemble: batched rules do not give torch's gradient (%s); vmapping", problem)
         functional = Functional(self.twin)
         problem = _difference(functional, members, references, x, y, own)
@@ -108,7 +111,7 @@ class Choice:
             raise UnsupportedError(f"model: torch.func.vmap does not give the gradient of a single member: {problem}")
         row = 8 * members.layout.width * members.theta.element_size()
         parts = _parts(len(members), max(1, _CALL_BYTES // row))
-        return functional, _keeping_equals(functional, parts, members, references, x, y, own)
+        return functional, keeping_equals(functional, parts, members, list(references), x, y, own)
 
     def _layered_for(self, x: Tensor, y: Tensor, own: bool) -> Layered | None:
         """The batched rules for such an input, or None where there are none."""
@@ -147,6 +150,12 @@ class Choice:
         sample = x[0] if own else x
         row = engine.memory_bytes(sample) + 3 * members.layout.width * members.theta.element_size()
         return max(1, _CACHED_BYTES // row)
+
+
+def key_of(x: object, y: object, own: bool) -> object:
+    """What tells kinds of batches apart."""
+    tensors = (*tensors_of(x), *tensors_of(y))
+    return (own, torch.get_num_threads(), *((t.shape, t.dtype) for t in tensors))
 
 
 def _parts(members: int, most: int) -> list[slice]:
@@ -201,23 +210,23 @@ def _guarded(engine: Engine, run: Callable[[], tuple[Tensor, Tensor]]) -> tuple[
         return first_line(e)
 
 
-def _keeping_equals(
-    engine: Engine,
+def keeping_equals(
+    engine: Engine | Directed,
     parts: list[slice],
     members: Members,
-    references: dict[int, Reference],
+    finite: Sequence[int],
     x: Tensor,
     y: Tensor,
     own: bool,
 ) -> list[slice]:
-    """These parts, or single members, with which equal members stay equal bit for bit.
+    """These parts, or single members, with which equal members stay equal bit for bit; tried on a finite one.
 
     Raises:
         UnsupportedError: with neither.
     """
-    if not references or not members.has_equals():
+    if not finite or not members.has_equals():
         return parts
-    i = next(iter(references))
+    i = finite[0]
     if own:
         x, y = (t[i : i + 1].expand_as(t).clone() for t in (x, y))
     singles = _parts(len(members), 1)
@@ -228,7 +237,7 @@ def _keeping_equals(
     raise UnsupportedError("model: equal members on equal batches do not stay equal here, so twins would part by noise")
 
 
-def _stay_equal(engine: Engine, parts: Parts, equals: Members, x: Tensor, y: Tensor, own: bool) -> bool:
+def _stay_equal(engine: Engine | Directed, parts: Parts, equals: Members, x: Tensor, y: Tensor, own: bool) -> bool:
     losses = equals.advance(engine, parts, x, y, own)
     tensors: Sequence[Tensor] = (losses, equals.theta, *equals.buffers.values(), *equals.recurrence.buffers.values())
     return all(bool(((t == t[:1]) | (t.isnan() & t[:1].isnan())).all()) for t in tensors)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,12 +18,15 @@ from ..base.files import read_or_previous, write_keeping_previous
 from ..base.guards import no_autograd, refuse_autocast, without_autograd
 from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
-from ..errors import TornStateError
+from ..errors import UnsupportedError
 from . import arguments, checkpoint, readings
 from .choice import Choice
+from .directing import Directing
 from .layout import Layout
 from .members import Members
 from .options import is_adam
+from .pruner import pruner_of
+from .readable import Readable
 from .recurrence import Recurrence
 from .stream import MemberStream
 from .twin import Twin
@@ -30,7 +34,7 @@ from .twin import Twin
 log = logging.getLogger("chaos_ext")
 
 
-class Ensemble:
+class Ensemble(Readable):
     """B models of one architecture, each with parameters and optimizer state of its own, stepped together.
 
     Every member does what torch's optimizer would do to it alone, to rounding; members that are equal and see equal
@@ -39,7 +43,9 @@ class Ensemble:
     optimizer are left as they are, and changing them afterwards changes nothing here. Modules keep the mode (training
     or not) that they had; buffers, such as running statistics, are each member's own.
 
-    A member whose loss or parameters are no longer finite is marked in ``diverged``; the others go on.
+    A member whose loss or parameters are no longer finite is marked in ``diverged``; the others go on. With a CGD that
+    prunes every member loses its own directions at every step, as ``opt.step(HessianOperator(...))`` of that member
+    would have it; members for which that cannot be done are named by an exception, and no member has moved then.
 
     Example:
         >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -51,11 +57,13 @@ class Ensemble:
     Args:
         model: gives architecture, buffers and modes.
         loss_fn: ``loss_fn(model(x), y)`` is the scalar that each member minimises.
-        opt: torch.optim.SGD, Adam or AdamW, or ``CGD(prune=None)``, of this model; every member takes over its options
-            and its state.
+        opt: torch.optim.SGD, Adam or AdamW, or chaos_ext.CGD, of this model; every member takes over its options and
+            its state.
         thetas: [B, P], the members' parameters, in the model's dtype and on its device.
         csv: stream losses (before the step) and distances to member 0 (after it) to this file.
         every: a row of the file at every multiple of this many steps.
+        generators: one for each member, of a CGD that draws (noise, ``order="random"``); they are copied. Default: a
+            copy of CGD's own for each, so that all draw alike.
         options: of the optimizer, by name, to replace those of ``opt`` in all parameter groups: a number for all
             members, or a tensor [B] with one for each. For SGD lr, momentum, dampening, weight_decay; for Adam lr,
             betas, eps, weight_decay.
@@ -63,7 +71,8 @@ class Ensemble:
     Raises:
         ValueError, TypeError: thetas of another shape or dtype, an optimizer of another model, options out of range.
         NonFiniteError: NaN or infinity in thetas. MemoryBudgetError: B members do not fit.
-        UnsupportedError: another optimizer, gradient or step hooks, a model that cannot be copied.
+        UnsupportedError: another optimizer, gradient or step hooks, a model that cannot be copied, CGD with
+            ``refresh_every`` or ``switch_share``, or of a part of the parameters.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class Ensemble:
         *,
         csv: str | os.PathLike[str] | None = None,
         every: int = 1,
+        generators: Sequence[torch.Generator] | None = None,
         **options: Any,
     ) -> None:
         adam, space = is_adam(opt), ParameterSpace.of(model)
@@ -90,9 +100,12 @@ class Ensemble:
             layout.pack_(theta, thetas.detach())
             self._twin = Twin(model, loss_fn)
             buffers = {n: t.expand(b, *t.shape).clone() for n, t in self._twin.buffers().items()}
-            self._members = Members(layout, theta, buffers, recurrence)
+            pruner = pruner_of(opt, recurrence, generators)
+            self._members = Members(layout, theta, buffers, recurrence, pruner)
         self._choice = Choice(self._twin)
-        self._fingerprint = checkpoint.fingerprint(self._members, "Adam" if adam else "SGD")
+        self._directing = Directing(self._twin, self._choice)
+        kind = "Adam" if adam else "SGD" if pruner is None else "CGD"
+        self._fingerprint = checkpoint.fingerprint(self._members, kind)
         self._stream = None if csv is None else MemberStream(csv, b, every)
 
     @classmethod
@@ -104,7 +117,7 @@ class Ensemble:
         Args:
             model, loss_fn, opt: as of ``Ensemble``.
             deltas: [P, m], one displacement a column.
-            options: as of ``Ensemble``, ``csv`` and ``every`` included.
+            options: as of ``Ensemble``, ``csv``, ``every`` and ``generators`` included.
 
         Raises:
             ValueError: deltas of another shape; a displacement that rounding swallows: displacements near 1e-8 need a
@@ -113,29 +126,6 @@ class Ensemble:
         """
         space = ParameterSpace.of(model)
         return cls(model, loss_fn, opt, readings.displaced(space, deltas), **options)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps done."""
-        return self._whole().steps
-
-    @property
-    def thetas(self) -> Tensor:
-        """The members' parameters [B, P], as a copy."""
-        return self._members.layout.unpack(self._whole().theta)
-
-    @property
-    def diverged(self) -> Tensor:
-        """int64 [B]: after which step a member's loss or parameters were not finite for the first time; -1: never."""
-        return self._whole().diverged.clone()
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """The members' buffers by name, each [B, ...], as copies."""
-        return {n.removeprefix("model."): b.clone() for n, b in self._whole().buffers.items()}
 
     @without_autograd
     def step(self, x: Any, y: Any, *, batched: bool = False) -> Tensor:
@@ -151,7 +141,8 @@ class Ensemble:
 
         Raises:
             ValueError: no sample; not one batch for each member; a forward or loss that fails. NonFiniteError: NaN or
-            infinity in x or y. UnsupportedError: autocast; a forward that draws random numbers (dropout in training
+            infinity in x or y; with a CGD that prunes also, as NotConvergedError, of members, which are named.
+            UnsupportedError: autocast; a forward that draws random numbers (dropout in training
             mode), writes to attributes, or cannot be vectorised because its control flow depends on data; a loss that
             reads parameters by itself. TornStateError: an earlier step was broken off by an exception that another
             thread raised in it. OSError: the row of this step could not be written to the CSV file; the step itself
@@ -162,8 +153,11 @@ class Ensemble:
         members = self._whole()
         refuse_autocast(members.theta.device)
         x, y = arguments.checked_batch(x, y, len(self) if batched else None)
-        way, before = self._choice.way(members, x, y, batched), members.diverged.clone()
-        losses = members.advance(*way, x, y, batched)
+        before, pruner = members.diverged.clone(), members.pruner
+        acts = pruner is not None and pruner.acts_at(members.steps)
+        source: Choice | Directing = self._directing if acts else self._choice
+        engine, parts = source.way(members, x, y, batched)
+        losses = members.advance(engine, parts, x, y, batched)
         self._report(before)
         if self._stream is not None and members.steps % self._stream.every == 0:
             self._stream.append(members.steps, [*losses.tolist(), *self.distances().tolist()])
@@ -172,6 +166,24 @@ class Ensemble:
     def _report(self, before: Tensor) -> None:
         if new := (self._members.diverged != before).nonzero().squeeze(1).tolist():
             log.warning("Ensemble: member %s diverged at step %d", ", ".join(map(str, new)), self._members.steps)
+
+    def leave_out(self, members: Sequence[int]) -> None:
+        """Takes members out of all further steps of a CGD that prunes: they stay where they are.
+
+        ``diverged`` has the number of steps done as theirs; losses of later steps are NaN.
+
+        Args:
+            members: their numbers, as an exception of ``step`` names them.
+
+        Raises:
+            UnsupportedError: an optimizer that does not prune, with which members that diverge hold nobody up.
+            ValueError: no such member.
+        """
+        own = self._whole()
+        if own.pruner is None:
+            raise UnsupportedError("leave_out: only for a CGD that prunes; members that diverge hold nobody up here")
+        chosen = [readings.member(own, i, "members") for i in members]
+        own.diverged[chosen] = own.diverged[chosen].where(own.diverged[chosen] >= 0, own.steps)
 
     def set_options(self, **options: Any) -> None:
         """Replaces options of the optimizer for the steps to come: a schedule.
@@ -184,80 +196,6 @@ class Ensemble:
             UnsupportedError: momentum for a member that had none while others had it.
         """
         self._whole().recurrence.set_options(options)
-
-    def distances(self, to: int | Tensor = 0) -> Tensor:
-        """||theta_i - theta_to||, float64 [B].
-
-        Args:
-            to: a member, or a vector [P].
-        """
-        return readings.differences(self._whole(), to).norm(dim=1)
-
-    def along(self, V: Tensor, to: int | Tensor = 0) -> Tensor:
-        """Components V^T (theta_i - theta_to) of the members along given directions, float64 [B, k].
-
-        Args:
-            V: [P, k] or [P], columns of length one for lengths.
-            to: a member, or a vector [P].
-
-        Raises:
-            ValueError: directions or a vector of another shape, no such member.
-        """
-        return readings.along(self._whole(), V, to)
-
-    def nonlinearity(self, predicted: Tensor, to: int = 0) -> Tensor:
-        """How far twins have left the linear regime: ||dtheta - predicted|| / ||dtheta||, float64 [B - 1].
-
-        dtheta = theta_i - theta_to for every other member i, in their order. 0 means that the tangent map says where
-        the twin is, 1 that it says nothing. 0 / 0 counts as 0.
-
-        Example:
-            >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> twins = ce.Ensemble.around(model, loss_fn, opt, 1e-6 * torch.randn(83, 4))
-            >>> tangent, Y = ce.TangentMap(opt), (twins.thetas[1:] - twins.thetas[0]).T.contiguous()
-            >>> op = ce.HessianOperator(model, loss_fn, x, y)
-            >>> _ = tangent.apply_(op, Y)
-            >>> losses = twins.step(x, y)
-            >>> bool((twins.nonlinearity(Y) < 1e-2).all())
-            True
-
-        Args:
-            predicted: [P, B - 1], the displacements eps Y w by the tangent map, one column for each other member; [P]
-                where there is one. Of a map with buffers the first P rows.
-            to: the member that the tangent map was taken along.
-
-        Raises:
-            ValueError: another shape, no such member.
-        """
-        return readings.nonlinearity(self._whole(), predicted, to)
-
-    def evaluate(self, x: Any, y: Any) -> readings.Evaluation:
-        """Loss and accuracy of every member on the same data, in evaluation mode (no dropout, running statistics).
-
-        Args:
-            x: [N, ...].
-            y: its targets.
-
-        Returns:
-            ``Evaluation(loss [B], accuracy [B] or None)``; accuracies exist where y holds a class index for each row.
-
-        Raises:
-            ValueError: a forward or loss that fails.
-        """
-        x, y = arguments.checked_batch(x, y, None)
-        return readings.evaluate(self._twin, self._whole(), x, y)
-
-    def load_into(self, model: nn.Module, i: int) -> None:
-        """Writes member i's parameters and buffers to a model, in place.
-
-        Args:
-            model: of this architecture, dtype and any device.
-            i: the member.
-
-        Raises:
-            ValueError: parameters or buffers of other names, shapes or dtypes; no such member. Nothing is written then.
-        """
-        readings.load_into(self._whole(), model, i)
 
     def state_dict(self) -> dict[str, Any]:
         """What a bit-identical continuation needs, beside the same model, loss and optimizer class."""
@@ -276,6 +214,7 @@ class Ensemble:
         with modes, modes:
             checkpoint.restore(state, self._members)
         self._choice.forget()
+        self._directing.forget()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``state_dict()`` to a file, whole or not at all; the previous one is kept as ``<name>.previous``."""
@@ -291,10 +230,3 @@ class Ensemble:
             FileNotFoundError: there is no file. CheckpointError: no whole one, or another run's.
         """
         self.load_state_dict(read_or_previous(Path(path)))
-
-    def _whole(self) -> Members:
-        if self._members.torn:
-            raise TornStateError(
-                "Ensemble: a step was broken off while it wrote; load a saved state, or make a new ensemble"
-            )
-        return self._members

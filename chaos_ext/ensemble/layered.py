@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,29 @@ from ..errors import ChaosExtError
 from ..graph.program import Program
 from ..rules.rule import NotLayerwise
 from .layers import layer_of
-from .losses import loss_of
+from .losses import Result, loss_of
 from .scratch import Scratch
 
 _KEPT = 3  # shapes of batches whose memory is kept: a loader has two, and evaluation is not done here
 
 
 Views = Sequence[Tensor]  # of each parameter, for some members
+
+
+class Record(NamedTuple):
+    """One forward and one backward pass of members.
+
+    Attributes:
+        values: x and the output of each node, each [b, N, ...].
+        saved: what each node's layer keeps.
+        cotangents: of each value; None where the loss does not depend on it, or nothing on theta.
+        result: at the output.
+    """
+
+    values: list[Tensor]
+    saved: list[Any]
+    cotangents: list[Tensor | None]
+    result: Result
 
 
 class Layered:
@@ -82,6 +98,12 @@ class Layered:
             shared: ``prepared(x)`` of a shared batch.
             out: as theta; parameters that the loss does not read are left as they are.
         """
+        return self.record(theta, x, y, own, shared, out).result.losses
+
+    def record(
+        self, theta: Views, x: Tensor, y: Tensor, own: bool, shared: Sequence[Tensor | None], out: Views
+    ) -> Record:
+        """The same with all that was computed on the way, which holds until the next call."""
         b, scratch = len(theta[0]), self._memory(x[0] if own else x)
         values: list[Any] = [None if v is None else v.expand(b, *v.shape[1:]) for v in shared]
         if own:
@@ -90,11 +112,10 @@ class Layered:
         for i, (node, layer) in enumerate(zip(self.program.nodes, self.layers, strict=True)):
             if values[i + 1] is None:
                 values[i + 1], saved[i] = layer.forward([values[j] for j in node.inputs], theta, scratch)
-        losses, delta = self._at_output(values[self.program.output], y, own, scratch)
-        self._backward(saved, delta, out, scratch)
-        return losses
+        result = self._at_output(values[self.program.output], y, own, scratch)
+        return Record(values, saved, self._backward(saved, result.delta, out, scratch), result)
 
-    def _at_output(self, z: Tensor, y: Tensor, own: bool, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    def _at_output(self, z: Tensor, y: Tensor, own: bool, scratch: Scratch) -> Result:
         try:
             return self.loss(z, y, own, scratch)
         except (torch.OutOfMemoryError, ChaosExtError):
@@ -104,7 +125,7 @@ class Layered:
                 f"y: loss_fn failed on outputs {describe(z[0])} and y {describe(y)}: {first_line(e)}"
             ) from e
 
-    def _backward(self, saved: Sequence[Any], delta: Tensor, grads: Views, scratch: Scratch) -> None:
+    def _backward(self, saved: Sequence[Any], delta: Tensor, grads: Views, scratch: Scratch) -> list[Tensor | None]:
         cotangents: list[Tensor | None] = [None] * (len(self.layers) + 1)
         cotangents[self.program.output] = delta
         depends = self.program.depends
@@ -117,3 +138,4 @@ class Layered:
                 if d is not None and depends[j]:
                     known = cotangents[j]
                     cotangents[j] = d if known is None else torch.add(known, d)
+        return cotangents

@@ -122,13 +122,13 @@ class BatchedElementwise:
 
     def forward(self, inputs: Sequence[Tensor], theta: Sequence[Tensor], scratch: Scratch) -> tuple[Tensor, Any]:
         z, block = scratch.block(inputs[0], (self, "z"))
-        a, slope, _ = self.rule.phi(block)
-        return a.as_strided(z.shape, z.stride()), slope.as_strided(z.shape, z.stride())
+        a, *derivatives = [t if t is None else t.as_strided(z.shape, z.stride()) for t in self.rule.phi(block)]
+        return a, derivatives  # type: ignore[return-value]
 
     def backward(
         self, saved: Any, delta: Tensor, grads: Sequence[Tensor], need: Sequence[bool], scratch: Scratch
     ) -> Cotangents:
-        return [torch.mul(delta, saved, out=scratch.take((self, "back"), delta.shape, delta))]
+        return [torch.mul(delta, saved[0], out=scratch.take((self, "back"), delta.shape, delta))]
 
 
 class SampleBySample:

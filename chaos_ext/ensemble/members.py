@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..base.signals import Deferred
+from .compressed import Compressed
 from .functional import Functional
 from .layered import Layered
 from .layout import Layout
+from .pruner import Pruner
 from .recurrence import Recurrence
+from .single import Single
 
 Engine = Layered | Functional
+Directed = Compressed | Single
 Parts = Sequence[slice]
 
 
@@ -24,13 +29,22 @@ class Members:
         theta: rows [B, S], see ``Layout``.
         buffers: of the model, by name, each [B, ...].
         recurrence: the optimizer.
+        pruner: what it takes out of gradients, of a CGD that prunes.
         steps: done so far.
         diverged: int64 [B], the step after which a member's loss or parameters were not finite; -1: none so far.
         torn: whether a step was broken off while it wrote.
     """
 
-    def __init__(self, layout: Layout, theta: Tensor, buffers: dict[str, Tensor], recurrence: Recurrence) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        theta: Tensor,
+        buffers: dict[str, Tensor],
+        recurrence: Recurrence,
+        pruner: Pruner | None = None,
+    ) -> None:
         self.layout, self.theta, self.buffers, self.recurrence = layout, theta, buffers, recurrence
+        self.pruner = pruner
         self.steps, self.torn = 0, False
         self.diverged = torch.full((len(theta),), -1, dtype=torch.int64, device="cpu")
         self._finite = theta.new_zeros(len(theta))
@@ -52,9 +66,13 @@ class Members:
         """As many members as here, all of them this one."""
         theta = self.theta[i : i + 1].expand_as(self.theta).clone()
         buffers = {n: b[i : i + 1].expand_as(b).clone() for n, b in self.buffers.items()}
-        return Members(self.layout, theta, buffers, self.recurrence.like_member(i))
+        recurrence = self.recurrence.like_member(i)
+        pruner = None if self.pruner is None else self.pruner.like_member(i, recurrence)
+        equals = Members(self.layout, theta, buffers, recurrence, pruner)
+        equals.steps = self.steps
+        return equals
 
-    def advance(self, engine: Engine, parts: Parts, x: Tensor, y: Tensor, own: bool) -> Tensor:
+    def advance(self, engine: Engine | Directed, parts: Parts, x: Tensor, y: Tensor, own: bool) -> Tensor:
         """One step of every member; returns the losses [B] before it.
 
         Args:
@@ -63,18 +81,48 @@ class Members:
             x, y: [N, ...] of all members, or [B, N, ...].
             own: which of the two.
         """
-        if isinstance(engine, Layered) and not own:
+        if isinstance(engine, Layered) and not own and self.pruner is None:
             return self._in_parts(engine, parts, x, y)
-        gradient = self._room(len(self))
-        losses, after = self._all_gradients(engine, parts, x, y, own)
+        if self.pruner is None:
+            assert not isinstance(engine, Directed)
+            return self._written(parts, self._all_gradients(engine, parts, x, y, own))
+        with self.pruner.unchanged_on_failure():
+            if isinstance(engine, Directed):
+                self._room(len(self))
+                out = self._views(False, slice(0, len(self)))
+                found = engine.pruned(self, self.pruner, parts, x, y, own, out)
+            else:
+                found = self._all_gradients(engine, parts, x, y, own)
+                self.pruner.did_not_prune(self.steps, found[0], self.alive())
+            with self._without_dead(found[0]):
+                return self._written(parts, found)
+
+    def _written(self, parts: Parts, found: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
+        """The step along the gradients in the room; returns the losses."""
+        losses, after = found
         with Deferred():
             self.torn = True
             for rows in parts:
-                self._update_(rows, gradient[rows])
+                self._update_(rows, self._gradient[rows])
             for n, b in after.items():
                 self.buffers[n].copy_(b)
             self._commit(losses)
         return losses
+
+    @contextlib.contextmanager
+    def _without_dead(self, losses: Tensor) -> Iterator[None]:
+        """Members that are left out stay where they are."""
+        dead = (self.diverged >= 0).nonzero().squeeze(1).to(self.theta.device)
+        if not len(dead):
+            yield
+            return
+        losses[dead] = torch.nan
+        moving = (self.theta, *self.recurrence.buffers.values(), *self.buffers.values())
+        kept = [(t, t[dead]) for t in moving]
+        with Deferred():
+            yield
+            for t, values in kept:
+                t[dead] = values
 
     def views(self, rows: slice) -> list[Tensor]:
         """The parameters of these members, each [b, *shape]."""
@@ -110,13 +158,15 @@ class Members:
     def _all_gradients(
         self, engine: Engine, parts: Parts, x: Tensor, y: Tensor, own: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        self._room(len(self))
+        shared = engine.prepared(x, self.theta[0]) if isinstance(engine, Layered) and not own else ()
         losses: list[Tensor] = []
         after: dict[str, list[Tensor]] = {n: [] for n in self.buffers}
         for rows in parts:
             mine = (x[rows], y[rows]) if own else (x, y)
             theta, out = self.views(rows), self._views(False, rows)
             if isinstance(engine, Layered):
-                losses.append(engine.gradients(theta, *mine, own, (), out))
+                losses.append(engine.gradients(theta, *mine, own, shared, out))
                 continue
             buffers = {n: b[rows] for n, b in self.buffers.items()}
             found, moved = engine.gradients(theta, buffers, *mine, own, out)

@@ -53,13 +53,8 @@ def is_adam(opt: Optimizer) -> bool:
     """Whether it steps by Adam's recurrence; else by SGD's.
 
     Raises:
-        UnsupportedError: neither; a CGD that prunes.
+        UnsupportedError: neither.
     """
-    if type(opt) is CGD and opt.prune is not None:
-        raise UnsupportedError(
-            f"opt: CGD with prune={opt.prune!r} takes the spectrum of each member at each step, which is not batched; "
-            "expected prune=None"
-        )
     if type(opt) not in (SGD, CGD, Adam, AdamW):
         raise UnsupportedError(
             f"opt: expected torch.optim.SGD, Adam, AdamW or chaos_ext.CGD (a subclass may step differently), got "

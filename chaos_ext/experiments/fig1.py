@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from .report import Records
 from .series import last_epoch, spread
 from .settings import Settings, Unit
 from .study import Study, run_study
+from .together import USUAL, run_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,11 +39,18 @@ class Fig1Settings(Settings):
         k: largest number of directions pruned per step, or None for all.
         order: which of them, ``"top_abs"`` or ``"random"``.
         noise: standard deviation of the runs with noise, or None.
+        together: how many seeds of a run are trained at once, as one ensemble.
     """
 
     k: int | None
     order: str
     noise: float | None
+    together: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As of all settings; runs of before there were ensembles are those of one seed at a time."""
+        own = super().to_json()
+        return own if self.together > 1 else {n: v for n, v in own.items() if n != "together"}
 
 
 class Fig1(Study):
@@ -65,7 +74,15 @@ class Fig1(Study):
         """One run of plain SGD, and for each set its own, its controls and its noise."""
         kinds = ("", *(f"-{c}" for c in args.controls), *(("-noise",) if args.noise is not None else ()))
         runs = ("sgd", *(chosen + kind for chosen in args.prune for kind in kinds))
-        return Fig1Settings(**common, runs=runs, k=args.k, order=args.order, noise=args.noise)
+        most = len(common["seeds"])
+        usual = 1 if args.model != "mlp" else most if common["device"] != "cpu" else USUAL
+        together = min(most, args.together or usual)
+        return Fig1Settings(**common, runs=runs, k=args.k, order=args.order, noise=args.noise, together=together)
+
+    def records(self, settings: Settings, run: Callable[..., Records]) -> Records:
+        """Several seeds of a run at once, but of controls, which step along gradients of their own."""
+        assert isinstance(settings, Fig1Settings)
+        return run_together(settings, settings.together, lambda unit: pruned.parsed(unit.run)[1] is None, run)
 
     def work(self, settings: Settings, unit: Unit, data: Dataset) -> PrunedTraining:
         """A training that prunes what its run is named by."""

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for each set also random directions: as many (rank), or as much of the gradient (energy)")  # fmt: skip
     parser.add_argument("--noise", type=positive, default=None, metavar="SD",
         help="for each set also a run with Gaussian noise in its directions instead of pruning")  # fmt: skip
+    parser.add_argument("--together", type=count, default=None, metavar="B",
+        help="train B seeds of a run at once, as one ensemble; a seed's results are the same to rounding (default: 8 "
+        "of the MLP, on a GPU all)")  # fmt: skip
     add_study(parser, NAME, QUICK_STEPS)
 
 

@@ -44,6 +44,7 @@ def run_units(
     every: float,
     report: Report,
     do: Do = run_unit,
+    units: Sequence[Unit] | None = None,
 ) -> dict[Unit, dict[str, Any]]:
     """Runs every unit of an experiment and returns their records.
 
@@ -57,16 +58,17 @@ def run_units(
         every: seconds between checkpoints.
         report: told of steps that are done.
         do: what is done with a unit.
+        units: to do; default: those of the settings.
 
     Returns:
-        unit -> ``Work.record()`` at its end, in the order of ``settings.units``.
+        unit -> ``Work.record()`` at its end, in the order of ``units``.
 
     Raises:
         UsageError: ``jobs`` on one of several ranks of torchrun, of which each does one unit at a time.
         WorkerError: a worker process died or raised; finished units and checkpoints are kept.
         Interrupted: Ctrl-C or SIGTERM came; checkpoints of the last steps were written.
     """
-    units = settings.units
+    units = settings.units if units is None else list(units)
     if (ranks := fleet.current()) is not None:
         if jobs != 1:
             raise UsageError("--jobs: every rank of torchrun does one unit at a time; start more ranks instead")

@@ -127,23 +127,33 @@ class PrunedTraining(Training):
         """Loss, accuracy and spectrum at theta(t) on the batch, then the step to theta(t+1)."""
         op = ce.HessianOperator(self.model, self.loss_fn, x, y)
         spec = ce.directions(op)
-        s = ce.spectral_summary(spec, self.what.lr)
+        s = self.summary(spec)
         assert isinstance(op.output, Tensor)
         loss, accuracy = op.loss.item(), (op.output.argmax(1) == y).double().mean().item()
-        self._require_dominant(s.n_positive)
-        removed = self.take_step(spec, op)
+        return self.measured(loss, accuracy, s, spec.zero_tol, self.take_step(spec, op))
+
+    def summary(self, spec: ce.Spectrum) -> ce.SpectralSummary:
+        """Of the spectrum before a step.
+
+        Raises:
+            NotConvergedError: dominant directions that are not determined: the run ends, as where numbers leave the
+            finite ones.
+        """
+        s, w = ce.spectral_summary(spec, self.what.lr), self.what
+        if w.chosen in ("dominant", BULK) and self.step >= w.start and s.n_positive < (w.k or 0):
+            raise NotConvergedError(f"k: {w.k} dominant directions of a batch with {s.n_positive} positive eigenvalues")
+        return s
+
+    def measured(
+        self, loss: float, accuracy: float, s: ce.SpectralSummary, zero_tol: float, removed: float
+    ) -> Sequence[float | int | None]:
+        """What a row has of a step that was taken."""
         self.near[0] += s.n_near_threshold
         self.near[1] += 0.0 if math.isnan(s.share_near_threshold) else s.share_near_threshold  # NaN: g = 0
-        self.zero_tol = spec.zero_tol
+        self.zero_tol = zero_tol
         counts = (s.n_negative, s.n_zero, s.n_positive, s.n_chaotic)
         shares = (s.share_negative, s.share_zero, s.share_positive, s.share_chaotic)
         return (loss, accuracy, *counts, s.lambda_min, s.lambda_max, *shares, removed)
-
-    def _require_dominant(self, n_positive: int) -> None:
-        """Ends the run, as where numbers leave the finite ones, before directions that are not determined."""
-        w = self.what
-        if w.chosen in ("dominant", BULK) and self.step >= w.start and n_positive < (w.k or 0):
-            raise NotConvergedError(f"k: {w.k} dominant directions of a batch with {n_positive} positive eigenvalues")
 
     def take_step(self, spec: ce.Spectrum, op: ce.HessianOperator) -> float:
         """To theta(t+1); the share of ||g||^2 that was left out."""

@@ -13,7 +13,7 @@ import logging
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -81,6 +81,10 @@ class Study(ABC):
     @abstractmethod
     def work(self, settings: Settings, unit: Unit, data: Dataset) -> Work:
         """Of one unit, at its start."""
+
+    def records(self, settings: Settings, run: Callable[..., report.Records]) -> report.Records:
+        """Does all units: ``run(do=..., units=...)`` as of ``pool.run_units``."""
+        return run()
 
     def figures(self, settings: Settings) -> tuple[str, ...]:
         """Names of its figures."""
@@ -167,9 +171,8 @@ def _do(study: Study, args: argparse.Namespace, settings: Settings, data: Datase
     """Runs all units, writes metrics.csv and returns the manifest that describes them."""
     samples, columns = len(data.y_train), {**study.head, **study.columns}
     with Progress(study.steps(settings, samples), lines=study.name) as progress:
-        records = run_units(
-            study.work, settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report
-        )
+        how = (study.work, settings, data, args.root, out, args.jobs, args.checkpoint_every, progress.report)
+        records = study.records(settings, functools.partial(run_units, *how))
     failed = any(r["failure"] for r in records.values())
     return {
         "experiment": study.name,

@@ -93,19 +93,33 @@ class Training:
 
     def advance(self) -> bytes:
         """Takes one step; returns its row, or nothing if the numbers left the finite ones (see ``failure``)."""
-        index = self._next_batch().to(self.settings.device)
+        index = self.next_batch().to(self.settings.device)
         began = time.perf_counter()
         try:
             values = self.measure_and_step(self.batch_data.x_train[index], self.batch_data.y_train[index])
         except (NonFiniteError, NotConvergedError) as error:
-            self.failure = {"step": self.step, "error": f"{type(error).__name__}: {error}"}
-            self._close_epoch()
+            self.fail(error)
             return b""
-        elapsed = time.perf_counter() - began
-        self.seconds, self.fastest = self.seconds + elapsed, min(self.fastest, elapsed)
+        return self.stepped(values, time.perf_counter() - began)
+
+    def fail(self, error: Exception) -> None:
+        """Training cannot go on."""
+        self.failure = {"step": self.step, "error": f"{type(error).__name__}: {error}"}
+        self._close_epoch()
+
+    @property
+    def is_evaluated_next(self) -> bool:
+        """Whether the next step is the last of an epoch, or of the run."""
+        step = self.step + 1
+        return step % self.order.steps_per_epoch == 0 or step == self.total
+
+    def stepped(self, values: Sequence[float | int | None], seconds: float) -> bytes:
+        """Counts a step that was taken, with what was measured before it; returns its row."""
+        self.seconds, self.fastest = self.seconds + seconds, min(self.fastest, seconds)
+        last = self.is_evaluated_next
         self.step += 1
         val_loss = val_accuracy = None
-        if self.step % self.order.steps_per_epoch == 0 or self.step == self.total:
+        if last:
             self._close_epoch()
             val_loss, val_accuracy = self.evaluate()
         return self.lines(values, val_loss, val_accuracy)
@@ -116,7 +130,8 @@ class Training:
         head = (self.unit.run, self.unit.seed, self.step - 1)
         return format_row((*head, loss, accuracy, val_loss, val_accuracy, *more))
 
-    def _next_batch(self) -> Tensor:
+    def next_batch(self) -> Tensor:
+        """The samples of the step to come; asked for once a step, since their hash is noted."""
         epoch, position = divmod(self.step, self.order.steps_per_epoch)
         if not self._hashes:
             self._batches = self.order.epoch(epoch)

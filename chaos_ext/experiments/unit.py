@@ -39,21 +39,25 @@ class Work(Protocol):
     """
 
     unit: Unit
-    step: int
-    failure: dict[str, Any] | None
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def failure(self) -> dict[str, Any] | None: ...
 
     @property
     def taken(self) -> int: ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> Any: ...
 
     @property
     def done(self) -> bool:
         """Whether no step is left, or none can be done."""
 
-    def advance(self) -> bytes:
-        """Does one step and returns its rows: none, one or several lines of CSV."""
+    def advance(self) -> Any:
+        """Does one step and returns its rows: none, one or several lines of CSV (a list of them, of several files)."""
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors and plain values."""
@@ -68,8 +72,32 @@ class Work(Protocol):
 Make = Callable[[Settings, Unit, Dataset], Work]
 
 
+class Rows(Protocol):
+    """Where rows go, as ``RowFile``; of several files their rows, marks and numbers of lines in lists."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None: ...
+    def append(self, row: Any) -> None: ...
+    def flush(self) -> None: ...
+    def mark(self) -> Any: ...
+    def clear(self) -> None: ...
+    def cut_back(self, mark: Any) -> Any: ...
+
+
+def one_file(out: OutputFolder, unit: Unit) -> Rows:
+    """The rows of one unit."""
+    return RowFile(out.rows(unit))
+
+
 def run_unit(
-    make: Make, settings: Settings, unit: Unit, data: Dataset, out: OutputFolder, every: float, report: Report
+    make: Make,
+    settings: Settings,
+    unit: Unit,
+    data: Dataset,
+    out: OutputFolder,
+    every: float,
+    report: Report,
+    rows_of: Callable[[OutputFolder, Any], Rows] = one_file,
 ) -> dict[str, Any]:
     """Does a unit's work to its end, from its checkpoint if there is a good one.
 
@@ -81,6 +109,7 @@ def run_unit(
         out: where rows and checkpoint are.
         every: seconds between checkpoints.
         report: told of steps that are done.
+        rows_of: opens where its rows go.
 
     Returns:
         ``Work.record()`` at the end.
@@ -88,12 +117,13 @@ def run_unit(
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; a checkpoint of the last step was written.
     """
-    with RowFile(out.rows(unit)) as rows:
+    with rows_of(out, unit) as rows:
         work = _restored(make, settings, unit, data, out, rows)
         report(work.taken, True)
         saved = time.monotonic()
         with between_steps() as asked_to_end:
             while not work.done:
+                before = work.taken
                 rows.append(work.advance())
                 signum = asked_to_end()
                 if work.done or signum is not None or time.monotonic() - saved >= every:
@@ -101,17 +131,17 @@ def run_unit(
                     saved = time.monotonic()
                 if signum is not None:
                     raise Interrupted(signum, f"{unit.name} at step {work.step}")
-                report(int(work.failure is None), False)
+                report(work.taken - before, False)
         return work.record()
 
 
-def _save(settings: Settings, work: Work, out: OutputFolder, rows: RowFile) -> None:
+def _save(settings: Settings, work: Work, out: OutputFolder, rows: Rows) -> None:
     rows.flush()  # first: a checkpoint must never speak of rows that a kill can still lose
     identity = {"settings": settings.to_json(), "unit": work.unit.name}
     write_sealed(out.checkpoint(work.unit), {**identity, "rows": rows.mark(), "state": work.state()})
 
 
-def _restored(make: Make, settings: Settings, unit: Unit, data: Dataset, out: OutputFolder, rows: RowFile) -> Work:
+def _restored(make: Make, settings: Settings, unit: Unit, data: Dataset, out: OutputFolder, rows: Rows) -> Work:
     work = make(settings, unit, data)
     path = out.checkpoint(unit)
     try:

@@ -124,14 +124,15 @@ def _complete(op: Operator, dtype: torch.dtype, zero_tol: float, *, form: bool) 
         entry = 4 * dtype.itemsize if form else 24 + dtype.itemsize
         announce(decomposed_size(op, dtype), dtype, op.device, form, entry)
         basis, S = op.smallest_form(dtype, entry)
-        spec = _decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
+        spec = decomposed(S, basis, op.shape[0], zero_tol, op.gradient_in(dtype), form)
     spec.loss, spec.gradient, spec.origin = op.loss, op.gradient, op.origin
     return spec
 
 
-def _decomposed(
+def decomposed(
     S: Tensor, basis: Columns, size: int, zero_tol: float, gradient: Tensor | None, form: bool = True
 ) -> Spectrum:
+    """The complete spectrum of H = Q S Q^T [P, P], P = size; without ``form`` as ``directions`` gives it."""
     return _nonzero(*eigenpairs(S, form), basis, size, zero_tol, gradient)
 
 
@@ -188,4 +189,4 @@ def spectrum_of_matrix(
     if len(H) and float((H - H.T).abs().max()) > limit * float(H.abs().max()):
         raise ValueError(f"H: expected a symmetric matrix, it is asymmetric by more than {limit:g} of its scale")
     exact = None if gradient is None else gradient.to(dtype)
-    return _decomposed(H.to(dtype), Coordinates(len(H)), len(H), tolerance, exact, form)
+    return decomposed(H.to(dtype), Coordinates(len(H)), len(H), tolerance, exact, form)
