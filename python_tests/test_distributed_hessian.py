@@ -262,6 +262,17 @@ def test_batch_norm_on_several_ranks():
     assert not torch.equal(means[0], means[1])
 
 
+def _ensemble(model, batch):
+    """Twins of a wrapped model are those of its module, and are loaded into either."""
+    deltas = 1e-3 * torch.eye(nn.utils.parameters_to_vector(model.parameters()).numel(), 2, dtype=torch.float64)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    both = [ce.Ensemble.around(m, F.cross_entropy, sgd, deltas) for m in (model, model.module)]
+    assert torch.equal(*[ens.step(*batch) for ens in both])
+    assert torch.equal(both[0].thetas, both[1].thetas)
+    both[0].load_into(model, 1)
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), both[1].thetas[1])
+
+
 def _wrapped(rank):
     """A model in DDP is its module, and nobody has called its forward or its hooks."""
     batches, world = _step_batches(0), dist.group.WORLD
@@ -293,6 +304,10 @@ def _wrapped(rank):
         op = ce.HessianOperator(model, F.cross_entropy, *batches[rank], group=world)
         analyzer.update(op)
         opt.step(op)
+    ce.spectra_per_layer(model, F.cross_entropy, *batches[rank])
+    ce.FisherOperator(model, nn.CrossEntropyLoss(), *batches[rank]).dense()
+    ce.perturb(model, torch.ones(op.shape[0], dtype=torch.float64), 1e-3)
+    _ensemble(model, batches[rank])
     assert not calls
     assert dict(vars(model)) == before
     F.cross_entropy(model(batches[rank][0]), batches[rank][1]).backward()
