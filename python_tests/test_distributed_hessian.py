@@ -142,6 +142,29 @@ def _agrees(name, ours, theirs, limit=TIGHT):
     assert relative(ours, theirs) < limit, name
 
 
+class Spare(nn.Module):
+    """A model with a parameter that no loss depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare, self.net = nn.Parameter(torch.ones(2, dtype=torch.float64)), _mlp()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def _leaves_alone_what_is_unused(rank, batches):
+    model = Spare()
+    opt = ce.CGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    for given in (batches, [batches[0], [], []]):
+        op = ce.DatasetHessian(model, F.cross_entropy, given[rank] and [given[rank]], group=dist.group.WORLD)
+        assert op.unused == op.origin.unused == {0}
+        before = [p.detach().clone() for p in model.parameters()]
+        opt.step(op)
+        moved = [not torch.equal(p, then) for p, then in zip(model.parameters(), before)]
+        assert moved == [False] + [True] * (len(moved) - 1)
+
+
 def _one_batch_each(rank):
     """``HessianOperator`` of three ranks, held against that of all their samples on each."""
     world, batches = dist.group.WORLD, _step_batches(0)
@@ -177,6 +200,7 @@ def _one_batch_each(rank):
     _agrees("float32 in float64", spec.eigenvalues, theirs.eigenvalues, 1e-7)  # batches' parts were rounded
     with pytest.raises(ce.UnsupportedError, match="DatasetHessian"):
         ce.HessianOperator(_mlp(), lambda z, y: F.cross_entropy(z, y), *batches[rank], group=world)
+    _leaves_alone_what_is_unused(rank, batches)
     half = dist.new_group([0, 2])
     if rank != 1:
         op = ce.HessianOperator(_mlp(), F.cross_entropy, *batches[rank], group=ce.Ranks(half, timeout=30))
