@@ -19,7 +19,10 @@ from multiprocessing.connection import wait
 import pytest
 import torch
 
+import chaos_ext
+
 PRELOADED = ["pytest", "chaos_ext._contents", "torch.distributed.fsdp", "oracles", "ranks"]
+PACKAGE = chaos_ext.__file__
 LIMIT = 100.0  # s, from which on processes are killed and their test fails
 
 
@@ -40,9 +43,10 @@ def run(size, function, *args, limit=LIMIT, check=True):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             patch.setenv(name, "1")  # read when the server starts
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # which chaos_ext this is
         pairs = [server.Pipe() for _ in range(size)]
         jobs = [
-            server.Process(target=_child, args=(r, size, folder, limit, function, args, theirs), daemon=True)
+            server.Process(target=_child, args=(r, size, folder, limit, function, args, theirs, PACKAGE), daemon=True)
             for r, (_, theirs) in enumerate(pairs)
         ]
         for job in jobs:
@@ -95,7 +99,8 @@ def _received(connection, job):
         return Outcome(code=job.exitcode)
 
 
-def _child(rank, size, folder, limit, function, args, connection):
+def _child(rank, size, folder, limit, function, args, connection, package):
+    assert package == PACKAGE, f"the server has imported {PACKAGE}"
     faulthandler.dump_traceback_later(max(1.0, limit - 2), exit=False)
     torch.set_num_threads(1)
     begun = time.monotonic()

@@ -142,6 +142,29 @@ def _agrees(name, ours, theirs, limit=TIGHT):
     assert relative(ours, theirs) < limit, name
 
 
+class Spare(nn.Module):
+    """A model with a parameter that no loss depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare, self.net = nn.Parameter(torch.ones(2, dtype=torch.float64)), _mlp()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def _leaves_alone_what_is_unused(rank, batches):
+    model = Spare()
+    opt = ce.CGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    for given in (batches, [batches[0], [], []]):
+        op = ce.DatasetHessian(model, F.cross_entropy, given[rank] and [given[rank]], group=dist.group.WORLD)
+        assert op.unused == op.origin.unused == {0}
+        before = [p.detach().clone() for p in model.parameters()]
+        opt.step(op)
+        moved = [not torch.equal(p, then) for p, then in zip(model.parameters(), before)]
+        assert moved == [False] + [True] * (len(moved) - 1)
+
+
 def _one_batch_each(rank):
     """``HessianOperator`` of three ranks, held against that of all their samples on each."""
     world, batches = dist.group.WORLD, _step_batches(0)
@@ -177,6 +200,7 @@ def _one_batch_each(rank):
     _agrees("float32 in float64", spec.eigenvalues, theirs.eigenvalues, 1e-7)  # batches' parts were rounded
     with pytest.raises(ce.UnsupportedError, match="DatasetHessian"):
         ce.HessianOperator(_mlp(), lambda z, y: F.cross_entropy(z, y), *batches[rank], group=world)
+    _leaves_alone_what_is_unused(rank, batches)
     half = dist.new_group([0, 2])
     if rank != 1:
         op = ce.HessianOperator(_mlp(), F.cross_entropy, *batches[rank], group=ce.Ranks(half, timeout=30))
@@ -262,6 +286,17 @@ def test_batch_norm_on_several_ranks():
     assert not torch.equal(means[0], means[1])
 
 
+def _ensemble(model, batch):
+    """Twins of a wrapped model are those of its module, and are loaded into either."""
+    deltas = 1e-3 * torch.eye(nn.utils.parameters_to_vector(model.parameters()).numel(), 2, dtype=torch.float64)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    both = [ce.Ensemble.around(m, F.cross_entropy, sgd, deltas) for m in (model, model.module)]
+    assert torch.equal(*[ens.step(*batch) for ens in both])
+    assert torch.equal(both[0].thetas, both[1].thetas)
+    both[0].load_into(model, 1)
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), both[1].thetas[1])
+
+
 def _wrapped(rank):
     """A model in DDP is its module, and nobody has called its forward or its hooks."""
     batches, world = _step_batches(0), dist.group.WORLD
@@ -293,6 +328,10 @@ def _wrapped(rank):
         op = ce.HessianOperator(model, F.cross_entropy, *batches[rank], group=world)
         analyzer.update(op)
         opt.step(op)
+    ce.spectra_per_layer(model, F.cross_entropy, *batches[rank])
+    ce.FisherOperator(model, nn.CrossEntropyLoss(), *batches[rank]).dense()
+    ce.perturb(model, torch.ones(op.shape[0], dtype=torch.float64), 1e-3)
+    _ensemble(model, batches[rank])
     assert not calls
     assert dict(vars(model)) == before
     F.cross_entropy(model(batches[rank][0]), batches[rank][1]).backward()

@@ -99,7 +99,7 @@ class DatasetHessian(WithEigenvalueGradient):
         group: Any = None,
     ) -> None:
         self._share, self._budget = shares(group), memory_budget
-        with self._share.together("the making of a DatasetHessian"):
+        with self._share.together("the making of a DatasetHessian", meets=True):
             if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
                 raise ValueError(f"keep: expected a number of bytes >= 0, got {keep!r}")
             tree = ModuleTree(model, params)

@@ -11,6 +11,7 @@ from ..base.parameters import ParameterSpace
 from ..base.restoring import Restoring
 from ..base.tensors import all_finite
 from ..base.torch_internals import without_grad
+from ..base.wrappers import unwrapped
 from ..errors import NonFiniteError
 from .members import Members
 from .twin import Twin
@@ -134,7 +135,7 @@ def load_into(members: Members, model: nn.Module, i: int) -> None:
     space = ParameterSpace.of(model)
     _same("parameters", *[dict(zip(s.names, map(tuple, s.shapes), strict=True)) for s in (own, space)])
     _same("dtype", own.dtype, space.dtype)
-    theirs = {f"model.{n}": b for n, b in model.named_buffers()}
+    theirs = {f"model.{n}": b for n, b in unwrapped(model).named_buffers()}
     mine = {n: b[i] for n, b in members.buffers.items()}
     _same("buffers", *[{n: (tuple(b.shape), b.dtype) for n, b in d.items()} for d in (mine, theirs)])
     for p, v in zip(space.params, members.views(slice(i, i + 1)), strict=True):

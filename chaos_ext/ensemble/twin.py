@@ -17,6 +17,7 @@ from ..base.randomness import without_randomness
 from ..base.restoring import together
 from ..base.torch_internals import grad_mode, tree_map
 from ..base.traces import untouched
+from ..base.wrappers import unwrapped
 from ..curvature.scalar import Scalar
 from ..errors import UnsupportedError
 
@@ -50,7 +51,7 @@ class Twin:
             raise TypeError(f"loss_fn: expected a callable loss_fn(output, y), got {type(loss_fn).__name__}")
         theirs = ParameterSpace.of(model).params  # refuses what has no theta before anything is copied
         try:
-            own, loss = copy.deepcopy((model, loss_fn))
+            own, loss = copy.deepcopy((unwrapped(model), loss_fn))
         except Exception as e:  # whatever the user's modules raise
             raise UnsupportedError(
                 f"model, loss_fn: an ensemble works on copies, which could not be made ({type(e).__name__}: {e})"
