@@ -1,7 +1,7 @@
 """CGD with k dominant directions of a large network: what a refresh and a step cost, in plain training steps.
 
     python benchmarks/dominant.py [--sizes 100000,1000000] [--batch 128] [--k 10] [--every 5] [--threads 1] \\
-        [--directions "data set"] [--out FILE]
+        [--directions "data set"] [--dry]
 
 For P parameters (an MLP 784-..-10) and batches of N, in CPU seconds, minima of several, all in one process:
 
@@ -17,11 +17,12 @@ batch: at most 30 plain steps a refresh, at most 8 a step on average. With B bat
 
 from __future__ import annotations
 
+import report  # isort: skip  (before torch: it sets OMP_WAIT_POLICY)
+
 import argparse
 import json
-import platform
 import time
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,28 +110,34 @@ def followed(kind: str, tol: float, args: argparse.Namespace, size: int, plain: 
 
 
 def main() -> None:
-    """Writes the results as JSON, and a line for each."""
+    """Writes results/dominant.json, and a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=lambda s: [int(v) for v in s.split(",")], default=[100_000, 1_000_000])
     for name, default in (("batch", 128), ("batches", 8), ("k", 10), ("every", 5), ("refreshes", 6), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--directions", choices=(*KINDS, "both"), default="both")
-    parser.add_argument("--out", type=Path, default=Path("dominant.json"))
+    parser.add_argument("--directions", choices=(*KINDS, "all"), default="all")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = []
+    started, rows = report.environment(), list[dict[str, Any]]()
     for size in args.sizes:
         plain = plain_ms(size, data(args.batches, args.batch), args.lr)
         P = sum(p.numel() for p in network(size).parameters())
-        for kind in KINDS if args.directions == "both" else (args.directions,):
+        for kind in KINDS if args.directions == "all" else (args.directions,):
             for tol in TOLERANCES:
-                row = {"P": P, "N": args.batch, "plain_ms": round(plain, 3), **followed(kind, tol, args, size, plain)}
-                results.append(row)
+                row = {
+                    "P": P,
+                    "N": args.batch,
+                    "k": args.k,
+                    "every": args.every,
+                    "plain_ms": round(plain, 3),
+                    **followed(kind, tol, args, size, plain),
+                }
+                rows.append(row)
                 print(json.dumps(row), flush=True)
-    setting = {k: v for k, v in vars(args).items() if k != "out"}
-    machine = {"torch": torch.__version__, "machine": platform.machine(), "unit": "plain steps, unless named _ms"}
-    args.out.write_text(json.dumps({"setting": setting, **machine, "results": results}, indent=2) + "\n")
+    if not args.dry:
+        report.write("dominant", rows, started)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 NETWORKS = [DENSE["c"], DENSE["d"], BLOCK["e"], *VISION]
 NETWORK_COLUMNS = [1, 4, 8, 15, 16]
-COMPILED_COLUMNS = [1, 8, 32]
+WHERE_COMPILED = [(n, k) for n in (8, 64) for k in (1, 8)]  # batches and columns
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 Row = dict[str, Any]
@@ -156,9 +156,11 @@ def main() -> None:
 
     with sdpa_kernel(SDPBackend.MATH):  # of the fused kernels torch has no second derivative
         for c in mlp_cells(args.quick):
-            add(mlp_row(*c, measure, compile=not args.eager and c[-1] in COMPILED_COLUMNS))
+            add(mlp_row(*c, measure, compile=not args.eager and c[2:] in WHERE_COMPILED))
         for net, k in itertools.product(NETWORKS[::4] if args.quick else NETWORKS, NETWORK_COLUMNS):
-            own = cell(net.build(measure.dtype), k, measure, compile=not args.eager and k in COMPILED_COLUMNS)
+            own = cell(
+                net.build(measure.dtype), k, measure, compile=not args.eager and (net.batch, k) in WHERE_COMPILED
+            )
             add({"net": net.name, "norm": "", "N": net.batch, "k": k, **own})
     name = f"grid-{args.dtype}-{args.threads}{'-quick' if args.quick else ''}"
     path = report.write(name, rows, started)

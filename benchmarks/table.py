@@ -172,6 +172,37 @@ def grid_table(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def dominant_table(rows: list[Row]) -> str:
+    """Steps of CGD with dominant directions, in plain training steps of the same network."""
+    lines = [
+        [
+            f"P = {r['P']:,}, {r['directions']}, {r['tolerance']:g}",
+            seconds(r["plain_ms"] / 1e3),
+            f"{r['refresh']:.3g}",
+            str(r["products"]),
+            f"{r['between']:.3g}",
+            f"{r['amortised']:.3g}",
+        ]
+        for r in rows
+    ]
+    what = f"N = {rows[0]['N']}, k = {rows[0]['k']}; directions of, tolerance"
+    head = [what, "a plain step", "a refresh", "its products", "a step between", f"mean of {rows[0]['every']}"]
+    return markdown(head, lines)
+
+
+def large_table(rows: list[Row]) -> str:
+    """What a step of each kind takes on large networks."""
+    lines = []
+    for r in rows:
+        name = f"{r['network']}, P = {r['P']:,}: {r['task']}" if "P" in r else f"{r['network']}: {r['task']}"
+        if "failed" in r:
+            lines.append([name, "did not fit", "", ""])
+        else:
+            later = "-" if r["seconds"] is None else seconds(r["seconds"])
+            lines.append([name, seconds(r["first_s"]), later, f"{(r['peak_bytes'] - r['start_bytes']) / 1e9:.2f} GB"])
+    return markdown([f"wall time, {rows[0]['threads']} threads", "the first", "later ones", "peak memory"], lines)
+
+
 def everything(results: Path) -> str:
     """All tables, one after the other, each with where it was measured."""
     made = (
@@ -184,6 +215,8 @@ def everything(results: Path) -> str:
         ("tangent", update_table),
         ("tangent", training_table),
         ("ensemble", ensemble_table),
+        ("dominant", dominant_table),
+        ("large", large_table),
     )
     parts = []
     for name, make in made:

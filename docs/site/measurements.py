@@ -43,6 +43,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "update": lambda: _with_origin(table.update_table, "tangent"),
     "training": lambda: _with_origin(table.training_table, "tangent"),
     "ensemble": lambda: _with_origin(table.ensemble_table, "ensemble"),
+    "dominant": lambda: _with_origin(table.dominant_table, "dominant"),
+    "large": lambda: _with_origin(table.large_table, "large"),
     "grid": lambda: _with_origin(table.grid_table, "grid-float32-1"),
 }
 
@@ -104,14 +106,14 @@ def plot_grid() -> Any:
     columns = sorted({r["k"] for r in found})
     ax = new_axes((7.2, 4.4))
     for i, ((color, marker), norm) in enumerate(zip(LOOKS[1:], table.unique(found, "norm"), strict=False)):
-        own = [r for r in found if r["norm"] == norm]
+        own = [r for r in found if r["norm"] == norm and r["best"]]
         at = np.array([columns.index(r["k"]) for r in own]) + 0.22 * (i - 1)
-        label = "no normalisation" if norm == "none" else norm
+        label = {"none": "MLP", "": "other networks"}.get(norm, f"MLP with {norm}")
         ax.plot(at, [r["ratio"] for r in own], marker, color=color, alpha=0.7, markersize=5, label=label)
     ax.axhline(1, color="0.2", linewidth=1)
     ax.text(-0.45, 0.97, "torch is faster below", va="top", fontsize="small", color="0.2")
     ax.set_yscale("log")
-    ax.set_ylim(bottom=0.6)
+    ax.set_ylim(bottom=0.25)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_xlabel("columns k of V in H V")
     ax.set_ylabel("time of torch's best way over ours")
