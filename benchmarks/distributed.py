@@ -31,7 +31,7 @@ PROBLEM, LR = CASES["a"], 1e-3
 # A run is re-orthonormalised after these steps at first; later after at most k / 2 steps, if nothing stretches.
 RENEWED = (1, 5, 21)
 ROUNDS = 3  # of 5 steps, between the last two of these
-BATCHES, SAMPLES, COLUMNS, PRODUCTS = 32, 128, 16, 5  # of the data set, and of what its Hessian is multiplied with
+BATCHES, SAMPLES, COLUMNS, PRODUCTS = 64, 256, 16, 5  # of the data set, and of what its Hessian is multiplied with
 Row = dict[str, Any]
 Times = tuple[float, float]  # wall and CPU seconds
 

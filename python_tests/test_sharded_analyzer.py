@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training import RUNS, analyse, setting
+from training import CE, RUNS, analyse, setting
 
 import chaos_ext as ce
 
@@ -108,7 +108,7 @@ def test_no_rank_ever_has_all_columns(k):
 
 
 def _refused(rank):
-    model, _ = setting()
+    model, batches = setting()
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     for options in ({"method": "svd"}, {"gali": True}, {"covariant": True, "k": 3}):
         with pytest.raises(ce.UnsupportedError, match=f"{next(iter(options))}: .*group"):
@@ -127,6 +127,9 @@ def _refused(rank):
             read()
     with pytest.raises(ce.UnsupportedError, match="svd"):
         an.singular_vectors()
+    with pytest.raises(ce.UnsupportedError, match="op: made with group="):
+        an.update(ce.HessianOperator(model, CE, *batches[rank], group=dist.group.WORLD))
+    an.update(ce.HessianOperator(model, CE, *batches[0]))
 
 
 def test_what_needs_all_columns_is_refused():

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import struct
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from torch import Tensor
 from ..._version import __version__
 from ...base.tensors import checksum
 from ...curvature.hessian import HessianOperator
+from ...curvature.shared import SharedHessian
 from ...distributed.ranks import Ranks
-from ...errors import RankFailedError, RanksDisagreeError
+from ...errors import RanksDisagreeError, UnsupportedError
 from ..projected import Projected
 from ..tangent_map import TangentMap
 
+_SMALL = 1 << 14  # numbers
 _SEEN = ("loss", "gradient", "optimizer options", "optimizer state", "projected gradient")
 _T = TypeVar("_T")
 Context = contextlib.AbstractContextManager[None]
@@ -71,34 +73,19 @@ class Company(Alone):
 
     def prepared(self, make: Callable[[], _T], op: HessianOperator, tangent: TangentMap) -> _T:
         """See ``Alone``; in one exchange, since it comes before every step."""
-        try:
-            made, failed, seen = make(), None, _seen(op, tangent)
-        except Exception as error:
-            made, failed, seen = None, error, [0] * len(_SEEN)
-        own = torch.tensor([failed is not None, *seen], dtype=torch.int64, device="cpu")
-        rows = [t.tolist() for t in self._ranks.gather(own, "what an update depends on")]
-        if any(row[0] for row in rows):
-            self._fail(failed)
-        for i, name in enumerate(_SEEN, 1):
-            other = [r for r, row in enumerate(rows) if row[i] != rows[0][i]]
+        with self._ranks.together("update", meets=True):
+            _require_own(op)
+            made, own = make(), torch.tensor(_seen(op, tangent), dtype=torch.int64, device="cpu")
+            rows = [t.tolist() for t in self._ranks.gather(own, "what an update depends on")]
+        for i, name in enumerate(_SEEN):
+            other = [str(r) for r, row in enumerate(rows) if row[i] != rows[0][i]]
             if other:
                 raise RanksDisagreeError(
-                    f"update: expected the same {name} on all ranks, got another one than rank 0's on {_named(other)}; "
-                    "every rank needs the same model, batch, optimizer and random draws"
+                    f"update: expected the same {name} on all ranks, got another one than rank 0's on "
+                    f"rank{'s' if len(other) > 1 else ''} {', '.join(other)}; every rank needs the same model, batch, "
+                    "optimizer and random draws"
                 )
-        return cast(_T, made)
-
-    def _fail(self, own: Exception | None) -> NoReturn:
-        """Raises what happened here, or that something happened elsewhere."""
-        said = self._ranks.gather_objects(own and f"{type(own).__name__}: {own}"[:400], "what went wrong")
-        if own is not None:
-            raise own
-        raised = [r for r, text in enumerate(said) if text is not None]
-        raise RankFailedError(f"update: {_named(raised)} raised {said[raised[0]]}", tuple(raised))
-
-
-def _named(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+        return made
 
 
 def company_of(group: Any) -> Alone:
@@ -113,6 +100,15 @@ def versions() -> str:
     return f"chaos_ext {__version__}, torch {torch.__version__}"
 
 
+def _require_own(op: object) -> None:
+    if isinstance(op, SharedHessian):
+        raise UnsupportedError(
+            "op: made with group=, its products are those of the same columns on all ranks, and here each rank has "
+            "others; give every rank the whole batch, or leave group out of the analyzer, which then has all columns "
+            "on every rank"
+        )
+
+
 def _seen(op: HessianOperator, tangent: TangentMap) -> list[int]:
     """Checksums of all that this step and its tangent map are made of, by the names of ``_SEEN``."""
     gradient, opt, projected = op.gradient, tangent.opt, 0
@@ -122,10 +118,17 @@ def _seen(op: HessianOperator, tangent: TangentMap) -> list[int]:
         project_(column)
         projected = int(checksum(column))
     state = [opt.state.get(p, {}) for g in opt.param_groups for p in g["params"]]
-    numbers = [t.reshape(-1).double() for s in state for t in s.values() if _is_real(t)]
-    held = int(checksum(torch.cat([t.to(op.device) for t in numbers]))) if numbers else 0
+    held = _together([t.detach() for s in state for t in s.values() if _is_real(t)])
     loss = struct.unpack("q", struct.pack("d", float(op.loss)))[0]
     return [loss, int(checksum(gradient)), _plain(opt.param_groups), held, projected]
+
+
+def _together(tensors: list[Tensor]) -> int:
+    """One checksum of all; small ones are put together first, which is quicker, large ones would take memory."""
+    small = [t.reshape(-1).double() for t in tensors if t.numel() <= _SMALL]
+    own = [torch.cat([t.to(small[0].device) for t in small])] if small else []
+    sums = [int(checksum(t)) for t in [*own, *(t for t in tensors if t.numel() > _SMALL)]]
+    return hash(tuple(sums))
 
 
 def _is_real(t: object) -> bool:

@@ -3,8 +3,8 @@
 Panel by panel: its owner factors it with LAPACK and sends the reflections, I - V T V^T with V [S - start, w] below the
 diagonal; every rank applies them to those of its columns that come later. Then, from the last panel to the first, Q is
 what they make of the first k columns of the identity. Each rank has its columns of Y, of R in their place, and of Q.
-8 k^2 (S - k / 3) / ranks flops in float, nearly all in matrix products, and about twice S k - k^2 / 2 numbers to every
-rank. As orthonormal as Householder's Q in one process whatever Y is, columns that depend on one another included.
+4 k^2 (S - k / 3) / ranks flops, nearly all in matrix products, and twice S k - k^2 / 2 numbers to every rank. As
+orthonormal as Householder's Q in one process whatever Y is, columns that depend on one another included.
 """
 
 from __future__ import annotations
