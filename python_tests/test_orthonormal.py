@@ -10,17 +10,18 @@ from training import analyse, setting
 import chaos_ext as ce
 from chaos_ext import systems
 from chaos_ext.dynamics import frames
-from chaos_ext.dynamics.orthonormal import orthonormalise
+from chaos_ext.dynamics.orthonormal import by_products, orthonormalise
 
 
+@pytest.mark.parametrize("way", [orthonormalise, by_products])
 @pytest.mark.parametrize("condition", [1e0, 1e2, 1e5, 1e12])
 @pytest.mark.parametrize("shape", [(40, 1), (30, 5), (900, 30)])
-def test_orthonormalise(shape, condition, dtype):
+def test_orthonormalise(shape, condition, way, dtype):
     S, k = shape
     U, V = torch.linalg.qr(torch.randn(S, k, dtype=torch.float64))[0], torch.linalg.qr(torch.randn(k, k).double())[0]
     Y = ((U * torch.logspace(0, -math.log10(condition), k, dtype=torch.float64)) @ V).to(dtype)
     before = Y.clone()
-    Q, R = orthonormalise(Y)
+    Q, R = way(Y)
     eps = torch.finfo(dtype).eps
     assert torch.equal(Y, before)
     assert R.dtype == torch.float64

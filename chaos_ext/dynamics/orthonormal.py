@@ -1,8 +1,11 @@
-"""Y = Q R of a block of deviations with diag R >= 0: CholeskyQR2 while that is as accurate as Householder, else that.
+"""Y = Q R of a block of deviations with diag R >= 0: Householder's on a CPU, CholeskyQR2 on a GPU while that is as
+accurate.
 
 CholeskyQR2 (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, 2015) is all matrix products: Q_1 = Y R_1^-1 from the Cholesky
 factor of Y^T Y, then the same for Q_1. It is as orthonormal as Householder's Q if the Gram matrix of Q_1 is near I,
-which is checked; that holds up to a condition of Y of about 1e3 in float32 and 1e7 in float64.
+which is checked; that holds up to a condition of Y of about 1e3 in float32 and 1e7 in float64. It takes up to 6 S k^2
+operations where LAPACK takes 4 S k^2 - 4/3 k^3, and on one and two threads of a CPU 1.1 to 2.6 times as long, from
+5350 x 2 to 2048 x 2048.
 """
 
 from __future__ import annotations
@@ -12,8 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-# Below this many numbers LAPACK's one call beats the four of CholeskyQR2.
-_SMALL = 1 << 14
 _LOSS = 0.1
 
 
@@ -21,9 +22,13 @@ def orthonormalise(Y: Tensor) -> tuple[Tensor, Tensor]:
     """Q [S, k] with orthonormal columns and upper triangular R [k, k] in float64, diag R >= 0, such that Y = Q R."""
     if Y.shape[1] == 1:
         return _normalise(Y)
-    if Y.numel() >= _SMALL and (pair := cholesky_twice(Y, Here())) is not None:
-        return pair
-    return householder(Y)
+    return householder(Y) if Y.is_cpu else by_products(Y)
+
+
+def by_products(Y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by CholeskyQR2, and by Householder where that is not accurate."""
+    pair = cholesky_twice(Y, Here())
+    return householder(Y) if pair is None else pair
 
 
 def _normalise(Y: Tensor) -> tuple[Tensor, Tensor]:
