@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chaos_ext.base.tensors import WideSum, add_wide_, fresh_like
+from chaos_ext.base.tensors import WideSum, add_wide_, fresh_like, room
 
 
 @pytest.mark.parametrize("size", [1, 1000, (1 << 17) + 3])
@@ -53,3 +53,14 @@ def test_fresh_memory_keeps_the_layout(rows, k):
 
 def test_without_terms_it_is_zero():
     assert torch.equal(WideSum((2, 3), torch.device("cpu")).to(torch.float32), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_many_columns_begin_with_cache_lines(dtype):
+    cpu, size = torch.device("cpu"), dtype.itemsize
+    for count in (128, 130, 1000, 1024, 5350):
+        t = room(3, count, dtype, cpu)
+        assert t.shape == (3, count)
+        assert t.stride(0) * size % 64 == 0
+        assert t.stride(0) * size % 4096
+    assert room(3, 5, dtype, cpu).is_contiguous()

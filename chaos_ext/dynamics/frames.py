@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..base.tensors import room
 from .orthonormal import orthonormalise
 
 _FEW = 256  # numbers that are quicker read one by one
@@ -61,10 +62,10 @@ class Whole:
     def factored(self, Y: Tensor) -> Factored:
         Q, R = orthonormalise(Y)
         # LAPACK returns columns; the sweeps read rows.
-        return Factored(Q.contiguous(), R.diagonal(), R)
+        return Factored(self.placed(Q), R.diagonal(), R)
 
     def placed(self, Y: Tensor) -> Tensor:
-        return Y
+        return room(Y.shape[0], Y.shape[1], Y.dtype, Y.device).copy_(Y)
 
     def whole(self, Q: Tensor) -> Tensor:
         return Q.clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base.tensors import fresh
+from ..base.tensors import room
 from .orthonormal import orthonormalise
 
 
@@ -18,10 +18,10 @@ def start_block(
     special, such as those of two angles with their actions.
     """
     if k == size and not generic:
-        return fresh((size, size), dtype, device).zero_().fill_diagonal_(1)
+        return room(size, size, dtype, device).zero_().fill_diagonal_(1)
     generator = torch.Generator().manual_seed(seed)
     G = torch.randn(size, k, generator=generator, dtype=torch.float64, device="cpu")
-    return orthonormalise(G)[0].to(device, dtype).contiguous()
+    return room(size, k, dtype, device).copy_(orthonormalise(G)[0])
 
 
 def check_count(k: int | None, size: int, name: str) -> int:

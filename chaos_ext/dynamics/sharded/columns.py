@@ -12,8 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...base.tensors import fresh
-
 # Columns of a panel: enough for matrix products at full speed, few enough that a panel is factored quickly by one rank
 # while the others wait.
 WIDTH = 64
@@ -76,13 +74,3 @@ class Columns:
     def before(self, column: int, rank: int) -> int:
         """How many columns of a rank come before this one."""
         return sum(min(p.stop, column) - p.start for p in self.panels if p.owner == rank and p.start < column)
-
-
-def room(size: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised matrix [size, count] whose rows begin with cache lines: sweeps are a sixth faster than without.
-
-    (Rows of whole pages would all compete for the same lines of a cache.)
-    """
-    line = 64 // dtype.itemsize
-    width = -(-count // line) * line
-    return fresh((size, width + (line if width % (64 * line) == 0 else 0)), dtype, device)[:, :count]

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ...base import memory
+from ...base.tensors import room
 from ...distributed.ranks import Ranks
 from ..frames import Factored, extremes
 from . import panels, rows
-from .columns import Columns, room
+from .columns import Columns
 
 _SMALL = 0.5  # the largest k ranks / S at which matrices [k, k] are small
 

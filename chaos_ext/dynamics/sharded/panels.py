@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...base.tensors import room
 from ...distributed.ranks import Ranks
-from .columns import Columns, Panel, room
+from .columns import Columns, Panel
 
 
 class _Reflections(NamedTuple):

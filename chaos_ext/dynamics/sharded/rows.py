@@ -13,9 +13,10 @@ import itertools
 import torch
 from torch import Tensor
 
+from ...base.tensors import room
 from ...distributed.ranks import Ranks
 from ..orthonormal import Here, cholesky, cholesky_twice, householder
-from .columns import Columns, room
+from .columns import Columns
 
 
 def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from .columns import room
+from ...base.tensors import room
 from .frame import Spread
 
 # Numbers that are drawn at once. torch's generator goes by 16 of them: whole multiples are the same numbers as all at
