@@ -56,6 +56,7 @@ class Directing:
         """Other members than those that were tried."""
         self._batched.clear()
         self._parts.clear()
+        self._single.forget()
 
     def spectra(
         self, members: Members, x: Any, y: Any, own: bool, form: bool, options: Mapping[str, Any]
