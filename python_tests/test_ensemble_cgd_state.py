@@ -236,9 +236,12 @@ def test_states_of_another_kind_are_refused():
         ens.load_state_dict(state)
 
 
-def test_directions_are_taken_over_by_the_step_that_follows(monkeypatch):
+@pytest.mark.parametrize("norm", [False, True], ids=["batched", "one by one"])
+def test_directions_are_taken_over_by_the_step_that_follows(monkeypatch, norm):
     """The same step to the last bit, with one eigenproblem a member; after anything else has changed, another one."""
-    model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 3)).double()
+    torch.manual_seed(2)
+    layers = (nn.Linear(6, 24), *((nn.BatchNorm1d(24),) if norm else ()), nn.Tanh(), nn.Linear(24, 3))
+    model = nn.Sequential(*layers).double()
     looking, plain = (_ensemble(model=model) for _ in range(2))
     x, y = batch()
     for ens in (looking, plain):
@@ -251,6 +254,7 @@ def test_directions_are_taken_over_by_the_step_that_follows(monkeypatch):
     assert len(made) == 4
     assert torch.equal(losses, plain.step(x, y))
     torch.testing.assert_close(looking.thetas, plain.thetas, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(looking.buffers, plain.buffers, rtol=1e-13, atol=1e-14)
     for a, b, spec in zip(looking.last_step, plain.last_step, specs, strict=True):
         assert (a.pruned, a.n_negative, a.lambda_min) == (b.pruned, b.n_negative, b.lambda_min)
         assert float(spec.eigenvalues[0]) == a.lambda_min

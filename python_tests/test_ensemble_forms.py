@@ -77,6 +77,38 @@ def _engine(ens: ce.Ensemble) -> Compressed:
     return found
 
 
+class Positions(nn.Module):
+    """A Linear whose rows are positions within samples, and one that mixes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(3, 12), nn.Linear(36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.inner(x.view(-1, 3, 3))).flatten(1))
+
+
+def test_networks_without_a_batched_form_go_one_by_one(caplog):
+    torch.manual_seed(4)
+    models = {
+        "positions within samples": Positions(),
+        "does not pay": nn.Sequential(nn.Linear(9, 2), nn.Tanh(), nn.Linear(2, 3)),
+        "no batched rules": nn.Sequential(nn.Linear(9, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)),
+    }
+    for why, model in models.items():
+        model.double()
+        x, y = batch(12 if why == "does not pay" else N, (9,))
+        ens = ce.Ensemble.around(model, CE, SGD(model.parameters(), lr=0.1), deltas(model, 1, 0.4))
+        with caplog.at_level(logging.INFO):
+            specs = ens.spectrum(x, y)
+        assert why in caplog.text
+        assert list(ens._directing._batched.values()) == [None]
+        for i, spec in enumerate(specs):
+            ens.load_into(model, i)
+            V, H = spec.eigenvectors(), ce.HessianOperator(model, CE, x, y).dense()
+            torch.testing.assert_close((V * spec.eigenvalues) @ V.T, H, rtol=0, atol=1e-10 * float(H.abs().max()))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", MODELS)
 def test_eigenpairs_are_those_of_the_dense_hessian(name, loss):

@@ -10,6 +10,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from ..curvature.scalar import first_line
+from ..errors import ChaosExtError
 from ..rules.rule import NotLayerwise
 from ..spectra.spectrum import Spectrum
 from .choice import Choice, keeping_equals, key_of
@@ -56,6 +60,7 @@ class Directing:
         """Other members than those that were tried."""
         self._batched.clear()
         self._parts.clear()
+        self._single.forget()
 
     def spectra(
         self, members: Members, x: Any, y: Any, own: bool, form: bool, options: Mapping[str, Any]
@@ -79,8 +84,10 @@ class Directing:
                 raise NotLayerwise("no batched rules")
             batched = Compressed(engine.with_fresh_memory(), self._single, x.shape[1 if own else 0])
             problem = batched.defect(members, finite, x, y, own)
-        except NotLayerwise as e:
-            problem = str(e)
+        except (torch.OutOfMemoryError, ChaosExtError):
+            raise
+        except Exception as e:  # a rule that meets shapes that it does not know
+            problem = first_line(e)
         if problem is None:
             return batched
         log.info("Ensemble: no batched spectra here (%s); one member after the other", problem)

@@ -139,6 +139,8 @@ def layer_form(layered: Layered, record: Record, place: Place, start: int, narro
     """The coordinates of a layer, and its inputs in them."""
     a, delta = record.values[place.source], record.cotangents[place.node + 1]
     assert delta is not None
+    if a.dim() != 3:
+        raise NotLayerwise("rows of a Linear are positions within samples")
     members, n, inputs = a.shape
     mine = a[:1] if a.stride(0) == 0 else a  # shared
     if place.slots[1] is not None:

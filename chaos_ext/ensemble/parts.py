@@ -11,6 +11,7 @@ from ..base.tensors import unit_probe
 from ..errors import NonFiniteError
 from ..spectra.spectrum import Spectrum
 from .forms import Form
+from .single import same_bits
 
 
 class One(NamedTuple):
@@ -101,7 +102,7 @@ class Seen(NamedTuple):
     def is_of(self, steps: int, tolerance: float, x: Tensor, y: Tensor, own: bool) -> bool:
         """Whether that step is this one."""
         same = (steps, tolerance, own) == (self.steps, self.tolerance, self.own)
-        return same and torch.equal(x, self.x) and torch.equal(y, self.y)
+        return same and same_bits(x, self.x) and same_bits(y, self.y)
 
 
 def _checked(S: Tensor, kept: Tensor) -> Tensor:
