@@ -7,6 +7,7 @@ every stage is there.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,10 +114,15 @@ class Composed(nn.Module):
         return nn.functional.relu6(x + 3) / 6
 
 
-SMOOTH = {nn.ReLU: nn.Softplus, nn.Hardswish: nn.SiLU, nn.Hardsigmoid: nn.Sigmoid}
+SMOOTH = {
+    nn.MaxPool2d: lambda: nn.AvgPool2d(3, 2, 1),
+    nn.ReLU: nn.Softplus,
+    nn.Hardswish: nn.SiLU,
+    nn.Hardsigmoid: nn.Sigmoid,
+}
 
 
-def _replaced(model: nn.Module, others: dict[type, type]) -> nn.Module:
+def _replaced(model: nn.Module, others: dict[type, Callable[[], nn.Module]]) -> nn.Module:
     """A copy with other activations, on the same parameters."""
     model = copy.deepcopy(model)
     for m in list(model.modules()):
@@ -147,7 +153,7 @@ def test_products_are_torchs(name, train):
 
 @pytest.mark.parametrize("name", NETS)
 def test_products_are_differences_of_gradients(name):
-    """With smooth activations: among millions of arguments some would pass a kink. In training mode."""
+    """With smooth activations and means for maxima: among millions of arguments some would pass a kink."""
     model, x, y = _net(name, True, 8 if name == "EfficientNet-b0" else 4)
     model, v = _replaced(model, SMOOTH), _direction(model)
     hv = _product(model, v, x, y)
