@@ -143,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--eager", action="store_true", help="without compiled ways")
+    parser.add_argument("--networks", action="store_true", help="without MLPs; writes other results")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     args = parser.parse_args()
@@ -155,14 +156,15 @@ def main() -> None:
         print(row, flush=True)
 
     with sdpa_kernel(SDPBackend.MATH):  # of the fused kernels torch has no second derivative
-        for c in mlp_cells(args.quick):
+        for c in () if args.networks else mlp_cells(args.quick):
             add(mlp_row(*c, measure, compile=not args.eager and c[2:] in WHERE_COMPILED))
         for net, k in itertools.product(NETWORKS[::4] if args.quick else NETWORKS, NETWORK_COLUMNS):
+            small = net not in VISION  # those take minutes to compile
             own = cell(
-                net.build(measure.dtype), k, measure, compile=not args.eager and (net.batch, k) in WHERE_COMPILED
+                net.build(measure.dtype), k, measure, small and not args.eager and (net.batch, k) in WHERE_COMPILED
             )
             add({"net": net.name, "norm": "", "N": net.batch, "k": k, **own})
-    name = f"grid-{args.dtype}-{args.threads}{'-quick' if args.quick else ''}"
+    name = f"grid-{args.dtype}-{args.threads}{'-quick' if args.quick else ''}{'-networks' if args.networks else ''}"
     path = report.write(name, rows, started)
     clock = "CPU seconds" if args.threads == 1 else "wall time"
     title = f"# Products H V, {args.dtype}, {args.threads} thread(s)\n\n{clock}; {provenance(started)}\n\n"
