@@ -102,7 +102,8 @@ class Members:
     def _written(self, parts: Parts, found: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
         """The step along the gradients in the room; returns the losses."""
         losses, after = found
-        self._about_to_write()
+        if self.before_writing is not None:
+            self.before_writing()
         with Deferred():
             self.torn = True
             for rows in parts:
@@ -155,19 +156,17 @@ class Members:
             losses[rows] = engine.gradients(self.views(rows), x, y, False, shared, self._views(False, room))
             return gradient[room]
 
-        first = found(parts[0])
-        self._about_to_write()
+        ready: list[Tensor] = []
+        if self.before_writing is not None:  # which may wait, and Ctrl-C not until it has
+            ready.append(found(parts[0]))
+            self.before_writing()
         with Deferred():
-            self.torn = True
-            self._update_(parts[0], first)
-            for rows in parts[1:]:
-                self._update_(rows, found(rows))
+            for rows in parts:
+                d = ready.pop() if ready else found(rows)
+                self.torn = True
+                self._update_(rows, d)
             self._commit(losses)
         return losses
-
-    def _about_to_write(self) -> None:
-        if self.before_writing is not None:
-            self.before_writing()
 
     def _all_gradients(
         self, engine: Engine, parts: Parts, x: Tensor, y: Tensor, own: bool
