@@ -471,3 +471,11 @@ def test_can_be_neither_copied_nor_pickled():
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="neither copied nor pickled"):
             attempt(ggn)
+
+
+@pytest.mark.parametrize("operator", [ce.GGNOperator, ce.FisherOperator])
+def test_a_group_is_refused_by_name(operator):
+    model = nn.Linear(3, 2)
+    match = f"group: {operator.__name__} is of the batch of one process.*DatasetHessian"
+    with pytest.raises(ce.UnsupportedError, match=match):
+        operator(model, nn.CrossEntropyLoss(), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), group=object())

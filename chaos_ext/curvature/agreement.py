@@ -30,8 +30,8 @@ def state_of(space: ParameterSpace, tree: ModuleTree, loss_fn: Any, weight: Weig
         "modules": [_module(m) for m in tree.modules],
         "values of the parameters (checksum)": _sum(space.flatten(space.params)),
         "buffers and frozen parameters (checksums)": [(n, _sum(t)) for n, t in (*buffers, *tree.constants)],
-        "loss": _said(loss_fn),
-        "weight": _said(weight),
+        "loss": said(loss_fn),
+        "weight": said(weight),
     }
 
 
@@ -52,21 +52,21 @@ def _sum(t: Tensor) -> str:
     return f"{int(checksum(unexpanded(t.detach()))) & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
-def _said(value: Any) -> object:
-    """A loss, or something that it is made of."""
+def said(value: Any) -> object:
+    """A loss, or something that it or another argument is made of, in plain values; of tensors checksums."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
         return tuple(value.shape), _sum(value)
     if isinstance(value, nn.Module):
         inside = [
-            (n, _said(t)) for m in value.modules() for n, t in {**own_buffers(m), **dict(m.named_parameters())}.items()
+            (n, said(t)) for m in value.modules() for n, t in {**own_buffers(m), **dict(m.named_parameters())}.items()
         ]
         return type(value).__qualname__, [_settings(m) for m in value.modules()], inside
     if isinstance(value, functools.partial):
-        return _said(value.func), [_said(v) for v in value.args], _said(value.keywords)
+        return said(value.func), [said(v) for v in value.args], said(value.keywords)
     if isinstance(value, Mapping):
-        return {str(k): _said(v) for k, v in value.items()}
+        return {str(k): said(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_said(v) for v in value]
+        return [said(v) for v in value]
     return getattr(value, "__module__", ""), getattr(value, "__qualname__", type(value).__qualname__)

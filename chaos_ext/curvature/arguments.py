@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base.parameters import ParameterSpace
+from ..errors import UnsupportedError
 from .scalar import describe
 
 
@@ -42,3 +43,12 @@ def require_matrix(name: str, out: object, space: ParameterSpace) -> None:
     shape = (space.size, space.size)
     if tuple(out.shape) != shape or not out.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor of shape {shape}, got {tuple(out.shape)}")
+
+
+def refuse_group(name: str, group: object) -> None:
+    """Raises UnsupportedError where an operator of one process is to be that of several."""
+    if group is not None:
+        raise UnsupportedError(
+            f"group: {name} is of the batch of one process, expected None; of several ranks' batches there is the "
+            "Hessian: DatasetHessian(model, loss_fn, batches, group=group)"
+        )

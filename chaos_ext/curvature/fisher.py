@@ -96,6 +96,7 @@ class FisherOperator(GGNOperator):
         params: as of ``HessianOperator``: that diagonal block.
         generator: of the CPU, for the labels; None: a fresh one with seed 0. The global generator is not touched.
         memory_budget: bytes that a dense result may take; default: the memory that is available.
+        group: as of ``GGNOperator``.
 
     Raises:
         ValueError, TypeError, NonFiniteError: as of ``HessianOperator``; an unknown kind, samples below 1.
@@ -115,11 +116,12 @@ class FisherOperator(GGNOperator):
         generator: torch.Generator | None = None,
         params: Chosen | None = None,
         memory_budget: int | None = None,
+        group: object = None,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
         require_int("samples", samples, 1)
-        super().__init__(model, loss_fn, x, y, params=params, memory_budget=memory_budget)
+        super().__init__(model, loss_fn, x, y, params=params, memory_budget=memory_budget, group=group)
         self.kind, self._samples, self._y, self._module = kind, samples, y, as_module(loss_fn)
         if not isinstance(self._engine, LayerwiseEngine):
             raise UnsupportedError(f"FisherOperator: needs layer rules, and {self._why}")

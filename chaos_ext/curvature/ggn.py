@@ -19,7 +19,7 @@ from ..base.snapshot import Origin, Snapshot
 from ..base.tensors import all_finite, fresh, symmetrize_
 from ..base.torch_internals import tree_map, without_grad
 from ..errors import ChaosExtError, NonFiniteError, UnsupportedError
-from .arguments import require_columns, require_directions, require_matrix
+from .arguments import refuse_group, require_columns, require_directions, require_matrix
 from .dense import not_finite
 from .diagonal import add_squares, has_sample_gradients
 from .eigenvalue_gradient import WithEigenvalueGradient
@@ -34,8 +34,7 @@ from .third import jets_are_right, lacks_jets, mean_of_thirds
 from .third_trust import wrong
 from .validation import probes
 
-_BLOCK = 256  # columns of the unit matrix at a time
-_FEW = 16  # where they are of length P
+_BLOCK, _FEW = 256, 16  # columns of the unit matrix at a time; where they are of length P
 
 
 class GGNOperator(WithEigenvalueGradient):
@@ -60,11 +59,11 @@ class GGNOperator(WithEigenvalueGradient):
     Args:
         model: any module whose forward takes ``x``.
         loss_fn: ``loss_fn(output, y)``, a scalar that depends on theta through the output alone.
-        x: batch [N, ...] (or whatever the model's forward takes).
-        y: targets (or whatever the loss takes).
+        x, y: batch [N, ...] and targets, or whatever the model's forward and the loss take.
         verify: compare G v with torch's own products of the model for two random vectors, at construction.
         params: as of ``HessianOperator``: that diagonal block of G.
         memory_budget: bytes that a dense result may take; default: the memory that is available.
+        group: refused: of batches on several ranks there is ``DatasetHessian`` only.
 
     Attributes:
         space: the order of theta: names, shapes and offsets of the parameters that span it.
@@ -87,7 +86,9 @@ class GGNOperator(WithEigenvalueGradient):
         *,
         params: Chosen | None = None,
         memory_budget: int | None = None,
+        group: object = None,
     ) -> None:
+        refuse_group(type(self).__name__, group)
         tree = ModuleTree(model, params)
         self.space = ParameterSpace.of(tree)
         refuse_autocast(self.space.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +11,12 @@ from torch import Tensor
 
 from ..base.tensors import checksum
 from .ranks import Ranks
+
+
+def stretches(n: int, ranks: int) -> list[slice]:
+    """Of n things in a row those of each rank, as even as they come."""
+    ends = [n * r // ranks for r in range(ranks + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 class Alone:

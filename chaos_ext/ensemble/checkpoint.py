@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from .recurrence import Recurrence
 
 _FORMAT = "chaos_ext.Ensemble/1"
 _PARTS = ("fingerprint", "steps", "diverged", "theta", "buffers", "state", "options", "parameter_steps", "started")
+_OF_MEMBERS = ("diverged", "theta", "buffers", "state", "options")
+_DAMAGED = "state: damaged, or of another version"
 
 
 def fingerprint(members: Members, optimizer: str) -> dict[str, Any]:
@@ -55,13 +58,55 @@ def _plain(value: Number) -> float | Tensor:
     return value.clone() if isinstance(value, Tensor) else value
 
 
+def each_of_members(state: dict[str, Any], take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The state with what ``take`` makes of each tensor [B, ...] that has something of every member."""
+    found = {**state, **{name: _each(state.get(name), take) for name in _OF_MEMBERS}}
+    pruning = state.get("pruning")
+    if isinstance(pruning, dict) and pruning.get("generators"):
+        found["pruning"] = {**pruning, "generators": [g.clone() for g in take(_stacked(pruning["generators"]))]}
+    return found
+
+
+def _each(value: Any, take: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return take(value)
+    if isinstance(value, dict):
+        return {k: _each(v, take) for k, v in value.items()}
+    return [_each(v, take) for v in value] if isinstance(value, list) else value
+
+
+def _stacked(states: Any) -> Tensor:
+    whole = isinstance(states, list) and all(isinstance(t, Tensor) and t.shape == states[0].shape for t in states)
+    require(whole, "pruning.generators", "tensors of one shape", states)
+    return torch.stack(states)
+
+
+def part_of(state: Any, rows: slice, own: dict[str, Any]) -> dict[str, Any]:
+    """Of the state of a run with this fingerprint what belongs to some of its members; errors as of ``require_fit``."""
+    _require_state(state)
+    same_run(state["fingerprint"], own)
+    b = own["members"]
+
+    def cut(t: Tensor) -> Tensor:
+        require(t.dim() and len(t) == b, "state", f"something of each of {b} members", t)
+        return t[rows]
+
+    with refusing(_DAMAGED):
+        part = each_of_members(parts(state, _PARTS), cut)
+    return {**part, "fingerprint": {**own, "members": rows.stop - rows.start}}
+
+
 def require_fit(state: Any, members: Members, own: dict[str, Any]) -> None:
     """Raises CheckpointError unless the state is whole, consistent, and that of a run with this fingerprint."""
+    _require_state(state)
+    same_run(state["fingerprint"], own)
+    with refusing(_DAMAGED):
+        _check(parts(state, _PARTS), members)
+
+
+def _require_state(state: Any) -> None:
     if not isinstance(state, dict) or "fingerprint" not in state:
         raise CheckpointError("state: expected the state_dict of an Ensemble, got something else")
-    same_run(state["fingerprint"], own)
-    with refusing("state: damaged, or of another version"):
-        _check(parts(state, _PARTS), members)
 
 
 def _check(state: dict[str, Any], members: Members) -> None:

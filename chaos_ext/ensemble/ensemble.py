@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from ..base.files import read_or_previous, write_keeping_previous
 from ..base.guards import no_autograd, refuse_autocast, without_autograd
 from ..base.optimizers import refuse_gradient_hooks
 from ..base.parameters import ParameterSpace
+from ..distributed.shares import shares
 from ..errors import UnsupportedError
 from . import arguments, checkpoint, readings
 from .choice import Choice
@@ -64,6 +66,9 @@ class Ensemble(Readable):
         every: a row of the file at every multiple of this many steps.
         generators: one for each member, of a CGD that draws (noise, ``order="random"``); they are copied. Default: a
             copy of CGD's own for each, so that all draw alike.
+        group: a process group of torch.distributed, or ``Ranks``: each rank steps B / ranks of the members. All ranks
+            give everything in full, batches included, and make the same calls, reads of attributes as well; what they
+            get is of all members, the same bits on all of them. None: this process alone. See docs/scale.md.
         options: of the optimizer, by name, to replace those of ``opt`` in all parameter groups: a number for all
             members, or a tensor [B] with one for each. For SGD lr, momentum, dampening, weight_decay; for Adam lr,
             betas, eps, weight_decay.
@@ -72,8 +77,14 @@ class Ensemble(Readable):
         ValueError, TypeError: thetas of another shape or dtype, an optimizer of another model, options out of range.
         NonFiniteError: NaN or infinity in thetas. MemoryBudgetError: B members do not fit.
         UnsupportedError: another optimizer, gradient or step hooks, a model that cannot be copied, CGD with
-            ``refresh_every`` or ``switch_share``, or of a part of the parameters.
+            ``refresh_every`` or ``switch_share``, or of a part of the parameters; with ``group``, ``spectrum`` and
+            ``directions``.
+        RanksDisagreeError, RankFailedError: with ``group``, here and in every method: ranks do not give the same; one
+            has raised, was lost or did not come. No member of any rank has moved then, or all ranks raise
+            TornStateError afterwards.
     """
+
+    _first = 0  # the number of the first of these members, for messages
 
     def __init__(
         self,
@@ -85,8 +96,13 @@ class Ensemble(Readable):
         csv: str | os.PathLike[str] | None = None,
         every: int = 1,
         generators: Sequence[torch.Generator] | None = None,
+        group: Any = None,
         **options: Any,
     ) -> None:
+        if group is not None:
+            given = {"csv": csv, "every": every, "generators": generators, "group": group, **options}
+            self._become_shared((model, loss_fn, opt, thetas), given)
+            return
         adam, space = is_adam(opt), ParameterSpace.of(model)
         arguments.check_thetas(thetas, space, every)
         refuse_gradient_hooks(space)
@@ -108,6 +124,11 @@ class Ensemble(Readable):
         self._fingerprint = checkpoint.fingerprint(self._members, kind)
         self._stream = None if csv is None else MemberStream(csv, b, every)
 
+    def _become_shared(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """What this is from here on, is made of an ensemble: it cannot be imported above."""
+        self.__class__ = importlib.import_module(f"{__package__}.shared").SharedEnsemble
+        self.__init__(*args, **options)  # type: ignore[misc]
+
     @classmethod
     def around(
         cls, model: nn.Module, loss_fn: Callable[..., Tensor], opt: Optimizer, deltas: Tensor, **options: Any
@@ -117,15 +138,16 @@ class Ensemble(Readable):
         Args:
             model, loss_fn, opt: as of ``Ensemble``.
             deltas: [P, m], one displacement a column.
-            options: as of ``Ensemble``, ``csv``, ``every`` and ``generators`` included.
+            options: as of ``Ensemble``, ``csv``, ``every``, ``generators`` and ``group`` included.
 
         Raises:
             ValueError: deltas of another shape; a displacement that rounding swallows: displacements near 1e-8 need a
                 model in float64.
             NonFiniteError: NaN or infinity in deltas, or in the sum.
         """
-        space = ParameterSpace.of(model)
-        return cls(model, loss_fn, opt, readings.displaced(space, deltas), **options)
+        with shares(options.get("group")).together("the making of twins", meets=True):
+            space = ParameterSpace.of(model)
+            return cls(model, loss_fn, opt, readings.displaced(space, deltas), **options)
 
     @without_autograd
     def step(self, x: Any, y: Any, *, batched: bool = False) -> Tensor:
@@ -152,7 +174,7 @@ class Ensemble(Readable):
         """
         members = self._whole()
         refuse_autocast(members.theta.device)
-        x, y = arguments.checked_batch(x, y, len(self) if batched else None)
+        x, y = arguments.checked_batch(x, y, len(members) if batched else None)
         before, pruner = members.diverged.clone(), members.pruner
         acts = pruner is not None and pruner.acts_at(members.steps)
         source: Choice | Directing = self._directing if acts else self._choice
@@ -165,7 +187,8 @@ class Ensemble(Readable):
 
     def _report(self, before: Tensor) -> None:
         if new := (self._members.diverged != before).nonzero().squeeze(1).tolist():
-            log.warning("Ensemble: member %s diverged at step %d", ", ".join(map(str, new)), self._members.steps)
+            names = ", ".join([str(self._first + i) for i in new])
+            log.warning("Ensemble: member %s diverged at step %d", names, self._members.steps)
 
     def leave_out(self, members: Sequence[int]) -> None:
         """Takes members out of all further steps of a CGD that prunes: they stay where they are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Members:
         steps: done so far.
         diverged: int64 [B], the step after which a member's loss or parameters were not finite; -1: none so far.
         torn: whether a step was broken off while it wrote.
+        before_writing: called once in each step, when all that can fail is done and nothing is written; it may raise.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Members:
         self.layout, self.theta, self.buffers, self.recurrence = layout, theta, buffers, recurrence
         self.pruner = pruner
         self.steps, self.torn = 0, False
+        self.before_writing: Callable[[], object] | None = None
         self.diverged = torch.full((len(theta),), -1, dtype=torch.int64, device="cpu")
         self._finite = theta.new_zeros(len(theta))
         self._gradient = theta.new_zeros(0, theta.shape[1])
@@ -100,6 +102,8 @@ class Members:
     def _written(self, parts: Parts, found: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
         """The step along the gradients in the room; returns the losses."""
         losses, after = found
+        if self.before_writing is not None:
+            self.before_writing()
         with Deferred():
             self.torn = True
             for rows in parts:
@@ -146,12 +150,21 @@ class Members:
         gradient = self._room(parts[0].stop - parts[0].start)
         losses = self.theta.new_empty(len(self))
         shared = engine.prepared(x, self.theta[0])
+
+        def found(rows: slice) -> Tensor:
+            room = slice(0, rows.stop - rows.start)
+            losses[rows] = engine.gradients(self.views(rows), x, y, False, shared, self._views(False, room))
+            return gradient[room]
+
+        ready: list[Tensor] = []
+        if self.before_writing is not None:  # which may wait, and Ctrl-C not until it has
+            ready.append(found(parts[0]))
+            self.before_writing()
         with Deferred():
             for rows in parts:
-                room = slice(0, rows.stop - rows.start)
-                losses[rows] = engine.gradients(self.views(rows), x, y, False, shared, self._views(False, room))
+                d = ready.pop() if ready else found(rows)
                 self.torn = True
-                self._update_(rows, gradient[room])
+                self._update_(rows, d)
             self._commit(losses)
         return losses
 

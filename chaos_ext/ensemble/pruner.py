@@ -47,6 +47,7 @@ class Pruner:
         generators: one for each member, or none where nothing is drawn.
         first: the optimizer's number of the first step.
         infos: of each member, what the last step did; None of one that was left out, or before the first step.
+        number: of the first of these members, for messages.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Pruner:
     ) -> None:
         self.options, self.generators, self.first = options, list(generators), first
         self.infos: list[StepInfo | None] = [None] * recurrence.members
+        self.number = 0
         self._recurrence, self._groups = recurrence, _Groups()
 
     def acts_at(self, steps: int) -> bool:
@@ -66,7 +68,7 @@ class Pruner:
         try:
             mask = self.options.select(spec, self._groups.of(self._recurrence, i), generator)
         except ValueError as e:
-            raise ValueError(f"member {i}: {e}") from e
+            raise ValueError(f"member {self.number + i}: {e}") from e
         how = self.options.how
         pruned = Pruned.of(spec, mask, along.coefficients, along.gradient, along.norm_squared, how, generator)
         self.infos[i] = StepInfo.of(self.first + steps, along.loss, pruned)
@@ -173,10 +175,11 @@ def pruner_of(opt: Optimizer, recurrence: Recurrence, generators: object) -> Pru
             f"opt: CGD lacks {', '.join(missing)}, with which H has eigenvectors; give it all parameters, or set "
             "requires_grad=False on what is not trained"
         )
-    return Pruner(options, recurrence, _generators(opt, recurrence.members, generators), opt.steps)
+    return Pruner(options, recurrence, generators_of(opt, recurrence.members, generators), opt.steps)
 
 
-def _generators(opt: CGD, members: int, given: Any) -> list[torch.Generator]:
+def generators_of(opt: CGD, members: int, given: Any) -> list[torch.Generator]:
+    """Copies, one for each member, or none; errors as of ``pruner_of``."""
     if given is None:
         if not opt.pruning.is_random:
             return []

@@ -124,8 +124,8 @@ class Readable:
     @property
     def last_step(self) -> list[StepInfo | None]:
         """Of each member what CGD's last step did; None of one that was left out, or where CGD has done no step."""
-        pruner = self._whole().pruner
-        return [None] * len(self) if pruner is None else list(pruner.infos)
+        members = self._whole()
+        return [None] * len(members) if members.pruner is None else list(members.pruner.infos)
 
     def spectrum(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ def displaced(space: ParameterSpace, deltas: object) -> Tensor:
     return rows
 
 
-def member(members: Members, i: object, name: str = "i") -> int:
+def member(members: Sized, i: object, name: str = "i") -> int:
     """The index, if there is such a member."""
     if isinstance(i, bool) or not isinstance(i, int) or not -len(members) <= i < len(members):
         raise ValueError(f"{name}: expected a member in 0..{len(members) - 1}, got {i!r}")
@@ -81,14 +82,24 @@ def along(members: Members, V: Tensor, to: int | Tensor) -> Tensor:
 
 def nonlinearity(members: Members, predicted: Tensor, to: int) -> Tensor:
     """||dtheta - predicted|| / ||dtheta|| of the other members, float64 [B - 1]."""
-    i, size, others = member(members, to, "to"), members.layout.space.size, len(members) - 1
+    i = member(members, to, "to")
+    predicted = predictions(predicted, members.layout.space.size, len(members) - 1)
+    d = differences(members, i)
+    return relative_errors(torch.cat([d[:i], d[i + 1 :]]), predicted)
+
+
+def predictions(predicted: object, size: int, others: int) -> Tensor:
+    """Predicted displacements [P, B - 1] of the other members."""
     if isinstance(predicted, Tensor) and predicted.dim() == 1 and others == 1:
         predicted = predicted.unsqueeze(1)
     if not isinstance(predicted, Tensor) or tuple(predicted.shape) != (size, others):
         got = tuple(predicted.shape) if isinstance(predicted, Tensor) else type(predicted).__name__
         raise ValueError(f"predicted: expected [{size}, {others}], a column [P] for each other member, got {got}")
-    d = differences(members, i)
-    d = torch.cat([d[:i], d[i + 1 :]])
+    return predicted
+
+
+def relative_errors(d: Tensor, predicted: Tensor) -> Tensor:
+    """Of predictions [P, b], by the length of the displacements d [b, P]."""
     error, length = (d - predicted.detach().to(d).T).norm(dim=1), d.norm(dim=1)
     return torch.where((error == 0) & (length == 0), 0.0, error / length)
 
@@ -131,17 +142,23 @@ def evaluating(model: nn.Module) -> Restoring[object]:
 @without_grad
 def load_into(members: Members, model: nn.Module, i: int) -> None:
     """The model's parameters and buffers <- those of member i."""
-    i, own = member(members, i), members.layout.space
+    require_like(members, model)
+    i = member(members, i)
+    for p, v in zip(ParameterSpace.of(model).params, members.views(slice(i, i + 1)), strict=True):
+        p.copy_(v[0])
+    for n, b in unwrapped(model).named_buffers():
+        b.copy_(members.buffers[f"model.{n}"][i])
+
+
+def require_like(members: Members, model: nn.Module) -> None:
+    """Raises ValueError unless the model's parameters and buffers are like those of the members."""
+    own = members.layout.space
     space = ParameterSpace.of(model)
     _same("parameters", *[dict(zip(s.names, map(tuple, s.shapes), strict=True)) for s in (own, space)])
     _same("dtype", own.dtype, space.dtype)
     theirs = {f"model.{n}": b for n, b in unwrapped(model).named_buffers()}
-    mine = {n: b[i] for n, b in members.buffers.items()}
+    mine = {n: b[0] for n, b in members.buffers.items()}
     _same("buffers", *[{n: (tuple(b.shape), b.dtype) for n, b in d.items()} for d in (mine, theirs)])
-    for p, v in zip(space.params, members.views(slice(i, i + 1)), strict=True):
-        p.copy_(v[0])
-    for n, b in theirs.items():
-        b.copy_(mine[n])
 
 
 def _same(what: str, expected: object, got: object) -> None:

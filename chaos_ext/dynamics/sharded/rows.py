@@ -8,13 +8,12 @@ and gets twice S k / ranks numbers, beside a few matrices [k, k].
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from ...base.tensors import room
 from ...distributed.ranks import Ranks
+from ...distributed.shares import stretches
 from ..orthonormal import Here, cholesky, cholesky_twice, householder
 from .columns import Columns
 
@@ -25,7 +24,7 @@ def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor]
     For S >= k ranks. None where Y is too ill conditioned for CholeskyQR2, and the triangles of all ranks together are
     larger than what one has of Y.
     """
-    rows = _turned(ranks, columns, Y, _slices(len(Y), ranks.size))
+    rows = _turned(ranks, columns, Y, stretches(len(Y), ranks.size))
     pair = cholesky_twice(rows, _Spread(ranks))
     if pair is None and columns.k * ranks.size**2 > len(Y):
         return None
@@ -33,12 +32,6 @@ def factored(ranks: Ranks, columns: Columns, Y: Tensor) -> tuple[Tensor, Tensor]
     del rows, pair
     pieces = ranks.exchange([Q[:, columns.of(r).to(Q.device)] for r in range(ranks.size)], "the columns of a frame")
     return torch.cat(pieces, out=room(Y.shape[0], Y.shape[1], Y.dtype, Y.device)), R
-
-
-def _slices(size: int, ranks: int) -> list[slice]:
-    """Rows of each rank, as even as they come."""
-    ends = [size * r // ranks for r in range(ranks + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def _turned(ranks: Ranks, columns: Columns, Y: Tensor, rows: list[slice]) -> Tensor:
