@@ -119,7 +119,7 @@ def cgd_step(n: int, P: int, parameters: int, width: int) -> Cost:
 
 def tangent_step(n: int) -> Cost:
     """An update of Y [S, k] whose columns are spread, without QR."""
-    return gathering(n, 6 * 8) + gathering(n, 3 * 8)
+    return gathering(n, 5 * 8) + gathering(n, 3 * 8)
 
 
 def by_rows(n: int, r: int, S: int, k: int, width: int) -> Cost:
