@@ -380,3 +380,16 @@ def test_directions_are_refreshed_from_operators_only(kind):
         opt.step(given[kind][0], curvature=given[kind][1])
     assert torch.equal(_theta(model), before)
     assert opt.steps == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e22])
+def test_a_refresh_does_not_depend_on_the_unit_of_the_loss(scale):
+    """In float32 the squares of such products vanish, or overflow."""
+    g = torch.Generator().manual_seed(0)
+    B = torch.randn(60, 60, generator=g, dtype=torch.float64)
+    A = ((B + B.T) * scale).float()
+    start = torch.linalg.qr(torch.randn(60, 6, generator=g))[0]
+    found = warm.refine(lambda X: A @ X, start, 2, "largest", 1e-4, 10_000)
+    expected = torch.linalg.eigvalsh(A.double())[-2:]
+    assert float(((found.values - expected) / expected[-1]).abs().max()) < 1e-6
+    assert float((found.vectors.T @ found.vectors - torch.eye(6)).abs().max()) < 1e-5

@@ -309,3 +309,19 @@ def test_a_long_decomposition_says_what_it_will_cost(monkeypatch, caplog):
         assert "spectrum(op, k=...)" in caplog.text
         assert len(caplog.records) == 1
         caplog.clear()
+
+
+@pytest.mark.parametrize("k", [5, 10, 25])
+@pytest.mark.parametrize("room", [12, 16])
+def test_what_waits_finds_a_place_in_a_full_basis(monkeypatch, k, room):
+    """A geometric spectrum: eigenvectors turn up late, and wait while the basis is full."""
+    monkeypatch.setattr("chaos_ext.spectra.lanczos.rows_for", lambda k, size: min(size, 2 * k + room))
+    values = 0.9 ** torch.arange(600, dtype=torch.float64)
+    U = torch.linalg.qr(torch.randn(600, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    A = ((U * values) @ U.T).float()
+    found, V = lanczos(lambda X: A @ X, 600, k, "both_ends", dtype=torch.float32, device=CPU)
+    expected = torch.linalg.eigvalsh(A.double())
+    low = k // 2
+    wanted = torch.cat([expected[:low], expected[len(expected) - (k - low) :]])
+    assert float((found.double() - wanted).abs().max()) < 1e-5
+    assert float((V.T @ V - torch.eye(k)).abs().max()) < 1e-5

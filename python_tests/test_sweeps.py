@@ -180,3 +180,30 @@ def test_only_several_ranks_of_torchrun_are_a_fleet(monkeypatch):
     assert not fleet.is_launched()
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert fleet.is_launched()
+
+
+def test_what_an_earlier_life_has_left_in_the_store_is_not_seen():
+    """One rank of an earlier life had come, and left a job; its store is the same, and that was no restart."""
+    store, stores = torch.distributed.HashStore(), {}
+    early = threading.Thread(target=lambda: stores.setdefault("early", fleet._own_store(store, 0, 1)))
+    early.start()
+    early.join()
+    stores["early"].set("job/0", "stale")
+    store.set("chaos_ext/word/1", "said by one that is gone")
+    threads = [
+        threading.Thread(target=lambda r=r: stores.setdefault(r, fleet._own_store(store, r, 3))) for r in (2, 0, 1)
+    ]
+    for t in threads:
+        t.start()
+        time.sleep(0.2)
+    for t in threads:
+        t.join()
+    assert not any(stores[r].check(["job/0"]) for r in range(3))
+    stores[0].set("job/0", "new")
+    assert all(stores[r].get("job/0") == b"new" for r in range(3))
+
+
+def test_ranks_that_do_not_come_are_told_of(monkeypatch):
+    monkeypatch.setattr(fleet, "_JOIN_SECONDS", 0.3)
+    with pytest.raises(WorkerError, match="for all 2 ranks"):
+        fleet._own_store(torch.distributed.HashStore(), 0, 2)

@@ -268,3 +268,23 @@ def test_inference_mode_with_buffers():
         for action in (_products, _spectrum):
             assert _assert_untouched(model, lambda action=action: action(model, x, y, CE)) is None
         assert torch.equal(ce.HessianOperator(model, CE, x, y).dense(), expected)
+
+
+class MarksParameters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+        self.a.bias.note = ["mine"]
+
+    def forward(self, x):
+        self.a.weight.note = 1
+        self.a.bias.note = None
+        return self.a(x)
+
+
+def test_attributes_of_parameters_are_put_back():
+    model = MarksParameters()
+    op = ce.HessianOperator(model, nn.CrossEntropyLoss(), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    op @ torch.ones(15)
+    assert not hasattr(model.a.weight, "note")
+    assert model.a.bias.note == ["mine"]

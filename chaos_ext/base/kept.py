@@ -68,17 +68,19 @@ def _restore_dict(now: Any, items: list[tuple[Any, ...]], kind: Any) -> None:
 
 
 class Attributes:
-    """A module's dict of attributes and the dicts in it, as one: most of these are empty, and stay so.
+    """A module's dict of attributes, the dicts in it, and those of its parameters, as one: most are empty, and stay so.
 
     Args:
         attributes: of the module.
+        others: attributes of its parameters.
         name: of the module.
         most: entries of a dict that is looked at.
     """
 
-    def __init__(self, attributes: dict[str, Any], name: str, most: int) -> None:
+    def __init__(self, attributes: dict[str, Any], others: list[dict[str, Any]], name: str, most: int) -> None:
         self.name = name
-        self.dicts = [attributes, *[v for v in attributes.values() if type(v) in _DICTS and len(v) <= most]]
+        inside = [v for v in attributes.values() if type(v) in _DICTS and len(v) <= most]
+        self.dicts = [attributes, *inside, *others]
         self._items = [tuple(d.items()) for d in self.dicts]
 
     def changed(self) -> bool:

@@ -111,7 +111,8 @@ def _walk(modules: Sequence[nn.Module], objects: Sequence[Any] = ()) -> Iterator
     given, most = {id(m) for m in modules}, len(seen) + _MOST
     todo: list[tuple[Any, str]] = []
     for m in modules:
-        own = Attributes(vars(m), type(m).__name__, _MOST)
+        of_parameters = [vars(p) for p in internals.own_parameters(m).values() if p is not None]
+        own = Attributes(vars(m), of_parameters, type(m).__name__, _MOST)
         yield own
         seen.update(map(id, own.dicts))
         todo.extend(_held(m, given))

@@ -148,6 +148,11 @@ class DatasetHessian(WithEigenvalueGradient):
         return self._share.sum(total.to(torch.float64), what, of).to(dtype)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether it is of the batches of several ranks."""
+        return self._share.ranks is not None
+
+    @property
     def loss(self) -> Tensor:
         """The loss on the union, a detached scalar."""
         return self._recorded.loss.to(self.space.dtype, copy=True)

@@ -93,8 +93,10 @@ class SharedHessian(DatasetHessian, HessianOperator):
     @property
     def held_constant(self) -> str | None:
         """As of ``HessianOperator``, on any rank."""
-        own = None if self._own is None else self._own.held_constant
-        return next((s for s in self._ranks.gather_objects(own, "what forward holds constant") if s is not None), None)
+        with self._ranks.together("what forward holds constant", meets=True):
+            own = None if self._own is None else self._own.held_constant
+            said = self._ranks.gather_objects(own, "what forward holds constant")
+        return next((s for s in said if s is not None), None)
 
     def _made_again(self) -> HessianOperator:
         args = self.origin.model, self._loss_fn, self.origin.x, self._y

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.parameters import ParameterSpace
+from ..errors import UnsupportedError
 
 _BLOCK = 256  # columns of the unit matrix at a time
 
@@ -29,6 +30,11 @@ class Symmetric:
     def device(self) -> torch.device:
         """Of every result."""
         raise NotImplementedError
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is of the batches of several ranks."""
+        return False
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v [P] or [P, k], of the same shape."""
@@ -108,7 +114,7 @@ class Difference(Symmetric):
         space: the order of theta, where ``a`` has one.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not. UnsupportedError: one is made with ``group``, and the other without.
     """
 
     def __init__(self, a: Symmetric, b: Symmetric) -> None:
@@ -119,6 +125,11 @@ class Difference(Symmetric):
         names = [getattr(getattr(op, "space", None), "names", None) for op in (a, b)]
         if None not in names and names[0] != names[1]:
             raise ValueError(f"a - b: expected operators on the same parameters, got {names[0]} and {names[1]}")
+        if a.is_shared != b.is_shared:
+            raise UnsupportedError(
+                "a - b: one is of the batches of all ranks (group=), the other of this rank's alone; make both with "
+                "group=, or both without"
+            )
         self._a, self._b, self.space = a, b, getattr(a, "space", None)
 
     @property
@@ -135,6 +146,11 @@ class Difference(Symmetric):
     def device(self) -> torch.device:
         """Of every result."""
         return self._a.device
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether both are of the batches of several ranks."""
+        return self._a.is_shared
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """a v - b v for v [P] or [P, k], of the same shape."""

@@ -25,6 +25,7 @@ class Meetings:
         self.group, self.timeout = require_group(group), float(timeout)
         self._line: Line = line_of(self.group)
         self.rank, self.size = self._line.rank, self._line.size
+        self._whose = ""
 
     @contextlib.contextmanager
     def together(self, what: str, *, meets: bool = False) -> Iterator[None]:
@@ -97,7 +98,7 @@ class Meetings:
             aux: a few numbers of this rank.
             error: instead of a call.
         """
-        line, said = self._line, f"{kind} ({what}) {signature}".strip()
+        line, said = self._line, " ".join(filter(None, (kind, f"({what})", self._whose, signature)))
         line.begin(self.group, what)
         own = [error is not None, line.number, zlib.crc32(said.encode()), *(aux or [])]
         rows = line.numbers(self.group, [*map(int, own), *([0] * (3 + LENGTH - len(own)))], what, self.timeout)

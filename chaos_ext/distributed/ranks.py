@@ -62,6 +62,19 @@ class Ranks(Meetings):
     def __reduce__(self) -> str:
         raise TypeError("Ranks: it belongs to this process and can be neither copied nor pickled")
 
+    def named(self, kind: str) -> Ranks:
+        """The same ranks for one object, made by all of them at this moment: calls of two such objects do not mix.
+
+        Where one rank is at a call of one object and another at the same call of another object, all raise.
+
+        Args:
+            kind: of the object, in a word, for messages.
+        """
+        own = Ranks.__new__(Ranks)
+        vars(own).update(vars(self))
+        own._whose = f"of the {kind} made at meeting {self._line.number}"
+        return own
+
     def sum(self, tensor: Tensor, what: str = "a sum", *, same: str = "", out: Tensor | None = None) -> Tensor:
         """The sum over the ranks, element by element in the order of the ranks, in the tensor's own dtype.
 

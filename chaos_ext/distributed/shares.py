@@ -74,4 +74,4 @@ def shares(group: Any) -> Alone:
     """Of ``group=``: None, a process group or ``Ranks``. Raises as ``Ranks``."""
     if group is None:
         return _ALONE
-    return Shared(group if isinstance(group, Ranks) else Ranks(group))
+    return Shared((group if isinstance(group, Ranks) else Ranks(group)).named("operator"))

@@ -47,7 +47,8 @@ class Ensemble(Readable):
 
     A member whose loss or parameters are no longer finite is marked in ``diverged``; the others go on. With a CGD that
     prunes every member loses its own directions at every step, as ``opt.step(HessianOperator(...))`` of that member
-    would have it; members for which that cannot be done are named by an exception, and no member has moved then.
+    would have it; members for which that cannot be done are named by an exception, and no member has moved then. With
+    ``noise`` that is so in distribution: it is drawn along eigenvectors, whose signs the last digit decides.
 
     Example:
         >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -49,7 +49,7 @@ class SharedEnsemble(Ensemble):
     ) -> None:
         ranks = shares(group).ranks
         assert ranks is not None
-        self._ranks = ranks
+        self._ranks = ranks = ranks.named("ensemble")
         with ranks.together("the making of an Ensemble"):
             require_int("every", every, 1)
             rows = {"csv": csv is not None, "every": every}

@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 import pickle
+import secrets
 import threading
 import time
 import traceback
@@ -32,6 +33,7 @@ log = logging.getLogger("chaos_ext")
 
 _BEAT_SECONDS = 2.0
 _LOST_SECONDS = 60.0  # without a sign of life
+_JOIN_SECONDS = 600.0  # for all to start Python and import torch
 _LOOK_SECONDS = 0.3  # between two looks into the store
 
 
@@ -158,15 +160,22 @@ class Fleet:
             Interrupted: Ctrl-C or SIGTERM came; a checkpoint of the last step was written.
         """
         while True:
-            job = self._take(f"job/{self._jobs}")
+            job, over = self._told()
             if job is not None:
                 self._serve(job, self._jobs)
                 self._jobs += 1
-            elif self._take("end"):
+            elif over:
                 return
             else:
                 self.look()
                 time.sleep(_LOOK_SECONDS)
+
+    def _told(self) -> tuple[Job | None, bool]:
+        """The next job, and whether rank 0 has ended; nothing where the store is gone, as ``look`` says."""
+        with contextlib.suppress(RuntimeError):
+            job: Job | None = self._take(f"job/{self._jobs}")
+            return job, bool(self._take("end"))
+        return None, False
 
     def _serve(self, job: Job, number: int) -> None:
         if not (job.out / MANIFEST).exists():
@@ -221,11 +230,32 @@ class _Steps:
         self._fleet.look()
 
 
-def _own_store(store: Any, size: int, restarts: int) -> Any:
-    """Without what earlier ranks have left there: the store outlives them, also where nodes come and go, which is no
-    restart."""
-    before = (int(store.add(f"chaos_ext/{restarts}/{size}/arrivals", 1)) - 1) // size
-    return torch.distributed.PrefixStore(f"chaos_ext/{restarts}/{size}/{before}", store)  # type: ignore[attr-defined]
+def _own_store(store: Any, rank: int, size: int) -> Any:
+    """Without what earlier ranks have left there: the store outlives them, also where nodes come and go.
+
+    Each rank says a word that nobody has said before. Rank 0 answers every word that is new to it with one of its own,
+    under which all go on, until all have heard it; the answer to a word of a rank that is gone is read by nobody.
+
+    Raises:
+        WorkerError: not all ranks came.
+    """
+    own, answered = secrets.token_hex(8), set[str]()
+    store.set(f"chaos_ext/word/{rank}", own)
+    until = time.monotonic() + _JOIN_SECONDS
+    while time.monotonic() < until:
+        if rank == 0:
+            present = [r for r in range(size) if store.check([f"chaos_ext/word/{r}"])]
+            for word in {store.get(f"chaos_ext/word/{r}").decode() for r in present} - answered:
+                store.set(f"chaos_ext/answer/{word}", own)
+                answered.add(word)
+        if store.check([f"chaos_ext/answer/{own}"]):
+            common = store.get(f"chaos_ext/answer/{own}").decode()
+            if rank:
+                store.set(f"chaos_ext/heard/{common}/{rank}", "")
+            if rank or store.check([f"chaos_ext/heard/{own}/{r}" for r in range(1, size)]):
+                return torch.distributed.PrefixStore(f"chaos_ext/{common}", store)  # type: ignore[attr-defined]
+        time.sleep(0.05)
+    raise WorkerError(f"rank {rank} waited {_JOIN_SECONDS:.0f} s for all {size} ranks to come; continue with --resume")
 
 
 _current: Fleet | None = None
@@ -249,7 +279,7 @@ def joined() -> Iterator[Fleet]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    _current = fleet = Fleet(_own_store(store, size, restarts), rank, size, restarts)
+    _current = fleet = Fleet(_own_store(store, rank, size), rank, size, restarts)
     error: BaseException | None = None
     try:
         yield fleet

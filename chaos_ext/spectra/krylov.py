@@ -61,9 +61,8 @@ class Krylov:
         self._generator = torch.Generator().manual_seed(seed)
         self._spare: Tensor | None = None
         self.looks = device.type == "cpu"  # where looking at a value costs nothing
-        self.n = self.active = self.products = 0
+        self.n = self.active = self.products = self._restarts = 0
         self.unit = 1.0
-        self._restarts = 0
         self._reach = 0  # the first vector of V to which what is active is coupled
 
     @property
@@ -80,6 +79,11 @@ class Krylov:
     def is_full(self) -> bool:
         """Whether there is no place for another step, so that it has to be restarted."""
         return self.n + 2 * max(self.active, 1) > self.rows
+
+    @property
+    def has_room_for_all(self) -> bool:
+        """Whether what waits can become active."""
+        return self.n + self.active + len(self._waiting) <= self.rows
 
     def add(self, rows: Tensor) -> None:
         """Vectors, as rows [b, P], become active and what was active waits: orthonormalised, without those that the
@@ -232,10 +236,9 @@ class Krylov:
 
     def _polish(self, stop: int) -> None:
         """Takes out of V's orthogonality what restarts have lost: each adds its rounding."""
-        V = self.vectors
-        G = (V @ V.T).double()
+        G = (self.vectors @ self.vectors.T).double()
         defect = G - torch.eye(stop, dtype=G.dtype, device=G.device)
-        if bool(defect.abs().max() > _NEGLIGIBLE * torch.finfo(V.dtype).eps):
+        if bool(defect.abs().max() > _NEGLIGIBLE * torch.finfo(self._V.dtype).eps):
             rotate_(self._V, torch.eye(stop, dtype=G.dtype, device=G.device) - defect / 2, 0, stop, 0)
 
     def combine(self, S: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def lanczos(
 
 def rows_for(k: int, size: int) -> int:
     """Vectors of the basis: with fewer, the space forgets too much at a restart; with more, passes over them cost."""
-    return min(size, 2 * k + 12)
+    return min(size, 2 * k + 16)
 
 
 def _dense(
@@ -171,6 +171,9 @@ class _Search:
                 if not self.open or not basis.active:
                     return
                 if bool((basis.left_waiting(S)[largest_of(theta, self.k, self.which)] > allowed).any()):
+                    if not basis.has_room_for_all:
+                        self._restart(theta, S)
+                        theta, S, _ = basis.ritz()
                     basis.activate()
                 self._plan(float(self.residual.max()) / allowed)
                 if basis.is_full:

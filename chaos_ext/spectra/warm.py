@@ -23,6 +23,7 @@ from ..base import memory
 from ..base.tensors import fresh
 from ..errors import NonFiniteError, NotConvergedError
 from .lanczos import largest_of
+from .rows import unit_of
 
 _ROOM = 3  # times the vectors that are followed: columns of the space before it restarts from its best
 _TINY = 1e-3  # of a block: its singular values below this, over the largest, are directions that it has already
@@ -75,7 +76,9 @@ def refine(
         if not len(open_):
             guards = best[~torch.isin(best, wanted)]
             residual = float(norms.max()) / scale if scale else 0.0
-            return Pairs(theta[wanted], space.guarded(S[:, wanted], S[:, guards]), residual, space.products)
+            return Pairs(
+                theta[wanted] / space.unit, space.guarded(S[:, wanted], S[:, guards]), residual, space.products
+            )
         if space.products >= max_products or start.shape[1] >= space.size:
             raise NotConvergedError(
                 f"refresh: {len(open_)} of {count} eigenpairs above the tolerance {tol:g} after {space.products} "
@@ -86,14 +89,20 @@ def refine(
 
 
 class _Space:
-    """Columns X in blocks [P, b] and their products, with T, B and G in float64 on the host."""
+    """Columns X in blocks [P, b] and their products, with T, B and G in float64 on the host.
+
+    Attributes:
+        n: columns.
+        products: vectors multiplied.
+        unit: a power of 2: products are those of unit H, whose squares neither overflow nor vanish.
+    """
 
     def __init__(self, apply: Callable[[Tensor], Tensor], start: Tensor, tol: float) -> None:
         self.size, m = start.shape
         self.most = min(_ROOM * m, self.size)
         need = (2 * self.most + 3 * m) * self.size * start.element_size()
         memory.require(need, start.device, f"refresh: {self.most} vectors of {self.size} parameters", "use a smaller k")
-        self._apply, self.n, self.products = apply, 0, 0
+        self._apply, self.n, self.products, self.unit = apply, 0, 0, 1.0
         eps = torch.finfo(start.dtype).eps
         self._tight = tol**2 < 100 * eps  # where the difference of s^T G s and theta^2 would be rounding
         self._asymmetry = 1e3 * eps * self.size**0.5
@@ -107,8 +116,11 @@ class _Space:
     def _multiply(self, new: Tensor) -> None:
         """Columns that are multiplied, and belong to the space from now on."""
         W = self._apply(new)
+        W = W.clone() if W.data_ptr() == new.data_ptr() else W
+        if not self._X:
+            self.unit = unit_of(float(W.abs().max()))
         self._X.append(new)
-        self._HX.append(W.clone() if W.data_ptr() == new.data_ptr() else W)
+        self._HX.append(W if self.unit == 1 else W.mul_(self.unit))
         n, count = self.n, new.shape[1]
         T, B, G = (torch.zeros(count, n + count, dtype=torch.float64, device=new.device) for _ in range(3))
         for x, h in self._pieces():

@@ -92,7 +92,7 @@ def company_of(group: Any) -> Alone:
     """Of a process group or ``Ranks``; None: nobody else."""
     if group is None:
         return Alone()
-    return Company(group if isinstance(group, Ranks) else Ranks(group))
+    return Company((group if isinstance(group, Ranks) else Ranks(group)).named("analyzer"))
 
 
 def versions() -> str:

@@ -59,9 +59,7 @@ def _factor_(work: Tensor, panel: Panel) -> _Reflections:
     """LAPACK's factors of a panel, in its place."""
     block = work[panel.start :, panel.here : panel.here + panel.stop - panel.start]
     packed, tau = torch.geqrf(block)
-    # A column that is zero below its diagonal is left alone: v = 0 says so to the products, too.
-    idle = tau == 0
-    packed.tril(-1)[:, idle] = 0
+    idle = tau == 0  # a column that is zero below its diagonal is left alone: v = 0 says so to the products, too
     block.copy_(packed)
     V = _unit(packed, idle)
     inverse = (V.mT @ V).triu_(1)
