@@ -71,8 +71,7 @@ class Ranks(Meetings):
             kind: of the object, in a word, for messages.
         """
         own = Ranks.__new__(Ranks)
-        vars(own).update(vars(self))
-        own._whose = f"of the {kind} made at meeting {self._line.number}"
+        vars(own).update(vars(self), _whose=f"of the {kind} made at meeting {self._line.number}")
         return own
 
     def sum(self, tensor: Tensor, what: str = "a sum", *, same: str = "", out: Tensor | None = None) -> Tensor:
