@@ -350,7 +350,7 @@ REFUSED = {
     "random": ({"refresh_every": 2, "prune": "negative", "order": "random"}, "refresh_every: expected k >= 1"),
     "another dtype": ({"refresh_every": 2, "spectrum_dtype": torch.float64}, "refresh_every: expected spectrum=None"),
     "tolerance": ({"refresh_tol": 0.0}, "refresh_tol: expected 0 < refresh_tol < 1"),
-    "share": ({"switch_share": 1.0}, "switch_share: expected a number, got nan"),
+    "share": ({"switch_share": 1.0}, "switch_share: expected 0 <= switch_share < 1"),
     "NaN": ({"switch_share": float("nan")}, "switch_share: expected a number, got nan"),
     "decay": ({"switch_decay": 1.0}, "switch_decay: expected 0 <= switch_decay < 1"),
     "another set": ({"switch_share": 0.5, "prune": "negative"}, "switch_share: expected prune='dominant' or 'bulk'"),
