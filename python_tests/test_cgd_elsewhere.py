@@ -260,12 +260,6 @@ def test_a_tangent_map_of_the_step_knows_no_other_directions():
     opt.step(ce.HessianOperator(model, CE, *batch), curvature=ce.HessianOperator(model, CE, *other))
 
 
-def test_an_ensemble_refuses_as_before():
-    model, _ = _setting()
-    with pytest.raises(ce.UnsupportedError, match="CGD with prune"):
-        ce.Ensemble(model, CE, ce.CGD(model.parameters(), lr=LR), torch.stack([_theta(model)] * 2))
-
-
 FIXED = {
     "another order": (ValueError, "in order"),
     "another size, pickled": (ValueError, "spectrum: expected a spectrum of P"),

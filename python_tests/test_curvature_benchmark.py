@@ -18,8 +18,7 @@ if not SCRIPT.exists():
 def _row(case: str, method: str, **environment: str) -> dict[str, object]:
     command = [sys.executable, str(SCRIPT), "--small", "--entries", "5", "--threads", "1", "--k", "2"]
     only = ["--only", json.dumps([case, method])]
-    path = os.pathsep.join([str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, **environment}
+    env = {**os.environ, **environment}
     done = subprocess.run([*command, *only], check=True, capture_output=True, text=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
