@@ -203,6 +203,33 @@ def large_table(rows: list[Row]) -> str:
     return markdown([f"wall time, {rows[0]['threads']} threads", "the first", "later ones", "peak memory"], lines)
 
 
+def curvature_table(rows: list[Row]) -> str:
+    """What is exact beyond a batch's H v: the first call from model and data on, and how far it is off."""
+    lines = []
+    for r in rows:
+        method = f"**{r['method']}**" if r["method"] == "chaos_ext" else r["method"]
+        if "skipped" in r:
+            lines.append([r["case"], method, r["skipped"], "", "", ""])
+            continue
+        again = seconds(r["fastest_seconds"]) if "fastest_seconds" in r else ""
+        peak = f"{(r['peak_bytes'] - r['bytes_before']) / 1e9:.2f} GB"
+        lines.append([r["case"], method, seconds(r["seconds"]), again, peak, f"{r['error']:.1g}"])
+    head = [f"float32, wall time, {rows[0]['threads']} threads", "", "the first", "later ones", "peak memory", "error"]
+    return markdown(head, lines)
+
+
+def distributed_table(rows: list[Row]) -> str:
+    """One process and several, with one thread each."""
+    lines = [
+        [f"{r['what']}, {r['problem']}", str(r["processes"])]
+        + [seconds(r[n]["wall: both"]) for n in ("one", "several")]
+        + [f"{r['ratio'][clock]:.2f}" for clock in ("wall", "CPU")]
+        for r in rows
+    ]
+    head = ["", "processes", "one, wall time", "several", "ratio", "ratio of CPU time"]
+    return markdown(head, lines)
+
+
 def everything(results: Path) -> str:
     """All tables, one after the other, each with where it was measured."""
     made = (
@@ -217,6 +244,8 @@ def everything(results: Path) -> str:
         ("ensemble", ensemble_table),
         ("dominant", dominant_table),
         ("large", large_table),
+        ("curvature", curvature_table),
+        ("distributed", distributed_table),
     )
     parts = []
     for name, make in made:

@@ -123,11 +123,15 @@ class _Space:
         self._HX.append(W if self.unit == 1 else W.mul_(self.unit))
         n, count = self.n, new.shape[1]
         T, B, G = (torch.zeros(count, n + count, dtype=torch.float64, device=new.device) for _ in range(3))
+        known = not n and not self._tight  # to be orthonormal, as exactly as pairs are wanted
         for x, h in self._pieces():
             beside, products = _joined(x), _joined(h)
             T += h[-1].T @ beside
             G += h[-1].T @ products
-            B += x[-1].T @ beside
+            if not known:
+                B += x[-1].T @ beside
+        if known:
+            B.fill_diagonal_(1)
         for whole, block in ((self._T, T.cpu()), (self._B, B.cpu()), (self._G, G.cpu())):
             self._enter(whole, block)
         self.n, self.products = n + count, self.products + count
@@ -219,26 +223,31 @@ class _Space:
     def guarded(self, wanted: Tensor, guards: Tensor) -> Tensor:
         """Orthonormal [P, m]: X S of the wanted ones, and H X S of others with a little of everything, orthogonal to
         these: what has been small, and lost, may grow."""
-        w, count = wanted.shape[1], guards.shape[1]
-        out = self._whole(self._combined(None, torch.nn.functional.pad(wanted, (0, count))), w + count)
-        if count:
-            out[:, w:] = self._cleared_guards(guards, out[:, :w]).T
+        w, count, like = wanted.shape[1], guards.shape[1], self._X[0]
+        if not count:
+            return self.combine(wanted)
+        S = wanted.to(like)
+        G = self._cleared_guards(guards, S)
+        out = fresh((self.size, w + count), like.dtype, like.device)
+        for (x, _), c in zip(self._pieces(), _rows(self.size), strict=True):
+            torch.cat([_joined(x) @ S, G[:, c].T], 1, out=out[c])
         return out
 
-    def _cleared_guards(self, guards: Tensor, Y: Tensor) -> Tensor:
-        """As rows, in the order of memory: with columns beside Y these passes take three times as long."""
-        G = fresh((guards.shape[1], self.size), Y.dtype, Y.device)
+    def _cleared_guards(self, guards: Tensor, S: Tensor) -> Tensor:
+        """As rows, in the order of memory: with columns beside X S these passes take three times as long."""
+        G = fresh((guards.shape[1], self.size), S.dtype, S.device)
         n = self.n
         norms = (guards.T @ self._G[:n, :n] @ guards).diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
-        combination, amount = (guards / norms).to(Y), _FRESH * (12 / self.size) ** 0.5  # uniform: variance 1 / 12
+        combination, amount = (guards / norms).to(S), _FRESH * (12 / self.size) ** 0.5  # uniform: variance 1 / 12
         generator = torch.Generator().manual_seed(0)
         for (_, h), c in zip(self._pieces(), _rows(self.size), strict=True):
             drawn = torch.rand(len(G), len(h[0]), generator=generator, dtype=torch.float32, device="cpu")
             torch.add((_joined(h) @ combination).T, drawn.to(G).sub_(0.5), alpha=amount, out=G[:, c])
         for _ in range(2):
-            inside = torch.stack([G[:, c] @ Y[c] for c in _rows(self.size)]).sum(0, dtype=torch.float64).to(G)
-            for c in _rows(self.size):
-                G[:, c].addmm_(inside, Y[c].T, alpha=-1)
+            each = [G[:, c] @ _joined(x) for (x, _), c in zip(self._pieces(), _rows(self.size), strict=True)]
+            inside = (torch.stack(each).sum(0, dtype=torch.float64).to(S) @ S) @ S.T
+            for (x, _), c in zip(self._pieces(), _rows(self.size), strict=True):
+                G[:, c].addmm_(inside, _joined(x).T, alpha=-1)
             G /= torch.linalg.vector_norm(G, dim=1, keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
             G = torch.linalg.qr(G.T).Q.T  # where nothing is left of one, some unit vector takes its place
         return G

@@ -45,6 +45,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ensemble": lambda: _with_origin(table.ensemble_table, "ensemble"),
     "dominant": lambda: _with_origin(table.dominant_table, "dominant"),
     "large": lambda: _with_origin(table.large_table, "large"),
+    "curvature": lambda: _with_origin(table.curvature_table, "curvature"),
+    "distributed": lambda: _with_origin(table.distributed_table, "distributed"),
+    "cgd-ensemble": lambda: _with_origin(table.ensemble_table, "ensemble-cgd"),
     "grid": lambda: _with_origin(table.grid_table, "grid-float32-1"),
 }
 
