@@ -241,15 +241,21 @@ class _Space:
         combination, amount = (guards / norms).to(S), _FRESH * (12 / self.size) ** 0.5  # uniform: variance 1 / 12
         generator = torch.Generator().manual_seed(0)
         for (_, h), c in zip(self._pieces(), _rows(self.size), strict=True):
-            drawn = torch.rand(len(G), len(h[0]), generator=generator, dtype=torch.float32, device="cpu")
-            torch.add((_joined(h) @ combination).T, drawn.to(G).sub_(0.5), alpha=amount, out=G[:, c])
+            drawn = torch.rand(len(h[0]), generator=generator, dtype=torch.float32, device="cpu").to(G).sub_(0.5)
+            several = torch.stack([drawn.roll(j) for j in range(len(G))])
+            torch.add((_joined(h) @ combination).T, several, alpha=amount, out=G[:, c])
         for _ in range(2):
             each = [G[:, c] @ _joined(x) for (x, _), c in zip(self._pieces(), _rows(self.size), strict=True)]
             inside = (torch.stack(each).sum(0, dtype=torch.float64).to(S) @ S) @ S.T
             for (x, _), c in zip(self._pieces(), _rows(self.size), strict=True):
                 G[:, c].addmm_(inside, _joined(x).T, alpha=-1)
-            G /= torch.linalg.vector_norm(G, dim=1, keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
+            left = torch.linalg.vector_norm(G, dim=1, keepdim=True)
+            G /= left.clamp(min=torch.finfo(G.dtype).tiny)
             G = torch.linalg.qr(G.T).Q.T  # where nothing is left of one, some unit vector takes its place
+            if bool(
+                (left > 0.5).all()
+            ):  # of about 1: Ritz vectors are orthogonal, and so are their products, to others
+                break
         return G
 
     def combine(self, S: Tensor) -> Tensor:
