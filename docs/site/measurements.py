@@ -116,7 +116,7 @@ def plot_grid() -> Any:
     ax.axhline(1, color="0.2", linewidth=1)
     ax.text(-0.45, 0.97, "torch is faster below", va="top", fontsize="small", color="0.2")
     ax.set_yscale("log")
-    ax.set_ylim(bottom=0.25)
+    ax.set_ylim(bottom=0.5)
     ax.set_xticks(range(len(columns)), columns)
     ax.set_xlabel("columns k of V in H V")
     ax.set_ylabel("time of torch's best way over ours")
