@@ -207,3 +207,17 @@ def test_ranks_that_do_not_come_are_told_of(monkeypatch):
     monkeypatch.setattr(fleet, "_JOIN_SECONDS", 0.3)
     with pytest.raises(WorkerError, match="for all 2 ranks"):
         fleet._own_store(torch.distributed.HashStore(), 0, 2)
+
+
+def test_a_store_that_is_gone_is_said_so():
+    class Gone:
+        def add(self, *_):
+            raise torch.distributed.DistNetworkError("connection reset")
+
+        set = get = check = add
+
+    lost = fleet.Fleet(Gone(), 1, 2, 0)
+    for call in (lambda: lost.add("steps", 1), lost.look, lost.serve):
+        with pytest.raises(WorkerError, match=r"rank 1 lost the store .*connection reset.*--resume"):
+            call()
+    lost.close(None)

@@ -78,16 +78,27 @@ class Fleet:
 
     def add(self, key: str, number: int) -> int:
         """Adds to a sum of all ranks, and tells it."""
-        return int(self._store.add(key, number))
+        with self._reached():
+            return int(self._store.add(key, number))
 
     def _put(self, key: str, value: object) -> None:
-        self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
+        with self._reached():
+            self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
 
     def _take(self, key: str) -> Any:
         """What lies there, or None."""
-        if not self._store.check([key]):
-            return None
-        return pickle.loads(base64.b64decode(self._store.get(key)))
+        with self._reached():
+            if not self._store.check([key]):
+                return None
+            return pickle.loads(base64.b64decode(self._store.get(key)))
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """torch.distributed's errors mean that the store has ended with its process."""
+        try:
+            yield
+        except RuntimeError as e:
+            raise WorkerError(f"rank {self.rank} lost the store of the ranks ({e}); continue with --resume") from e
 
     def look(self) -> None:
         """Sees now and then whether all others are there and well.
@@ -99,18 +110,13 @@ class Fleet:
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        try:
-            if (failed := self._take("failed")) is not None:
-                raise WorkerError(failed)
-            for rank in range(self.size):
-                self._require_alive(rank, now)
-        except RuntimeError as e:  # torch.distributed's errors: the store ended with its process
-            if isinstance(e, WorkerError):
-                raise
-            raise WorkerError(f"rank {self.rank} lost the store of the ranks ({e}); continue with --resume") from e
+        if (failed := self._take("failed")) is not None:
+            raise WorkerError(failed)
+        for rank in range(self.size):
+            self._require_alive(rank, now)
 
     def _require_alive(self, rank: int, now: float) -> None:
-        beats = self._store.add(f"alive/{rank}", 0)
+        beats = self.add(f"alive/{rank}", 0)
         known, since = self._seen.get(rank, (-1, now))
         self._seen[rank] = (beats, now if beats != known else since)
         if rank != self.rank and now - self._seen[rank][1] > _LOST_SECONDS:
@@ -160,22 +166,15 @@ class Fleet:
             Interrupted: Ctrl-C or SIGTERM came; a checkpoint of the last step was written.
         """
         while True:
-            job, over = self._told()
+            job = self._take(f"job/{self._jobs}")
             if job is not None:
                 self._serve(job, self._jobs)
                 self._jobs += 1
-            elif over:
+            elif self._take("end"):
                 return
             else:
                 self.look()
                 time.sleep(_LOOK_SECONDS)
-
-    def _told(self) -> tuple[Job | None, bool]:
-        """The next job, and whether rank 0 has ended; nothing where the store is gone, as ``look`` says."""
-        with contextlib.suppress(RuntimeError):
-            job: Job | None = self._take(f"job/{self._jobs}")
-            return job, bool(self._take("end"))
-        return None, False
 
     def _serve(self, job: Job, number: int) -> None:
         if not (job.out / MANIFEST).exists():

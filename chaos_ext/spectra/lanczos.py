@@ -20,7 +20,6 @@ WHICH = ("both_ends", "largest", "smallest", "magnitude")
 
 _UNSEEN = 1e-3  # the part of a random unit vector along an eigenvector, times sqrt(P), that one in a thousand is below
 _EVERY = 4  # steps after which the Ritz values of the second space are looked at
-_BESIDE = 6  # vectors kept beside the wanted ones where the second space is all that grows
 _PATIENCE = 30.0  # seconds after which a line says how far it is; doubled each time
 
 
@@ -187,9 +186,8 @@ class _Search:
             steps = 0.5 * math.log(worst) * (now - self._last[0]) / math.log(self._last[1] / worst)
         self._last, self._next = (now, worst), now + max(1, min(16, int(steps)))
 
-    def _restart(self, theta: Tensor, S: Tensor, beside: int | None = None) -> None:
-        """Keeps the Ritz vectors nearest to what is wanted, and as many beside them: a third of the room."""
-        kept = min(self.k + ((self.basis.rows - self.k) // 3 if beside is None else beside), len(theta))
+    def _restart(self, theta: Tensor, S: Tensor) -> None:
+        kept = min(self.k + (self.basis.rows - self.k) // 3, len(theta))
         self.basis.restart(S[:, largest_of(theta, kept, self.which)])
 
     def _expand(self) -> None:
@@ -221,7 +219,7 @@ class _Search:
         ends = self._ends(theta, slack)
         if not ends or not basis.room:
             return True
-        self._restart(theta, S, _BESIDE)
+        self._restart(theta, S)
         first = basis.n
         basis.add_random()
         tests = [_Test(sign * inner) for sign, _, inner in ends]
